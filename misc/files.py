@@ -1,0 +1,86 @@
+"""Finding input files, and writing output files that are whole or not there.
+
+Every result of the toolkit is written to a temporary name in the folder it belongs to, flushed, and
+renamed: a killed run leaves no half-written file that a later run takes for a finished one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+# File names that end in two suffixes which belong together; `Path.stem` would leave the first one on.
+_DOUBLE_SUFFIXES = (".session.xml", ".geojson.gz", ".ome.tiff", ".ome.tif")
+
+
+def full_stem(path: str | Path) -> str:
+    """Return the file name without its extension; dots inside the name stay (`TCGA-1.2.svs` -> `TCGA-1.2`)."""
+    name = Path(path).name
+    for suffix in _DOUBLE_SUFFIXES:
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
+    return Path(path).stem
+
+
+def list_files(folder: str | Path, pattern: str = "*", recursive: bool = False) -> list[Path]:
+    """List the files of a folder in a fixed order.
+
+    Args:
+        folder: the folder to look into; its name may hold any character, glob's included.
+        pattern: shell pattern that a file's name must match, e.g. `*.png`.
+        recursive: look into sub-folders too.
+
+    Returns:
+        Paths sorted by name; hidden files (leading dot) are left out.
+
+    Raises:
+        FileNotFoundError: `folder` is no folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no such folder: {folder}")
+    found = folder.rglob(pattern) if recursive else folder.glob(pattern)
+    return sorted(p for p in found if p.is_file() and not p.name.startswith("."))
+
+
+def check_unique_stems(paths: Iterable[Path]) -> None:
+    """Refuse inputs whose results would have the same name.
+
+    Raises:
+        ValueError: two paths share a stem; both are named.
+    """
+    seen: dict[str, Path] = {}
+    for path in paths:
+        stem = full_stem(path)
+        if stem in seen:
+            raise ValueError(
+                f"two inputs would write the same results: {seen[stem]} and {path}; rename one or narrow --pattern"
+            )
+        seen[stem] = path
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it to `path` when the block succeeds, remove it otherwise.
+
+    The temporary name keeps the suffix, since some writers choose the format by it.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    try:
+        yield temporary
+        with open(temporary, "rb+") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomic(path: str | Path, data: bytes | str) -> None:
+    """Write `data` to `path` so that the file is either the old one or the whole new one."""
+    if isinstance(data, str):
+        data = data.encode("utf-8")
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)

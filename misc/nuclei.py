@@ -1,0 +1,163 @@
+"""Nuclei as one structure of arrays.
+
+A slide has a million nuclei: a dictionary of dictionaries for each of them costs many GB and seconds. They
+travel as arrays instead; the dictionary exists only at the edge (`to_dict`, and the writers).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Nuclei:
+    """N nuclei.
+
+    Attributes:
+        ids: (N,) int64, unique, the value of the nucleus in the instance map; need not be contiguous.
+        boxes_yx: (N, 2, 2) int32, [[rmin, cmin], [rmax, cmax]] in px, max exclusive.
+        centroids_xy: (N, 2) float64, x then y, px.
+        points_xy: (P, 2) int32, all contours one after the other, open rings of outer border pixels.
+        offsets: (N + 1,) int64, contour i is `points_xy[offsets[i]:offsets[i + 1]]`.
+        types: (N,) int32, or `None` for an untyped network.
+        type_prob: (N,) float64, share of the nucleus' pixels that have its type, or `None`.
+        class_probs: (N, T) float32, mean softmax of the TP branch over the nucleus, or `None`.
+    """
+
+    ids: np.ndarray
+    boxes_yx: np.ndarray
+    centroids_xy: np.ndarray
+    points_xy: np.ndarray
+    offsets: np.ndarray
+    types: np.ndarray | None = None
+    type_prob: np.ndarray | None = None
+    class_probs: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def contour(self, index: int) -> np.ndarray:
+        """Return contour `index` (position, not id) as an (M, 2) int32 view, x then y."""
+        return self.points_xy[self.offsets[index] : self.offsets[index + 1]]
+
+    @classmethod
+    def empty(cls, typed: bool = False, nr_class_probs: int = 0) -> Nuclei:
+        """Return no nuclei at all, with the columns that `typed` and `nr_class_probs` ask for."""
+        return cls(
+            ids=np.zeros(0, np.int64),
+            boxes_yx=np.zeros((0, 2, 2), np.int32),
+            centroids_xy=np.zeros((0, 2), np.float64),
+            points_xy=np.zeros((0, 2), np.int32),
+            offsets=np.zeros(1, np.int64),
+            types=np.zeros(0, np.int32) if typed else None,
+            type_prob=np.zeros(0, np.float64) if typed else None,
+            class_probs=np.zeros((0, nr_class_probs), np.float32) if nr_class_probs else None,
+        )
+
+    @classmethod
+    def from_contours(cls, ids, boxes_yx, centroids_xy, contours: Sequence[np.ndarray], **columns) -> Nuclei:
+        """Build from a list of (M, 2) contours; `columns` are `types`, `type_prob`, `class_probs`."""
+        lengths = np.fromiter((len(c) for c in contours), np.int64, len(contours))
+        return cls(
+            ids=np.asarray(ids, np.int64),
+            boxes_yx=np.asarray(boxes_yx, np.int32).reshape(-1, 2, 2),
+            centroids_xy=np.asarray(centroids_xy, np.float64).reshape(-1, 2),
+            points_xy=np.concatenate([np.zeros((0, 2), np.int32), *contours]).astype(np.int32, copy=False),
+            offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            **columns,
+        )
+
+    def select(self, which: np.ndarray) -> Nuclei:
+        """Return the nuclei that a boolean mask or an index array names, in that order."""
+        index = np.arange(len(self))[which]
+        starts, lengths = self.offsets[index], np.diff(self.offsets)[index]
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        # position of every kept point: its contour's start plus its place in the contour
+        points = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
+        pick = lambda column: None if column is None else column[index]  # noqa: E731
+        return Nuclei(
+            ids=self.ids[index],
+            boxes_yx=self.boxes_yx[index],
+            centroids_xy=self.centroids_xy[index],
+            points_xy=self.points_xy[points],
+            offsets=offsets,
+            types=pick(self.types),
+            type_prob=pick(self.type_prob),
+            class_probs=pick(self.class_probs),
+        )
+
+    def shift(self, dy: int, dx: int) -> Nuclei:
+        """Return the nuclei moved by `dy` rows and `dx` columns (px)."""
+        return replace(
+            self,
+            boxes_yx=self.boxes_yx + np.array([dy, dx], np.int32),
+            centroids_xy=self.centroids_xy + np.array([dx, dy], np.float64),
+            points_xy=self.points_xy + np.array([dx, dy], np.int32),
+        )
+
+    def scale(self, fy: float, fx: float) -> Nuclei:
+        """Return the nuclei on a grid `fy` x `fx` times as fine; pixel (0, 0) stays at the corner.
+
+        Points and centroids are pixel centres, so x becomes (x + 0.5) * fx - 0.5; boxes are pixel edges.
+        """
+        f_xy = np.array([fx, fy], np.float64)
+        points = np.rint((self.points_xy + 0.5) * f_xy - 0.5).astype(np.int32)
+        boxes = self.boxes_yx * np.array([fy, fx], np.float64)
+        boxes[:, 0], boxes[:, 1] = np.floor(boxes[:, 0]), np.ceil(boxes[:, 1])
+        return replace(
+            self,
+            boxes_yx=boxes.astype(np.int32),
+            centroids_xy=(self.centroids_xy + 0.5) * f_xy - 0.5,
+            points_xy=np.maximum(points, 0),
+        )
+
+    @staticmethod
+    def concat(parts: Sequence[Nuclei]) -> Nuclei:
+        """Join nuclei of one kind (all typed or none); ids are kept as they are."""
+        if not parts:
+            return Nuclei.empty()
+        join = lambda name: (  # noqa: E731
+            None if getattr(parts[0], name) is None else np.concatenate([getattr(p, name) for p in parts])
+        )
+        lengths = np.concatenate([np.diff(p.offsets) for p in parts])
+        return Nuclei(
+            ids=join("ids"),
+            boxes_yx=join("boxes_yx"),
+            centroids_xy=join("centroids_xy"),
+            points_xy=join("points_xy"),
+            offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            types=join("types"),
+            type_prob=join("type_prob"),
+            class_probs=join("class_probs"),
+        )
+
+    def to_dict(self) -> dict[int, dict]:
+        """Return `{id: {"bbox", "centroid", "contour", "type_prob", "type"}}`, the form `process()` returns."""
+        return {
+            int(self.ids[i]): {
+                "bbox": self.boxes_yx[i].astype(np.int64),
+                "centroid": self.centroids_xy[i],
+                "contour": self.contour(i),
+                "type_prob": None if self.type_prob is None else float(self.type_prob[i]),
+                "type": None if self.types is None else int(self.types[i]),
+            }
+            for i in range(len(self))
+        }
+
+    @classmethod
+    def from_dict(cls, nuclei: dict) -> Nuclei:
+        """Build from the dictionary form (`process()`, or the `nuc` part of a JSON file)."""
+        infos = list(nuclei.values())
+        typed = bool(infos) and infos[0].get("type") is not None
+        probs = [info.get("type_prob") for info in infos] if typed else []
+        return cls.from_contours(
+            ids=[int(key) for key in nuclei],
+            boxes_yx=[info["bbox"] for info in infos],
+            centroids_xy=[info["centroid"] for info in infos],
+            contours=[np.asarray(info["contour"], np.int32).reshape(-1, 2) for info in infos],
+            types=np.array([info["type"] for info in infos], np.int32) if typed else None,
+            type_prob=np.array([np.nan if p is None else p for p in probs], np.float64) if typed else None,
+        )

@@ -1,0 +1,75 @@
+"""Names and colours of nuclear types: `type_info.json`, and a readable palette where there is none.
+
+The file is the one place that says what a type is called and what colour it has:
+`{"1": ["neopla", [255, 0, 0]], ...}`, colours red, green, blue, 0-255.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+RGB = tuple[int, int, int]
+TypeInfo = dict[int | None, tuple[str, RGB]]
+
+# Okabe and Ito's colours for readers of any colour vision, reordered so that neighbours differ most on
+# pink tissue; type 0 is "no type was found".
+_PALETTE: tuple[RGB, ...] = (
+    (230, 30, 30),
+    (0, 158, 115),
+    (0, 90, 220),
+    (240, 228, 66),
+    (230, 159, 0),
+    (86, 220, 233),
+    (204, 60, 200),
+)
+_NO_LABEL: RGB = (0, 0, 0)
+# Untyped nuclei: bright green, which neither haematoxylin, eosin nor DAB has.
+UNTYPED: tuple[str, RGB] = ("nucleus", (0, 230, 0))
+
+
+def default_type_info(nr_types: int | None) -> TypeInfo:
+    """Return names and colours for a network without a `type_info.json`.
+
+    Args:
+        nr_types: number of types with the background, or `None` for an untyped network.
+    """
+    info: TypeInfo = {None: UNTYPED}
+    for type_id in range(nr_types or 0):
+        info[type_id] = (str(type_id), _PALETTE[(type_id - 1) % len(_PALETTE)] if type_id else _NO_LABEL)
+    return info
+
+
+def load_type_info(path: str | Path, nr_types: int | None = None) -> TypeInfo:
+    """Read a `type_info.json`.
+
+    Args:
+        path: the file.
+        nr_types: number of types (with the background) that it must name; `None` checks nothing.
+
+    Returns:
+        `{type id: (name, (red, green, blue))}`, and an entry `None` for nuclei without a type.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not of the form above, or types are missing.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no such type_info file: {path}")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8-sig"))
+        info: TypeInfo = {int(key): (str(name), _colour(rgb)) for key, (name, rgb) in raw.items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f'{path}: expected {{"1": ["name", [red, green, blue]], ...}}: {error}') from error
+    missing = [i for i in range(nr_types or 0) if i not in info]
+    if missing:
+        raise ValueError(f"{path}: the network has {nr_types} types (0 included), the file lacks {missing}")
+    return {None: UNTYPED, **info}
+
+
+def _colour(rgb) -> RGB:
+    red, green, blue = (int(value) for value in rgb)
+    if not all(0 <= value <= 255 for value in (red, green, blue)):
+        raise ValueError(f"colour {rgb} is not three numbers from 0 to 255")
+    return red, green, blue

@@ -1,0 +1,25 @@
+"""What the tests share: where the real data lie, and a small network."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+# The real images stay outside the repository (their licences do); tests that need them say so when they are skipped.
+SHARED = Path(os.environ.get("HOVERNET_TEST_DATA", ROOT.parent / "shared")).resolve()
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder with real images, labels, slides and annotations."""
+    if not (SHARED / "data").is_dir():
+        pytest.skip(f"no test data at {SHARED}; set HOVERNET_TEST_DATA")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def kumar(shared: Path) -> Path:
+    return shared / "data" / "kumar"
