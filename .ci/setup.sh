@@ -1,0 +1,33 @@
+# Sourced by run_tile.sh and run_tests.sh: makes .venv beside this checkout, once, and activates it.
+# Installs again only when requirements.txt changes.
+
+find_python() {
+    local name
+    for name in "${PYTHON:-}" python3.11 python3.12 python3.13 python3 python; do
+        if [ -n "$name" ] && "$name" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then
+            echo "$name"
+            return
+        fi
+    done
+    echo "Python 3.11, 3.12 or 3.13 with venv is needed; set PYTHON=/path/to/python" >&2
+    return 1
+}
+
+setup_venv() {
+    local root python
+    root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+    if ! cmp -s "$root/requirements.txt" "$root/.venv/installed.txt"; then
+        python=$(find_python) || return 1
+        echo "Setting up $root/.venv (once, some minutes) ..."
+        "$python" -m venv "$root/.venv" || return 1
+        "$root/.venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$root/requirements.txt" || return 1
+        # Servers without a display lack libGL; the headless build of OpenCV is the same without its windows.
+        if ! "$root/.venv/bin/python" -c 'import cv2' 2>/dev/null; then
+            "$root/.venv/bin/python" -m pip uninstall --quiet --yes opencv-python || return 1
+            "$root/.venv/bin/python" -m pip install --quiet --no-deps \
+                "$(sed -n 's/^opencv-python==/opencv-python-headless==/p' "$root/requirements.txt")" || return 1
+        fi
+        cp "$root/requirements.txt" "$root/.venv/installed.txt"
+    fi
+    . "$root/.venv/bin/activate"
+}

@@ -1,0 +1,62 @@
+"""Compare this toolkit with the original repository: the same inputs, in one process, on this machine.
+
+Each pair is run in turn, theirs, ours, theirs, ours; the table shows the median of each and the ratio, and whether the
+results are the same.
+
+Usage:
+  compare_upstream.py --upstream=<dir> [options]
+
+Options:
+  -h --help         Show this text.
+  --upstream=<dir>  Unmodified checkout of github.com/vqdang/hover_net.
+  --device=<d>      cpu or cuda. [default: cpu]
+  --threads=<n>     Threads of post-processing, metrics and targets; the network takes all. [default: 1]
+  --runs=<n>        Runs of each, the network's and the tile run's capped at 3. [default: 5]
+  --only=<parts>    Which of forward, process, metrics, targets and tile, comma-separated.
+                    [default: forward,process,metrics,targets,tile]
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from docopt import docopt
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+
+def main() -> int:
+    args = docopt(__doc__)
+    import cv2
+    import torch
+
+    from benchmarks import pairs
+    from benchmarks.upstream import Upstream
+
+    cv2.setNumThreads(int(args["--threads"]))
+    upstream = Upstream(args["--upstream"], args["--device"])
+    runs = int(args["--runs"])
+    name = torch.cuda.get_device_name() if args["--device"] == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    print(f"torch {torch.__version__} on {name}\n")
+    print("| | theirs | ours | ratio | same? |\n|---|---|---|---|---|")
+    parts = {
+        "forward": lambda: pairs.forward(upstream, args["--device"], min(runs, 3)),
+        "process": lambda: pairs.process(upstream, runs),
+        "metrics": lambda: pairs.metrics(upstream, min(runs, 3)),
+        "targets": lambda: pairs.targets(upstream, runs),
+        "tile": lambda: pairs.tile(upstream, args["--device"], min(runs, 3)),
+    }
+    all_same = True
+    for part in args["--only"].split(","):
+        if part not in parts:
+            print(f"compare_upstream.py: --only knows {', '.join(parts)}; got `{part}`", file=sys.stderr)
+            return 2
+        for pair in parts[part]():
+            print(pair.row(), flush=True)
+            all_same &= pair.same
+    return 0 if all_same else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,309 @@
+"""Convert the nuclei that run_infer.py found (JSON) for QuPath, Sedeen and spreadsheets.
+
+Usage:
+  convert_format.py [options] --input=<path> --output_dir=<path>
+  convert_format.py (-h | --help)
+
+Options:
+  -h --help                Show this text.
+  --input=<path>           A JSON file, or a folder of them.
+  --output_dir=<path>      Folder to write to; made if it is not there.
+  --to=<format>            geojson: outlines for QuPath, <name>.geojson.
+                           tsv: points for QuPath, <name>.tsv.
+                           qupath: both of these.
+                           sedeen: a session for Sedeen, <name>.session.xml.
+                           csv: a table of shape and stain, <name>.csv. [default: geojson]
+  --gz                     Compress GeoJSON (<name>.geojson.gz, which QuPath reads).
+  --type_info_path=<path>  JSON with name and colour of each type. Left out: what the file says, else a palette.
+  --scale=<n>              Level-0 pixels per pixel of the JSON. Left out: what the file says, else 1.
+  --mpp=<um>               Micrometres per level-0 pixel. Left out: what the JSON or the image says.
+  --image_dir=<path>       Folder with the images of the same names: size and pixel size for Sedeen,
+                           optical densities for the CSV table.
+  --wsi_dir=<path>         The same, with slides.
+  --stain=<pair>           Stains to measure: he (haematoxylin, eosin) or hdab (haematoxylin, DAB). [default: he]
+  --pens=<which>           Colours in Sedeen: types (as type_info) or lab (1 red, 2 blue, 3 violet, 4 green).
+                           [default: types]
+  --pattern=<glob>         Which files of the folder to convert. [default: *.[jJ][sS][oO][nN]]
+  --recursive              Look into the folders of the folder, too.
+  --overwrite              Redo results that are there; without it they are skipped.
+
+What is written is in level-0 pixels, whatever the magnification at which the nuclei were found.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from docopt import docopt
+
+if TYPE_CHECKING:
+    from misc.nuclei import Nuclei
+    from misc.slide_image import SlideImage
+    from misc.type_info import TypeInfo
+
+FORMATS: dict[str, tuple[str, ...]] = {
+    "geojson": (".geojson",),
+    "tsv": (".tsv",),
+    "qupath": (".geojson", ".tsv"),
+    "sedeen": (".session.xml",),
+    "csv": (".csv",),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options, as typed values; the text above explains each."""
+
+    input: Path
+    output_dir: Path
+    suffixes: tuple[str, ...]
+    type_info: TypeInfo | None
+    scale: float | None
+    mpp: float | None
+    image_dir: Path | None
+    stain: str
+    lab_pens: bool
+    pattern: str
+    recursive: bool
+    overwrite: bool
+
+
+@dataclass(frozen=True)
+class Source:
+    """One JSON file, and all that is known of its image."""
+
+    path: Path
+    slide: dict
+    type_info: TypeInfo
+    scale: float
+    mpp_xy: tuple[float, float] | None
+    image: SlideImage | None
+
+
+def to_qupath(file_path, nuc_pos_list, nuc_type_list, type_info_dict) -> None:
+    """Write points for QuPath; kept under this name for those who import it from here."""
+    from misc.export_qupath import to_qupath as write
+
+    write(file_path, nuc_pos_list, nuc_type_list, type_info_dict)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = docopt(__doc__, argv)
+    try:
+        options = parse(args)
+        files = find_inputs(options)
+        options.output_dir.mkdir(parents=True, exist_ok=True)
+    except (ValueError, OSError) as error:
+        print(f"convert_format.py: {error}", file=sys.stderr)
+        return 1
+    return convert_all(files, options)
+
+
+def parse(args: dict) -> Options:
+    """Turn docopt's strings into values and check their combinations, before any work."""
+    from misc.stain import STAINS
+    from misc.type_info import load_type_info
+
+    target = args["--to"]
+    for option, value, allowed in (
+        ("--to", target, FORMATS),
+        ("--stain", args["--stain"], STAINS),
+        ("--pens", args["--pens"], ("types", "lab")),
+    ):
+        if value not in allowed:
+            raise ValueError(f"{option} is one of {', '.join(allowed)}, got {value!r}")
+    if args["--gz"] and ".geojson" not in FORMATS[target]:
+        raise ValueError(f"--gz compresses GeoJSON only; leave it out with --to={target}")
+    if args["--image_dir"] and args["--wsi_dir"]:
+        raise ValueError("give --image_dir or --wsi_dir, not both")
+    image_dir = args["--image_dir"] or args["--wsi_dir"]
+    if image_dir and not Path(image_dir).is_dir():
+        raise FileNotFoundError(f"no such folder: {image_dir}")
+    type_info = args["--type_info_path"]
+    return Options(
+        input=Path(args["--input"]),
+        output_dir=Path(args["--output_dir"]),
+        suffixes=tuple(s + ".gz" * (args["--gz"] and s == ".geojson") for s in FORMATS[target]),
+        type_info=load_type_info(type_info) if type_info else None,
+        scale=_positive(args["--scale"], "--scale"),
+        mpp=_positive(args["--mpp"], "--mpp"),
+        image_dir=Path(image_dir) if image_dir else None,
+        stain=args["--stain"],
+        lab_pens=args["--pens"] == "lab",
+        pattern=args["--pattern"],
+        recursive=args["--recursive"],
+        overwrite=args["--overwrite"],
+    )
+
+
+def find_inputs(options: Options) -> list[Path]:
+    """List the files to convert; results of two of them never have one name."""
+    from misc.files import check_unique_stems, list_files
+
+    if options.input.is_file():
+        return [options.input]
+    if not options.input.is_dir():
+        raise FileNotFoundError(f"no such file or folder: {options.input}")
+    files = list_files(options.input, options.pattern, options.recursive)
+    if not files:
+        raise ValueError(f"no file in {options.input} matches {options.pattern}")
+    check_unique_stems(files)
+    return files
+
+
+def convert_all(files: list[Path], options: Options) -> int:
+    """Convert one file after the other; what fails is reported, the others are done."""
+    from tqdm import tqdm
+
+    from misc.files import full_stem
+
+    start, done, skipped, total, left_out, failed = time.perf_counter(), 0, 0, 0, 0, []
+    with tqdm(unit=" nuclei", unit_scale=True, disable=None) as bar:
+        for path in files:
+            targets = [options.output_dir / f"{full_stem(path)}{suffix}" for suffix in options.suffixes]
+            if not options.overwrite:
+                targets = [target for target in targets if not target.exists()]
+            if not targets:
+                skipped += 1
+                continue
+            try:
+                nuclei, without_outline = convert(path, targets, options, bar.update)
+                done, total, left_out = done + 1, total + nuclei, left_out + without_outline
+            except (ValueError, OSError) as error:
+                failed.append(str(error) if str(path) in str(error) else f"{path}: {error}")
+    for reason in failed:
+        print(f"convert_format.py: failed: {reason}", file=sys.stderr)
+    if left_out:
+        print(f"{left_out} nuclei with fewer than three contour points have no outline and were left out")
+    print(
+        f"{done} of {len(files)} files converted ({total} nuclei, {time.perf_counter() - start:.1f} s), "
+        f"{skipped} were there already, {len(failed)} failed; results in {options.output_dir}"
+    )
+    return 1 if failed else 0
+
+
+def convert(path: Path, targets: list[Path], options: Options, progress=lambda count: None) -> tuple[int, int]:
+    """Convert one file to each of `targets`.
+
+    Returns:
+        Its number of nuclei, and how many of them a format left out.
+
+    Raises:
+        ValueError, OSError: in one line, what is wrong with the file or missing for the format.
+    """
+    from misc.nuclei_json import iter_json
+
+    writers = {".geojson": _to_geojson, ".gz": _to_geojson, ".tsv": _to_tsv, ".xml": _to_sedeen, ".csv": _to_csv}
+    source = open_source(path, options, with_image=any(t.suffix in (".xml", ".csv") for t in targets))
+    count = 0
+
+    def counted() -> Iterator[Nuclei]:
+        nonlocal count
+        count = 0
+        for part in iter_json(path):
+            count += len(part)
+            progress(len(part))
+            yield part
+
+    left_out = 0
+    for target in targets:
+        written = writers[target.suffix](target, counted(), source, options)
+        left_out = max(left_out, count - written)
+    return count, left_out
+
+
+def open_source(path: Path, options: Options, with_image: bool) -> Source:
+    """Gather what options, JSON header and image say; an option goes before the header, the header before the image."""
+    from misc.files import full_stem
+    from misc.nuclei_json import read_header, types_from_header
+    from misc.slide_image import find_image
+    from misc.type_info import default_type_info
+
+    header = read_header(path)
+    slide = header.get("slide") or {}
+    if not isinstance(slide, dict):
+        raise ValueError(f'{path}: "slide" is no object: {slide!r}')
+    image = find_image(full_stem(path), options.image_dir) if with_image and options.image_dir else None
+    if image and "width" in slide and (slide["width"], slide["height"]) != (image.width, image.height):
+        raise ValueError(
+            f"{path}: is of an image of {slide['width']} x {slide['height']} px, but {image.name} has "
+            f"{image.width} x {image.height}"
+        )
+    scale = options.scale or _positive(slide.get("scale"), '"slide.scale"') or 1.0
+    mpp_json = _positive(header.get("mpp"), '"mpp"')
+    mpp = options.mpp or _positive(slide.get("mpp"), '"slide.mpp"') or (mpp_json / scale if mpp_json else None)
+    return Source(
+        path=path,
+        slide=slide,
+        # a palette for every type there can be, as the types are known only at the end of the file
+        type_info=options.type_info or types_from_header(header) or default_type_info(256),
+        scale=scale,
+        mpp_xy=(mpp, mpp) if mpp else image.mpp_xy if image else None,
+        image=image,
+    )
+
+
+def _to_geojson(target: Path, parts: Iterator[Nuclei], source: Source, options: Options) -> int:
+    from misc.export_qupath import write_geojson
+
+    return write_geojson(target, parts, source.type_info, source.scale)
+
+
+def _to_tsv(target: Path, parts: Iterator[Nuclei], source: Source, options: Options) -> int:
+    import numpy as np
+
+    from misc.export_qupath import qupath_xy
+
+    positions, types = [np.zeros((0, 2))], []
+    for part in parts:  # points only: 24 bytes a nucleus
+        positions.append(qupath_xy(part.centroids_xy, source.scale))
+        types.extend([None] * len(part) if part.types is None else part.types.tolist())
+    to_qupath(target, np.concatenate(positions), types, source.type_info)
+    return len(types)
+
+
+def _to_csv(target: Path, parts: Iterator[Nuclei], source: Source, options: Options) -> int:
+    from misc.export_csv import write_csv
+
+    mpp = None if source.mpp_xy is None else sum(source.mpp_xy) / 2
+    return write_csv(target, parts, source.type_info, source.scale, mpp, source.image, options.stain)
+
+
+def _to_sedeen(target: Path, parts: Iterator[Nuclei], source: Source, options: Options) -> int:
+    from misc.sedeen import LAB_PENS, nuclei_graphics, write_session
+
+    known = source.slide
+    if source.image:
+        known = {"name": source.image.name, "width": source.image.width, "height": source.image.height}
+    missing = [key for key in ("name", "width", "height") if not known.get(key)]
+    if missing:
+        raise ValueError(
+            f"{source.path}: a Sedeen session needs the image's {', '.join(missing)}, which the file does not say; "
+            "give --image_dir or --wsi_dir"
+        )
+    if source.mpp_xy is None:
+        raise ValueError(f"{source.path}: a Sedeen session needs the pixel size; give --mpp=<um per level-0 pixel>")
+    pens = LAB_PENS if options.lab_pens else None
+    graphics = nuclei_graphics(parts, source.type_info, source.scale, pens)
+    return write_session(target, known["name"], known["width"], known["height"], source.mpp_xy, graphics)
+
+
+def _positive(text: str | float | None, option: str) -> float | None:
+    if text is None:
+        return None
+    try:
+        value = float(text)
+    except (ValueError, TypeError):
+        value = float("nan")
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{option} is a positive number, got {text!r}")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

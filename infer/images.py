@@ -1,0 +1,108 @@
+"""Reading image tiles: any format OpenCV decodes, checked for being whole, as 8-bit RGB."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_JPEG = b"\xff\xd8"
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_JPEG_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
+
+
+class ImageError(ValueError):
+    """A file that cannot be used as an image; the message says why."""
+
+
+def probe_size(path: Path) -> tuple[int, int] | None:
+    """Return (height, width) from a file's header without decoding it, or `None` if the header does not tell."""
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            # EXIF orientations 5 to 8 turn the image by a quarter
+            return (width, height) if image.getexif().get(0x0112, 1) >= 5 else (height, width)
+    except Exception:  # whatever a damaged header makes Pillow raise: decoding will name the reason
+        return None
+
+
+def read_image(path: Path) -> np.ndarray:
+    """Read an image.
+
+    16-bit images are scaled to 8 bits, grey ones get three equal channels, transparent ones are laid on white
+    (where nothing was scanned there is glass, not tissue).
+
+    Returns:
+        (H, W, 3) uint8, RGB.
+
+    Raises:
+        ImageError: the file is empty, damaged, cut short, or no image.
+    """
+    try:
+        data = np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise ImageError(f"cannot be read ({error.strerror})") from error
+    if data.size == 0:
+        raise ImageError("is empty (0 bytes)")
+    _check_whole(data.tobytes())
+    # JPEG: let OpenCV turn the picture as its EXIF entry says; the others keep their bit depth and alpha.
+    is_jpeg = data[:2].tobytes() == _JPEG
+    try:
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR if is_jpeg else cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:
+        raise ImageError(f"cannot be decoded ({error.err})") from error
+    if image is None:
+        raise ImageError("is not an image that OpenCV can decode, or is damaged")
+    return to_rgb8(image)
+
+
+def _check_whole(data: bytes) -> None:
+    """Refuse files that were cut short: decoders fill what is missing with grey and say nothing."""
+    if data.startswith(_PNG) and data.rfind(b"IEND") < max(data.rfind(b"IDAT"), 0):
+        raise ImageError("is a truncated PNG (no end chunk)")
+    if data.startswith(_JPEG) and data.rfind(_JPEG_END) < data.rfind(_JPEG_SCAN):
+        raise ImageError("is a truncated JPEG (no end marker)")
+    if data.startswith(_TIFF):
+        _check_tiff(data)
+
+
+def _check_tiff(data: bytes) -> None:
+    """Let Pillow decode a TIFF: OpenCV leaves a damaged strip black and goes on."""
+    try:
+        image = Image.open(io.BytesIO(data))
+    except OSError:
+        return  # a kind of TIFF that Pillow does not know; OpenCV may
+    try:
+        image.load()
+    except (OSError, ValueError, SyntaxError) as error:
+        raise ImageError(f"is a damaged TIFF ({error})") from error
+
+
+def to_rgb8(image: np.ndarray) -> np.ndarray:
+    """Turn what OpenCV decoded (grey, BGR or BGRA; 8 or 16 bits) into (H, W, 3) uint8 RGB."""
+    if image.dtype == np.uint16:
+        image = ((image.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+    elif image.dtype != np.uint8:
+        raise ImageError(f"has pixels of type {image.dtype}; 8 or 16 bits are needed")
+    if image.ndim == 2 or image.shape[2] == 1:
+        return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
+    if image.shape[2] == 3:
+        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    if image.shape[2] == 4:
+        alpha = image[..., 3:].astype(np.uint16)
+        colour = (image[..., :3].astype(np.uint16) * alpha + 255 * (255 - alpha) + 127) // 255
+        return cv2.cvtColor(colour.astype(np.uint8), cv2.COLOR_BGR2RGB)
+    raise ImageError(f"has {image.shape[2]} channels; 1, 3 or 4 are needed")
+
+
+def resize(array: np.ndarray, shape_yx: tuple[int, int], nearest: bool = False) -> np.ndarray:
+    """Resize an (H, W) or (H, W, C) array; averages when shrinking, interpolates linearly when enlarging."""
+    if tuple(array.shape[:2]) == tuple(shape_yx):
+        return array
+    shrinks = shape_yx[0] * shape_yx[1] < array.shape[0] * array.shape[1]
+    interpolation = cv2.INTER_NEAREST if nearest else cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return cv2.resize(array, shape_yx[::-1], interpolation=interpolation)

@@ -1,0 +1,150 @@
+"""From the prediction map of one tile to its files; runs in the worker processes and needs no torch."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import scipy.io
+
+from misc.export_qupath import to_qupath, write_geojson
+from misc.files import atomic_path
+from misc.nuclei import Nuclei
+from misc.nuclei_json import write_json
+from misc.type_info import TypeInfo
+from misc.viz_utils import visualize_instances_dict
+from models.hovernet.post_proc import process_nuclei
+
+from .images import resize
+
+
+@dataclass(frozen=True)
+class TileSpec:
+    """What to write, the same for every tile of a run."""
+
+    output_dir: Path
+    nr_types: int | None
+    type_info: TypeInfo
+    header: dict[str, Any]
+    type_probs: bool
+    draw_dot: bool
+    line_thickness: int
+    save_qupath: bool
+    save_raw_map: bool
+
+    def paths(self, name: str) -> dict[str, Path]:
+        """Return the files of one tile; the JSON file is written last, so it stands for all of them."""
+        paths = {"mat": self.output_dir / "mat" / f"{name}.mat", "overlay": self.output_dir / "overlay" / f"{name}.png"}
+        if self.save_qupath:
+            paths["tsv"] = self.output_dir / "qupath" / f"{name}.tsv"
+            paths["geojson"] = self.output_dir / "qupath" / f"{name}.geojson"
+        return {**paths, "json": self.output_dir / "json" / f"{name}.json"}
+
+
+@dataclass(frozen=True)
+class TileJob:
+    """One tile that the network is done with.
+
+    Attributes:
+        image: (H, W, 3) uint8, RGB, as read from the file.
+        pred_map: (h, w, C) float32, at the network's resolution.
+    """
+
+    spec: TileSpec
+    name: str
+    image: np.ndarray
+    pred_map: np.ndarray
+
+
+@dataclass(frozen=True)
+class TileResult:
+    """What was found in one tile.
+
+    Attributes:
+        dropped: nuclei of the instance map that are in no list, since their outline has fewer than three points.
+        by_type: number of nuclei for each type id (`None` without types).
+    """
+
+    nr_nuclei: int
+    dropped: int
+    by_type: dict[int | None, int]
+    seconds: float
+
+
+def finish_tile(job: TileJob) -> TileResult:
+    """Post-process one tile and write its files, each whole or not at all."""
+    start = time.perf_counter()
+    spec, paths = job.spec, job.spec.paths(job.name)
+    inst_map, nuclei = segment_tile(job.pred_map, job.image.shape[:2], spec)
+    _write_mat(paths["mat"], inst_map, nuclei, job.pred_map if spec.save_raw_map else None)
+    _write_overlay(paths["overlay"], job, nuclei)
+    if spec.save_qupath:
+        types = [None] * len(nuclei) if nuclei.types is None else nuclei.types
+        to_qupath(paths["tsv"], nuclei.centroids_xy, types, spec.type_info)
+        write_geojson(paths["geojson"], [nuclei], spec.type_info)
+    write_json(paths["json"], nuclei, mag=None, header=spec.header)
+    found = [None] * len(nuclei) if nuclei.types is None else nuclei.types.tolist()
+    by_type = {type_id: found.count(type_id) for type_id in sorted(set(found), key=lambda t: t or 0)}
+    dropped = len(np.unique(inst_map)) - 1 - len(nuclei) if inst_map.any() else 0
+    return TileResult(len(nuclei), dropped, by_type, time.perf_counter() - start)
+
+
+def segment_tile(pred_map: np.ndarray, shape_yx: tuple[int, int], spec: TileSpec) -> tuple[np.ndarray, Nuclei]:
+    """Find the nuclei of a tile, on the grid of its image.
+
+    Where the network saw a smaller picture than the file holds, its maps are enlarged first: on the 14 images
+    of the interim checkpoint's table that gives Dice .801 instead of .772. Where it saw a larger one, its nuclei
+    are found there, since they would be too small on the image's own grid, and then mapped back.
+
+    Returns:
+        (H, W) int32 instance map and the nuclei, both in px of the image.
+    """
+    net_shape = pred_map.shape[:2]
+    maps = pred_map if net_shape[0] >= shape_yx[0] else _enlarge(pred_map, shape_yx, spec.nr_types)
+    nr_channels = 3 if spec.nr_types is None else 4
+    probs = maps[..., nr_channels:] if spec.type_probs and spec.nr_types else None
+    inst_map, nuclei = process_nuclei(maps[..., :nr_channels], spec.nr_types, class_probs_map=probs)
+    if inst_map.shape != tuple(shape_yx):
+        fy, fx = shape_yx[0] / inst_map.shape[0], shape_yx[1] / inst_map.shape[1]
+        inst_map, nuclei = resize(inst_map, shape_yx, nearest=True), nuclei.scale(fy, fx)
+    return inst_map, nuclei
+
+
+def _enlarge(pred_map: np.ndarray, shape_yx: tuple[int, int], nr_types: int | None) -> np.ndarray:
+    """Resize maps linearly, but type ids, which have no in-between, by nearest neighbour."""
+    if nr_types is None:
+        return resize(pred_map, shape_yx)
+    types = resize(np.ascontiguousarray(pred_map[..., 0]), shape_yx, nearest=True)
+    return np.dstack([types, resize(np.ascontiguousarray(pred_map[..., 1:]), shape_yx)])
+
+
+def _write_mat(path: Path, inst_map: np.ndarray, nuclei: Nuclei, raw: np.ndarray | None) -> None:
+    content = {
+        "inst_map": inst_map,
+        "inst_uid": nuclei.ids[:, None],
+        "inst_centroid": nuclei.centroids_xy,
+    }
+    if nuclei.types is not None:
+        content["inst_type"] = nuclei.types[:, None]
+    if raw is not None:
+        content["raw"] = raw
+    with atomic_path(path) as temporary:
+        scipy.io.savemat(temporary, content)
+
+
+def _write_overlay(path: Path, job: TileJob, nuclei: Nuclei) -> None:
+    spec = job.spec
+    overlay = visualize_instances_dict(
+        job.image,
+        nuclei.to_dict(),
+        draw_dot=spec.draw_dot,
+        type_colour=spec.type_info,
+        line_thickness=spec.line_thickness,
+    )
+    with atomic_path(path) as temporary:
+        if not cv2.imwrite(str(temporary), cv2.cvtColor(overlay, cv2.COLOR_RGB2BGR)):
+            raise OSError(f"cannot write {path}")

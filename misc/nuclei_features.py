@@ -1,0 +1,196 @@
+"""Shape and stain of nuclei: what the CSV table and the intensity scores measure.
+
+A contour runs through the centres of a nucleus' border pixels; the nucleus is what it encloses, border included
+and holes filled. Everything here is in pixels of the contour's own grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from misc.nuclei import Nuclei
+from misc.stain import optical_density, unmixing
+
+# Side in px of the pieces of an image that are read to measure the nuclei in them: 12 MB of RGB.
+READ_PX = 2048
+
+ReadRegion = Callable[[int, int, int, int], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Shape of N nuclei, each attribute (N,) float64; lengths in px, areas in px^2.
+
+    Attributes:
+        area: number of pixels.
+        perimeter: length of the contour, through the centres of the border pixels.
+        major_axis, minor_axis: axes of the ellipse with the nucleus' second moments, as scikit-image has them.
+        eccentricity: of that ellipse, 0 a circle, 1 a line.
+        solidity: area over the area of the convex hull of the pixels' squares, at most 1.
+    """
+
+    area: np.ndarray
+    perimeter: np.ndarray
+    major_axis: np.ndarray
+    minor_axis: np.ndarray
+    eccentricity: np.ndarray
+    solidity: np.ndarray
+
+
+def pixel_areas(nuclei: Nuclei) -> np.ndarray:
+    """Return the number of pixels of each nucleus, holes filled, without drawing it.
+
+    Pick's theorem: a polygon on grid points covers A + B/2 + 1 of them, A its area and B its border points. It holds
+    for contours that run out and back along a line one pixel wide, too.
+
+    Args:
+        nuclei: N nuclei with contours of border pixels.
+
+    Returns:
+        (N,) float64.
+    """
+    xy, step = _edges(nuclei)
+    cross = xy[:, 0] * step[:, 1] - xy[:, 1] * step[:, 0]
+    border = np.gcd(step[:, 0], step[:, 1])
+    return np.abs(_sum(cross, nuclei)) / 2 + _sum(border, nuclei) / 2 + (np.diff(nuclei.offsets) > 0)
+
+
+def perimeters(nuclei: Nuclei) -> np.ndarray:
+    """Return the length of each contour, (N,) float64 px."""
+    return _sum(np.hypot(*_edges(nuclei)[1].T), nuclei)
+
+
+def touches_itself(nuclei: Nuclei) -> np.ndarray:
+    """Return which contours pass a grid point more than once, as they do along parts one pixel wide; (N,) bool."""
+    _, step = _edges(nuclei)
+    count = np.gcd(step[:, 0], step[:, 1])  # grid points on the way to the next point of the contour
+    stride = step // np.maximum(count, 1)[:, None]
+    along = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+    points = np.repeat(nuclei.points_xy, count, axis=0) + np.repeat(stride, count, axis=0) * along[:, None]
+    owner = np.repeat(np.repeat(np.arange(len(nuclei)), np.diff(nuclei.offsets)), count)
+    order = np.lexsort((points[:, 0], points[:, 1], owner))
+    rows = np.column_stack([owner, points])[order]
+    twice = np.zeros(len(nuclei), bool)
+    twice[rows[1:][(rows[1:] == rows[:-1]).all(axis=1), 0]] = True
+    return twice
+
+
+def shapes(nuclei: Nuclei) -> Shapes:
+    """Measure the shape of each nucleus."""
+    moments = np.zeros((len(nuclei), 3))  # central second moments of a pixel: xx, xy, yy
+    hulls = np.zeros(len(nuclei))
+    for i in range(len(nuclei)):
+        contour = nuclei.contour(i)
+        if not len(contour):
+            continue
+        mask, _ = nucleus_mask(contour)
+        found = cv2.moments(mask, binaryImage=True)
+        moments[i] = [found[key] / found["m00"] for key in ("mu20", "mu11", "mu02")]
+        hulls[i] = _hull_area(contour, mask.shape)
+    xx, xy, yy = moments.T
+    spread = np.sqrt(((xx - yy) / 2) ** 2 + xy**2)
+    major = np.maximum((xx + yy) / 2 + spread, 0)
+    minor = np.maximum((xx + yy) / 2 - spread, 0)
+    area = pixel_areas(nuclei)
+    return Shapes(
+        area=area,
+        perimeter=perimeters(nuclei),
+        major_axis=4 * np.sqrt(major),
+        minor_axis=4 * np.sqrt(minor),
+        eccentricity=np.sqrt(1 - _divide(minor, major, otherwise=1)),
+        solidity=_divide(area, hulls, otherwise=0),
+    )
+
+
+def nucleus_mask(contour_xy: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
+    """Draw one nucleus.
+
+    Args:
+        contour_xy: (M, 2) int32, M > 0, x then y.
+
+    Returns:
+        (h, w) uint8, 1 inside, just large enough; and the (row, column) of its first pixel.
+    """
+    x, y, width, height = cv2.boundingRect(contour_xy)
+    mask = np.zeros((height, width), np.uint8)
+    cv2.fillPoly(mask, [contour_xy], 1, offset=(-x, -y))
+    return mask, (y, x)
+
+
+def nuclear_densities(nuclei: Nuclei, read: ReadRegion, shape_px: tuple[int, int], stain: str) -> np.ndarray:
+    """Measure the mean optical density of each stain in each nucleus.
+
+    Args:
+        nuclei: N nuclei on the pixel grid of the image.
+        read: `read(y, x, h, w)` gives that region as (h, w, 3) uint8 RGB.
+        shape_px: height and width of the image.
+        stain: a key of `misc.stain.STAINS`.
+
+    Returns:
+        (N, 2) float64, in the order of `misc.stain.STAINS[stain]`; NaN for a nucleus outside the image.
+    """
+    means = np.full((len(nuclei), 3), np.nan)
+    cells = np.floor(nuclei.centroids_xy / READ_PX).astype(np.int64)
+    order = np.lexsort(cells.T)
+    breaks = np.flatnonzero(np.diff(cells[order], axis=0).any(axis=1)) + 1
+    for group in np.split(order, breaks):
+        if len(group):
+            _measure_group(nuclei, group, read, shape_px, means)
+    return means @ unmixing(stain)
+
+
+def _measure_group(
+    nuclei: Nuclei, group: np.ndarray, read: ReadRegion, shape_px: tuple[int, int], means: np.ndarray
+) -> None:
+    """Read the region that holds a group of nuclei once, and fill in their mean red, green and blue density."""
+    boxes = np.clip(nuclei.boxes_yx[group], 0, shape_px)
+    top, left = boxes[:, 0].min(axis=0)
+    bottom, right = boxes[:, 1].max(axis=0)
+    if bottom <= top or right <= left:
+        return
+    region = read(int(top), int(left), int(bottom - top), int(right - left))
+    for i in group:
+        contour = nuclei.contour(i)
+        if not len(contour):
+            continue
+        mask, (row, column) = nucleus_mask(contour)
+        row, column = row - top, column - left
+        up, before = max(-row, 0), max(-column, 0)  # what of the mask lies outside the region
+        pixels = region[row + up : row + mask.shape[0], column + before : column + mask.shape[1]]
+        if pixels.size:
+            inside = mask[up : up + pixels.shape[0], before : before + pixels.shape[1]].astype(bool)
+            if inside.any():
+                means[i] = optical_density(pixels[inside]).mean(axis=0)
+
+
+def _edges(nuclei: Nuclei) -> tuple[np.ndarray, np.ndarray]:
+    """Return for each point, int64: the point relative to its contour's first, and the step to the next one."""
+    points = nuclei.points_xy.astype(np.int64)
+    lengths = np.diff(nuclei.offsets)
+    filled = lengths > 0
+    starts, lasts = nuclei.offsets[:-1][filled], nuclei.offsets[1:][filled] - 1
+    step = np.roll(points, -1, axis=0) - points
+    step[lasts] = points[starts] - points[lasts]
+    return points - np.repeat(points[starts], lengths[filled], axis=0), step
+
+
+def _sum(values: np.ndarray, nuclei: Nuclei) -> np.ndarray:
+    """Sum the values of each contour's points, (N,) float64."""
+    total = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
+    return total[nuclei.offsets[1:]] - total[nuclei.offsets[:-1]]
+
+
+def _hull_area(contour_xy: np.ndarray, box: tuple[int, int]) -> float:
+    """Area of the convex hull of the pixels' unit squares.
+
+    It is the hull of the centres, grown by a unit square: its area plus its width, its height and one.
+    """
+    return cv2.contourArea(cv2.convexHull(contour_xy)) + (box[0] - 1) + (box[1] - 1) + 1
+
+
+def _divide(above: np.ndarray, below: np.ndarray, otherwise: float) -> np.ndarray:
+    return np.divide(above, below, out=np.full(len(above), float(otherwise)), where=below > 0)

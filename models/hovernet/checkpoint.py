@@ -1,0 +1,214 @@
+"""Reading checkpoints: the original repository's, TensorFlow's, tiatoolbox's, MONAI's and our own.
+
+What a checkpoint is (mode, number of types, width) is read off its tensors; nobody has to remember it.
+"""
+
+from __future__ import annotations
+
+import pickle
+import tarfile
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from misc.files import atomic_path
+
+from .net_desc import HoVerNet, create_model
+from .weight_names import from_monai, from_tensorflow
+
+_KSIZE_TO_MODE = {5: "original", 3: "fast"}
+_STEM_CHANNELS = 64  # of conv0 at width 1
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message is one line that says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights and what they say.
+
+    Attributes:
+        path: where they came from.
+        family: `hovernet`, `tensorflow` or `monai`.
+        state_dict: tensors under the original repository's names, float32.
+        mode, nr_types, width: read off the tensors; `nr_types` is `None` without a TP branch.
+        meta: what our own checkpoints say of themselves (`mpp`, `types`, `licence`, ...); empty for others.
+    """
+
+    path: Path
+    family: str
+    state_dict: dict[str, torch.Tensor]
+    mode: str
+    nr_types: int | None
+    width: float
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a checkpoint of any family.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: it is no checkpoint, or not one of a whole HoVer-Net.
+    """
+    path = Path(path)
+    if path.suffix == ".npz":
+        raw, meta = _read_npz(path), {}
+    else:
+        raw, meta = _read_torch(path)
+    family, state_dict = _rename(path, raw)
+    mode, nr_types, width = _describe(path, state_dict)
+    return Checkpoint(path, family, state_dict, mode, nr_types, width, meta)
+
+
+def check_options(checkpoint: Checkpoint, mode: str | None = None, nr_types: int | None = None) -> None:
+    """Compare what a user asked for with what the checkpoint is.
+
+    Args:
+        checkpoint: the weights.
+        mode: the mode asked for; `None` when the user left it out.
+        nr_types: the number asked for, 0 for an untyped network; `None` when left out.
+
+    Raises:
+        CheckpointError: they contradict each other.
+    """
+    if mode is not None and mode != checkpoint.mode:
+        raise CheckpointError(
+            f"{checkpoint.path} is a `{checkpoint.mode}` network, --model_mode={mode} was asked for; "
+            "leave the option out"
+        )
+    if nr_types is not None and (nr_types or None) != checkpoint.nr_types:
+        raise CheckpointError(
+            f"{checkpoint.path} predicts {checkpoint.nr_types or 0} types (background included), "
+            f"--nr_types={nr_types} was asked for; leave the option out"
+        )
+
+
+def build_model(checkpoint: Checkpoint, freeze: bool = False) -> HoVerNet:
+    """Create the network that the checkpoint describes and load every weight into it, strictly.
+
+    Raises:
+        CheckpointError: weights are missing, superfluous or of another shape.
+    """
+    net = create_model(
+        checkpoint.mode,
+        nr_types=checkpoint.nr_types,
+        input_ch=checkpoint.state_dict["conv0./.weight"].shape[1],
+        freeze=freeze,
+        width=checkpoint.width,
+    )
+    load_strict(net, checkpoint.state_dict, checkpoint.path)
+    return net
+
+
+def load_strict(net: HoVerNet, state_dict: dict[str, torch.Tensor], path: str | Path) -> None:
+    """Load a state dict; any mismatch is one line instead of pages of names.
+
+    Raises:
+        CheckpointError: names or shapes differ.
+    """
+    wanted = net.state_dict()
+    missing = sorted(wanted.keys() - state_dict.keys())
+    surplus = sorted(state_dict.keys() - wanted.keys())
+    shapes = [name for name in wanted.keys() & state_dict.keys() if wanted[name].shape != state_dict[name].shape]
+    problems = [
+        f"{len(names)} {what} (first: {min(names)})"
+        for what, names in (("missing", missing), ("unknown", surplus), ("of another shape", shapes))
+        if names
+    ]
+    if problems:
+        raise CheckpointError(f"{path}: weights do not fit the network: " + ", ".join(problems))
+    net.load_state_dict(state_dict, strict=True)
+
+
+def save_weights(path: str | Path, state_dict: dict[str, torch.Tensor], meta: dict[str, Any] | None = None) -> None:
+    """Write `{"desc": state_dict, "meta": meta}` so that the file is whole or not there."""
+    with atomic_path(path) as temporary:
+        torch.save({"desc": dict(state_dict), **({"meta": meta} if meta else {})}, temporary)
+
+
+def _read_npz(path: Path) -> dict[str, torch.Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no such checkpoint: {path}")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: torch.from_numpy(np.asarray(arrays[name])) for name in arrays.files}
+    except (ValueError, OSError, zipfile.BadZipFile, TypeError) as error:
+        raise CheckpointError(f"{path}: not a readable .npz of arrays: {error}") from error
+
+
+def _read_torch(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    if path.is_dir():
+        raise CheckpointError(
+            f"{path} is a folder: a checkpoint named .tar is one file written by torch.save, do not unpack it"
+        )
+    if not path.is_file():
+        raise FileNotFoundError(f"no such checkpoint: {path}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: {_why_unreadable(path, error)}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a state dict")
+    meta = content.get("meta") if isinstance(content.get("meta"), dict) else {}
+    for key in ("desc", "state_dict", "model"):
+        if isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    return {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}, meta
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    if tarfile.is_tarfile(path):
+        return "is a tar archive; a HoVer-Net checkpoint is a file of torch.save that only happens to be named .tar"
+    if "weights_only" in str(error).lower() or isinstance(error, pickle.UnpicklingError):
+        return (
+            "is damaged, or no checkpoint, or holds Python objects besides tensors, which are not loaded "
+            "because loading them can run code; save its state dict alone and try again"
+        )
+    return f"is damaged or no checkpoint of torch.save ({(str(error) or type(error).__name__).splitlines()[0][:120]})"
+
+
+def _rename(path: Path, raw: dict[str, torch.Tensor]) -> tuple[str, dict[str, torch.Tensor]]:
+    if raw and all(name.startswith("module.") for name in raw):  # saved by DataParallel
+        raw = {name.removeprefix("module."): value for name, value in raw.items()}
+    try:
+        if path.suffix == ".npz" and "conv0/W:0" in raw:
+            family = "tensorflow"
+            named = ((from_tensorflow(name), value) for name, value in raw.items())
+            weights = {name: value.permute(3, 2, 0, 1) if value.ndim == 4 else value for name, value in named if name}
+        elif any(name.startswith("res_blocks.") for name in raw):
+            family = "monai"
+            weights = {from_monai(name): value for name, value in raw.items() if "upsample" not in name}
+        else:
+            family, weights = "hovernet", dict(raw)
+    except KeyError as error:
+        raise CheckpointError(f"{path}: looks like {family} weights, but nothing known is named {error}") from error
+    weights = {n: v.float().contiguous() if v.is_floating_point() else v for n, v in weights.items()}
+    return family, _with_buffers(weights)
+
+
+def _with_buffers(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Add the buffers that only PyTorch has: the counter of each batch norm, and the un-pooling matrix."""
+    for name in [name for name in weights if name.endswith(".running_mean")]:
+        weights.setdefault(name.replace("running_mean", "num_batches_tracked"), torch.tensor(0, dtype=torch.long))
+    weights.setdefault("upsample2x.unpool_mat", torch.ones(2, 2))
+    return weights
+
+
+def _describe(path: Path, weights: dict[str, torch.Tensor]) -> tuple[str, int | None, float]:
+    if "conv0./.weight" not in weights:
+        raise CheckpointError(f"{path}: not a HoVer-Net checkpoint (no tensor `conv0./.weight`)")
+    if "decoder.np.u3.conva.weight" not in weights:
+        raise CheckpointError(f"{path}: only an encoder (ImageNet weights); train it, or name a trained checkpoint")
+    ksize = weights["decoder.np.u3.conva.weight"].shape[-1]
+    if ksize not in _KSIZE_TO_MODE:
+        raise CheckpointError(f"{path}: decoder kernels of {ksize} px are neither `original` (5) nor `fast` (3)")
+    head = weights.get("decoder.tp.u0.conv.weight")
+    width = weights["conv0./.weight"].shape[0] / _STEM_CHANNELS
+    return _KSIZE_TO_MODE[ksize], None if head is None else head.shape[0], width

@@ -1,0 +1,53 @@
+"""One step of training, validation and inference: what happens to one batch."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def network(model: nn.Module) -> nn.Module:
+    """Return the HoVerNet inside a DataParallel or DistributedDataParallel wrapper, or the network itself."""
+    return getattr(model, "module", model)
+
+
+def to_prediction_map(out: dict[str, Tensor], type_probs: bool = False) -> Tensor:
+    """Turn the network's output into the prediction map that post-processing reads.
+
+    Args:
+        out: what `HoVerNet.forward` returns, each (B, C, h, w).
+        type_probs: append the softmax of the TP branch, one channel a type.
+
+    Returns:
+        (B, h, w, C) float32: type id (typed networks only), probability of nucleus, horizontal and vertical
+        distance, then the type probabilities where asked for.
+    """
+    channels = [F.softmax(out["np"].float(), dim=1)[:, 1:], out["hv"].float()]
+    if "tp" in out:
+        logits = out["tp"].float()
+        channels.insert(0, torch.argmax(logits, dim=1, keepdim=True).float())
+        if type_probs:
+            channels.append(F.softmax(logits, dim=1))
+    return torch.cat(channels, dim=1).permute(0, 2, 3, 1)
+
+
+def infer_step(batch_data: Tensor | np.ndarray, model: nn.Module, type_probs: bool = False) -> np.ndarray:
+    """Predict one batch.
+
+    Args:
+        batch_data: (B, H, W, 3) images, RGB, 0-255, any number type.
+        model: the network, wrapped or not, on any device.
+        type_probs: see `to_prediction_map`.
+
+    Returns:
+        (B, h, w, C) float32 prediction maps, channels as in `to_prediction_map`.
+    """
+    device = next(model.parameters()).device
+    batch = torch.as_tensor(batch_data).to(device, non_blocking=True)
+    imgs = batch.permute(0, 3, 1, 2).to(torch.float32)  # NHWC in memory, so this is channels-last without a copy
+    model.eval()
+    with torch.inference_mode():
+        prediction = to_prediction_map(model(imgs), type_probs)
+    return prediction.contiguous().cpu().numpy()
