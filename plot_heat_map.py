@@ -11,9 +11,8 @@ Options:
   --wsi_dir=<path>          Folder with the slides (or images) of the same names. Without it: no overlays, and the
                             size of a slide is what its JSON says, or else what holds all of its nuclei.
   --tile_size=<px>          Side of the square bins in which nuclei are counted, level-0 px. [default: 50]
-  --positive_types=<list>   Types that are positive, e.g. 2,3,4. `all`: every nucleus; `dab`: by DAB density, with
-                            --score. Nuclei without types are all counted, or by DAB density with --score.
-                            [default: 2,3,4]
+  --positive_types=<list>   Types that are positive. `all`: every nucleus; `dab`: by DAB density (needs --score).
+                            Nuclei without types are all counted, with --score by DAB density. [default: 2,3,4]
   --top_k=<n>               Most hot spots of a slide. [default: 5]
   --hotspot_size=<px>       Side of a hot spot, level-0 px, rounded to whole bins. [default: 1000]
   --hotspot_um=<um>         The same in micrometres, instead of --hotspot_size.
@@ -96,9 +95,6 @@ class Report:
         return 1 if self.failed else 0
 
 
-# ---------------------------------------------------------------------------------------------- upstream's names
-
-
 def plot_density_map(json_path, output_dir, wsi_path=None, **changes) -> Report:
     """Draw density maps and find hot spots of all slides of a folder; upstream's name and order of arguments.
 
@@ -154,9 +150,6 @@ def create_xml(base_name, h, w, bounding_box, output_dir, image_name=None, pixel
     name = image_name or f"{base_name}{UPSTREAM_SUFFIX}"
     write_session(path, name, h, w, pixel_size_um or UNKNOWN_PIXEL_UM, box_graphics(bounding_box))
     return path
-
-
-# ---------------------------------------------------------------------------------------------- command line
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -243,9 +236,6 @@ def _list(args: dict, name: str, kind: Callable) -> list | None:
     except ValueError:
         what = "whole numbers" if kind is int else "numbers"
         raise ValueError(f"{name} takes {what}, got {args[name]!r}") from None
-
-
-# ---------------------------------------------------------------------------------------------- the run
 
 
 def run(options: Options) -> Report:

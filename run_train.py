@@ -117,6 +117,5 @@ if __name__ == "__main__":
     try:
         main(docopt(__doc__, version=VERSION))
     except ERRORS as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        rank = os.environ.get("RANK", "0")
+        sys.exit(f"error: {error}" if rank == "0" else f"error (process {rank}): {error}")

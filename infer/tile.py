@@ -50,9 +50,9 @@ class InferManager(base.InferManager):
             raise FileNotFoundError(f"no file matches {options.pattern} in {options.input_dir}")
         check_unique_stems(paths)
         spec = self._spec(options)
+        run = _Run(self, options, spec)
         for path in spec.paths("x").values():
             path.parent.mkdir(parents=True, exist_ok=True)
-        run = _Run(self, options, spec)
         run.todo = [path for path in paths if options.overwrite or not run.is_done(path)]
         run.report.skipped = [full_stem(path) for path in paths if path not in set(run.todo)]
         if run.report.skipped:
@@ -85,6 +85,8 @@ class _Run:
         self.manager = manager
         self.options = options
         self.spec = spec
+        self.window = manager.patch_shapes(options)
+        self.predictor = manager.predictor(options)
         self.todo: list[Path] = []
         self.report = base.Report()
         self.dropped = 0
@@ -94,17 +96,16 @@ class _Run:
 
     def execute(self) -> None:
         options, manager = self.options, self.manager
-        window = manager.patch_shapes(options)
         scale = options.mpp / manager.model_mpp if options.mpp else 1.0
         if scale != 1:
             logger.info("images at %g um/px are read by the network at %g", options.mpp, manager.model_mpp)
-        predictor = manager.predictor(options)
+        predictor = self.predictor
         budget = int(available_memory() * options.mem_usage)
         sizes = [probe_size(path) for path in self.todo]
         workers = self._nr_workers(sizes, scale, predictor, budget)
         readers = limit_workers("--nr_inference_workers", options.nr_inference_workers, len(self.todo))
         pool = WorkerPool(finish_tile, workers)
-        stream = TileStream(self.todo, predictor, pool, self.spec, window, scale, budget, readers)
+        stream = TileStream(self.todo, predictor, pool, self.spec, self.window, scale, budget, readers)
         total = sum(stream.nr_patches(size) for size in sizes if size)
         on_cpu = predictor.device.type == "cpu"
         interrupted = True

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import scipy.io
 
-from misc.export_qupath import to_qupath, write_geojson
+from misc.export_qupath import qupath_xy, to_qupath, write_geojson
 from misc.files import atomic_path
 from misc.nuclei import Nuclei
 from misc.nuclei_json import write_json
@@ -50,12 +50,14 @@ class TileJob:
     """One tile that the network is done with.
 
     Attributes:
+        name: what its files are called; `file_name` is the name of the image, extension included.
         image: (H, W, 3) uint8, RGB, as read from the file.
         pred_map: (h, w, C) float32, at the network's resolution.
     """
 
     spec: TileSpec
     name: str
+    file_name: str
     image: np.ndarray
     pred_map: np.ndarray
 
@@ -84,9 +86,11 @@ def finish_tile(job: TileJob) -> TileResult:
     _write_overlay(paths["overlay"], job, nuclei)
     if spec.save_qupath:
         types = [None] * len(nuclei) if nuclei.types is None else nuclei.types
-        to_qupath(paths["tsv"], nuclei.centroids_xy, types, spec.type_info)
+        to_qupath(paths["tsv"], qupath_xy(nuclei.centroids_xy), types, spec.type_info)
         write_geojson(paths["geojson"], [nuclei], spec.type_info)
-    write_json(paths["json"], nuclei, mag=None, header=spec.header)
+    height, width = job.image.shape[:2]
+    slide = {"name": job.file_name, "width": width, "height": height, "scale": 1.0, "mpp": spec.header.get("mpp")}
+    write_json(paths["json"], nuclei, mag=None, header={**spec.header, "slide": slide})
     found = [None] * len(nuclei) if nuclei.types is None else nuclei.types.tolist()
     by_type = {type_id: found.count(type_id) for type_id in sorted(set(found), key=lambda t: t or 0)}
     dropped = len(np.unique(inst_map)) - 1 - len(nuclei) if inst_map.any() else 0

@@ -49,7 +49,7 @@ class _Tile:
         error: why it cannot be finished.
     """
 
-    name: str
+    path: Path
     image: np.ndarray
     padded: np.ndarray
     grid: PatchGrid
@@ -58,6 +58,10 @@ class _Tile:
     taken: int = 0
     missing: int = 0
     error: Outcome | None = None
+
+    @property
+    def name(self) -> str:
+        return full_stem(self.path)
 
 
 @dataclass
@@ -200,16 +204,15 @@ class TileStream:
             path = self.paths.popleft()
             self._reads.append((path, self._read_pool.submit(read_image, path) if self._read_pool else None))
         path, read = self._reads.popleft()
-        name = full_stem(path)
         try:
             image = read_image(path) if read is None else read.result()
-            return self._lay_out(name, image)
+            return self._lay_out(path, image)
         except Exception as error:
             details = "" if isinstance(error, ValueError) else traceback.format_exc()
-            self._outcomes.append(Outcome(name, error=f"{path}: {error}", details=details))
+            self._outcomes.append(Outcome(full_stem(path), error=f"{path}: {error}", details=details))
             return None
 
-    def _lay_out(self, name: str, image: np.ndarray) -> _Tile:
+    def _lay_out(self, path: Path, image: np.ndarray) -> _Tile:
         net_yx = network_shape(image.shape[:2], self.scale)
         source = resize(image, net_yx)
         grid = patch_grid(net_yx, *self.window)
@@ -218,7 +221,7 @@ class TileStream:
         padded = np.pad(source, ((before[0], max(after[0], 0)), (before[1], max(after[1], 0)), (0, 0)), "reflect")
         cost = tile_bytes(image.shape[:2], net_yx, self.predictor.channels)
         pred_map = np.empty((*net_yx, self.predictor.channels), np.float32)
-        return _Tile(name, image, padded, grid, pred_map, cost, missing=len(grid))
+        return _Tile(path, image, padded, grid, pred_map, cost, missing=len(grid))
 
     def _place(self, batch: _Batch, output: np.ndarray | Outcome) -> None:
         """Put a batch's output into the maps of its tiles, and hand on the tiles that are complete."""
@@ -237,7 +240,7 @@ class TileStream:
         if tile.error is not None:
             self._account(Outcome(tile.name, error=tile.error.error, details=tile.error.details))
             return
-        self.pool.submit(tile.name, TileJob(self.spec, tile.name, tile.image, tile.pred_map))
+        self.pool.submit(tile.name, TileJob(self.spec, tile.name, tile.path.name, tile.image, tile.pred_map))
 
     def _account(self, outcome: Outcome) -> None:
         self._costs.pop(outcome.name, None)

@@ -125,12 +125,14 @@ def load_slide(
             dab.append(_measure(part, image, scale))
         progress(len(part))
     width, height = _size(slide, image, extent, notes)
+    if missing := sum(int(np.isnan(values).sum()) for values in dab):
+        notes.append(f"{missing} nuclei lie outside the image or have no contour: their DAB density is not known")
     return SlideNuclei(
         name=full_stem(path),
         image_name=image.name if image else str(slide.get("name") or ""),
         width=width,
         height=height,
-        mpp_xy=_mpp_xy(header, slide, scale, image, mpp),
+        mpp_xy=_mpp_xy(path, header, slide, scale, image, mpp),
         slack_px=max(SLACK_PX, scale),
         xy=np.concatenate([np.zeros((0, 2)), *xy]),
         types=np.concatenate(types) if types and types[0] is not None else None,
@@ -172,19 +174,29 @@ def _size(slide: dict, image: SlideImage | None, extent: np.ndarray, notes: list
 
 
 def _mpp_xy(
-    header: dict, slide: dict, scale: float, image: SlideImage | None, mpp: float | None
+    path: Path, header: dict, slide: dict, scale: float, image: SlideImage | None, mpp: float | None
 ) -> tuple[float, float] | None:
-    mpp = mpp or slide.get("mpp")
-    if not mpp and header.get("mpp"):
-        mpp = header["mpp"] / scale
+    in_file = _positive(header.get("mpp"), path, "mpp")
+    mpp = mpp or _positive(slide.get("mpp"), path, "slide.mpp") or (in_file / scale if in_file else None)
     if mpp:
-        return float(mpp), float(mpp)
+        return mpp, mpp
     return image.mpp_xy if image else None
 
 
 def _measure(part: Nuclei, image: SlideImage, scale: float) -> np.ndarray:
+    part = replace(part, boxes_yx=_boxes_of_contours(part))  # upstream's boxes on slides are those of other places
     at_level0 = part if scale == 1 else part.scale(scale, scale)
     return nuclear_densities(at_level0, image.read, (image.height, image.width), "hdab")[:, DAB].astype(np.float32)
+
+
+def _boxes_of_contours(part: Nuclei) -> np.ndarray:
+    """Return (N, 2, 2) int32 boxes [[rmin, cmin], [rmax, cmax]], max exclusive; as they are where no contour is."""
+    boxes, filled = part.boxes_yx.copy(), np.diff(part.offsets) > 0
+    starts = part.offsets[:-1][filled]
+    if len(starts):
+        boxes[filled, 0] = np.minimum.reduceat(part.points_xy, starts)[:, ::-1]
+        boxes[filled, 1] = np.maximum.reduceat(part.points_xy, starts)[:, ::-1] + 1
+    return boxes
 
 
 def _positive(value, path: Path, key: str) -> float | None:

@@ -28,8 +28,10 @@ SHORT_INCH = 2.5
 MARGIN_INCH = (1.9, 1.2)  # beside and above a map: colour bar and labels; title and labels
 # matplotlib's name; rises evenly in lightness, so that it reads the same without colours.
 COLOUR_MAP = "inferno"
-# Over a slide: opacity of the highest density, and share of it below which the tissue shows unchanged.
-OVERLAY_ALPHA, OVERLAY_FROM = 0.8, 0.02
+# Over a slide: opacity of the highest density, falling with the density, and share of it below which the tissue
+# shows unchanged.
+OVERLAY_ALPHA, OVERLAY_FROM = 0.85, 0.05
+OVERLAY_GAMMA = 0.7
 OVERLAY_COLOUR_MAP = "turbo"
 BOX_WIDTH_PT, LABEL_PT = 1.8, 11
 HISTOGRAM_BINS = 100
@@ -65,15 +67,13 @@ class MapPicture:
 def heat_map(picture: MapPicture) -> Figure:
     """Draw a density map with its hot spots and a colour bar."""
     figure, axes = _map_axes(picture)
-    image = axes.imshow(
-        picture.density, cmap=COLOUR_MAP, vmin=0, vmax=_top(picture.density), extent=_extent(picture), aspect="auto"
-    )
-    _finish_map(figure, axes, image, picture)
+    axes.imshow(_colours(picture.density, COLOUR_MAP), extent=_extent(picture), aspect="auto")
+    _finish_map(figure, axes, picture, COLOUR_MAP)
     return figure
 
 
 def overlay(picture: MapPicture, thumbnail: np.ndarray) -> Figure:
-    """Draw a density map over the slide; the tissue shows where nothing was counted.
+    """Draw a density map over the slide; the tissue shows where little was counted.
 
     Args:
         picture: the map.
@@ -81,22 +81,22 @@ def overlay(picture: MapPicture, thumbnail: np.ndarray) -> Figure:
     """
     figure, axes = _map_axes(picture)
     scale_x, scale_y, _ = _axis_units(picture)
-    axes.imshow(thumbnail, extent=(0, picture.width * scale_x, picture.height * scale_y, 0), aspect="auto")
-    top = _top(picture.density)
-    share = np.clip(picture.density / top, 0, 1)
-    alpha = np.where(share < OVERLAY_FROM, 0, OVERLAY_ALPHA * np.sqrt(share))
-    image = axes.imshow(
-        picture.density,
-        cmap=OVERLAY_COLOUR_MAP,
-        vmin=0,
-        vmax=top,
-        alpha=alpha,
-        extent=_extent(picture),
-        aspect="auto",
-        interpolation="nearest",
-    )
-    _finish_map(figure, axes, image, picture)
+    extent = (0, picture.width * scale_x, picture.height * scale_y, 0)
+    axes.imshow(blend(picture, thumbnail), extent=extent, aspect="auto")
+    _finish_map(figure, axes, picture, OVERLAY_COLOUR_MAP)
     return figure
+
+
+def blend(picture: MapPicture, thumbnail: np.ndarray) -> np.ndarray:
+    """Lay the colours of a map on the slide, the denser the more opaque: (h, w, 3) uint8 as the thumbnail."""
+    height, width = thumbnail.shape[:2]
+    # the bin under the middle of each pixel of the thumbnail
+    rows = ((np.arange(height) + 0.5) * (picture.height / height) / picture.tile_size).astype(np.int64)
+    columns = ((np.arange(width) + 0.5) * (picture.width / width) / picture.tile_size).astype(np.int64)
+    share = (picture.density / _top(picture.density)).astype(np.float32)
+    alpha = np.where(share < OVERLAY_FROM, 0, OVERLAY_ALPHA * share**OVERLAY_GAMMA)[np.ix_(rows, columns)]
+    colours = _colours(picture.density, OVERLAY_COLOUR_MAP)[np.ix_(rows, columns)]
+    return np.rint(thumbnail + alpha[..., None] * (colours.astype(np.float32) - thumbnail)).astype(np.uint8)
 
 
 def dab_histogram(dab: np.ndarray, thresholds: tuple[float, float, float], scored: Score, title: str) -> Figure:
@@ -157,6 +157,13 @@ def _top(density: np.ndarray) -> float:
     return float(density.max(initial=0)) or 1.0
 
 
+def _colours(density: np.ndarray, colour_map: str) -> np.ndarray:
+    """Return the map in colours, (rows, columns, 3) uint8; much smaller than what imshow would make of numbers."""
+    from matplotlib import colormaps
+
+    return colormaps[colour_map](density / _top(density), bytes=True)[..., :3]
+
+
 def _axis_units(picture: MapPicture) -> tuple[float, float, str]:
     if picture.mpp_xy is None:
         return 1.0, 1.0, "px"
@@ -183,8 +190,10 @@ def _map_axes(picture: MapPicture) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _finish_map(figure: Figure, axes: Axes, image, picture: MapPicture) -> None:
+def _finish_map(figure: Figure, axes: Axes, picture: MapPicture, colour_map: str) -> None:
     """Add hot spots, colour bar and title; keep the axes on the slide."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
     from matplotlib.patches import Rectangle
     from matplotlib.patheffects import withStroke
 
@@ -195,12 +204,9 @@ def _finish_map(figure: Figure, axes: Axes, image, picture: MapPicture) -> None:
         box = Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=BOX_WIDTH_PT)
         box.set_path_effects(around)
         axes.add_patch(box)
-        axes.text(
-            (x0 + x1) / 2, (y0 + y1) / 2, str(rank), ha="center", va="center", weight="bold", fontsize=LABEL_PT,
-            path_effects=[withStroke(linewidth=3, foreground="white")],
-        )  # fmt: skip
+        text = axes.text((x0 + x1) / 2, (y0 + y1) / 2, str(rank), ha="center", va="center", weight="bold")
+        text.set(fontsize=LABEL_PT, path_effects=[withStroke(linewidth=3, foreground="white")], in_layout=False)
     axes.set(xlim=(0, picture.width * scale_x), ylim=(picture.height * scale_y, 0))
     axes.set_title(picture.title, fontsize=LABEL_PT)
-    bar = figure.colorbar(image, ax=axes)
-    bar.solids.set_alpha(1)
-    bar.set_label(picture.unit)
+    colours = ScalarMappable(Normalize(0, _top(picture.density)), colour_map)
+    figure.colorbar(colours, ax=axes, label=picture.unit)

@@ -1,4 +1,4 @@
-"""The slide that belongs to a JSON file: its size and pixel size, its regions, and a thumbnail."""
+"""The slide or image that belongs to a JSON file: its size and pixel size, its regions, and a thumbnail."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from misc.files import full_stem, list_files
+from misc.wsi_handler import get_file_handler
 
 # Longest side of a thumbnail, px.
 THUMBNAIL_PX = 2000
-WHITE = (255, 255, 255)
 
 
 @dataclass(frozen=True)
@@ -59,66 +58,27 @@ def find_image(stem: str, folder: str | Path) -> SlideImage:
 
 
 def open_image(path: str | Path) -> SlideImage:
-    """Open a slide (what OpenSlide knows) or an image that fits into memory.
+    """Open whatever `misc.wsi_handler` reads, at level 0.
 
     Raises:
-        ValueError: it is neither, or broken.
+        ValueError: it is no image, or broken.
     """
-    import openslide
-
     path = Path(path)
-    if openslide.OpenSlide.detect_format(str(path)) is None:
-        return _from_array(path.name, _read_image(path))
-    try:
-        return _from_slide(path.name, openslide.OpenSlide(str(path)))
-    except openslide.OpenSlideError as error:
-        raise ValueError(f"{path}: OpenSlide cannot open it: {error}") from error
-
-
-def _from_slide(name: str, slide) -> SlideImage:
-    from PIL import Image
-
-    def flatten(region) -> np.ndarray:
-        white = Image.new("RGBA", region.size, (*WHITE, 255))
-        return np.asarray(Image.alpha_composite(white, region).convert("RGB"))
-
-    def read(y: int, x: int, h: int, w: int) -> np.ndarray:
-        return flatten(slide.read_region((x, y), 0, (w, h)))
-
-    def thumbnail() -> np.ndarray:
-        level = slide.get_best_level_for_downsample(max(slide.dimensions) / THUMBNAIL_PX)
-        return shrink(flatten(slide.read_region((0, 0), level, slide.level_dimensions[level])))
-
-    mpp = [_number(slide.properties.get(f"openslide.mpp-{axis}")) for axis in "xy"]
-    mag = _number(slide.properties.get("openslide.objective-power"))
-    return SlideImage(name, *slide.dimensions, None if None in mpp else tuple(mpp), mag, read, thumbnail)
-
-
-def _from_array(name: str, rgb: np.ndarray) -> SlideImage:
-    height, width = rgb.shape[:2]
+    handler = get_file_handler(path)
+    width, height = (int(v) for v in handler.metadata["base_shape"])
+    mpp = handler.metadata["base_mpp"]
     return SlideImage(
-        name, width, height, None, None, lambda y, x, h, w: rgb[y : y + h, x : x + w], lambda: shrink(rgb)
+        name=path.name,
+        width=width,
+        height=height,
+        mpp_xy=None if mpp is None else (float(mpp[0]), float(mpp[1])),
+        mag=handler.metadata["base_mag"],
+        read=lambda y, x, h, w: handler.read_region((x, y), (w, h)),
+        thumbnail=lambda: _thumbnail(path, max(width, height)),
     )
 
 
-def _read_image(path: Path) -> np.ndarray:
-    image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR_RGB) if path.stat().st_size else None
-    if image is None:
-        raise ValueError(f"{path}: neither a slide that OpenSlide opens nor an image that OpenCV reads")
-    return image
-
-
-def shrink(rgb: np.ndarray) -> np.ndarray:
-    """Return an image whose longest side is at most `THUMBNAIL_PX`."""
-    factor = THUMBNAIL_PX / max(rgb.shape[:2])
-    height, width = (max(1, round(side * factor)) for side in rgb.shape[:2])
-    return cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA) if factor < 1 else rgb
-
-
-def _number(text: str | None) -> float | None:
-    """Return a positive number, or `None` for anything else."""
-    try:
-        value = float(text or "")
-    except ValueError:
-        return None
-    return value if 0 < value < float("inf") else None
+def _thumbnail(path: Path, longest_px: int) -> np.ndarray:
+    # called 1x whatever it is, the slide can be asked for at a share of its size even if it says no resolution
+    with get_file_handler(path, mag=1.0) as handler:
+        return handler.get_full_img(read_mag=min(1.0, THUMBNAIL_PX / longest_px))

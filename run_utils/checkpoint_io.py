@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -136,7 +135,7 @@ def _read(path: Path, default: dict) -> Resume:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         missing = [key for key in ("desc", "optimizer", "lr_scheduler") if key not in content]
-    except (RuntimeError, EOFError, pickle.UnpicklingError, TypeError) as error:
+    except Exception as error:  # a damaged file makes the unpickler raise anything, struct.error included
         raise ValueError(
             f"{path} is damaged ({str(error).splitlines()[0]}); remove it to go on from the one before"
         ) from error

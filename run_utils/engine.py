@@ -95,7 +95,6 @@ class RunEngine:
         self.state.snapshot = self.state_dict
         self.event_handler_dict = {event: [] for event in Events}
         self._announced = False
-        self._timed_from = 0.0
 
     def add_event_handler(self, event_name: Events, handler) -> None:
         """Append a callback; callbacks of one event run in the order they were added."""
@@ -173,7 +172,7 @@ class RunEngine:
     def _run_steps(self) -> None:
         state = self.state
         shown = state.logging if state.global_state is None else state.global_state.logging
-        started, patches = time.perf_counter(), 0
+        pace = _Pace()
         with tqdm(
             total=state.nr_epoch_steps,
             initial=state.curr_epoch_step,
@@ -193,10 +192,11 @@ class RunEngine:
                 state.curr_global_step += 1
                 state.curr_epoch_step += 1
                 self._trigger(Events.STEP_COMPLETED)
-                patches += len(next(iter(batch.values())))
-                bar.set_postfix_str(self._postfix(patches / (time.perf_counter() - started)), refresh=False)
+                pace.step(len(next(iter(batch.values()))))
+                bar.set_postfix_str(self._postfix(pace.patches_per_second), refresh=False)
                 bar.update()
-                self._announce(bar)
+                if shown and self.engine_name == "train":
+                    self._announce(pace.seconds_per_step)
 
     def _postfix(self, rate: float) -> str:
         text = f"{rate:.1f} patches/s"
@@ -205,22 +205,44 @@ class RunEngine:
             text += f", loss {now:.4f}, average {self.state.tracked_step_output['scalar'].get('overall_loss', now):.4f}"
         return text
 
-    def _announce(self, bar: tqdm) -> None:
+    def _announce(self, seconds_per_step: float | None) -> None:
         """Say once, after a few steps, how long an epoch takes."""
-        done = bar.n - bar.initial
-        if done == 1:
-            self._timed_from = time.perf_counter()
-        if self._announced or bar.disable or self.engine_name != "train" or done != 1 + _TIMED_STEPS:
+        if self._announced or seconds_per_step is None:
             return
-        seconds = (time.perf_counter() - self._timed_from) / _TIMED_STEPS
-        tqdm.write(
-            f"{seconds:.2f} s a step: an epoch of {bar.total} steps takes about {_duration(seconds * bar.total)}"
-        )
+        nr_steps = self.state.nr_epoch_steps
+        time_text = _duration(seconds_per_step * nr_steps)
+        tqdm.write(f"{seconds_per_step:.2f} s a step: an epoch of {nr_steps} steps takes about {time_text}")
         self._announced = True
 
     def _seed(self) -> None:
         if self.seed is not None:
             seed_everything(self.seed, self.state.curr_epoch, self.state.curr_epoch_step)
+
+
+class _Pace:
+    """How fast steps follow one another."""
+
+    def __init__(self):
+        self._started = self._first_step_at = time.perf_counter()
+        self._steps = self._patches = 0
+
+    def step(self, nr_patches: int) -> None:
+        """Count a step."""
+        self._steps += 1
+        self._patches += nr_patches
+        self._now = time.perf_counter()
+        if self._steps == 1:
+            self._first_step_at = self._now
+
+    @property
+    def patches_per_second(self) -> float:
+        return self._patches / (self._now - self._started)
+
+    @property
+    def seconds_per_step(self) -> float | None:
+        """Mean without the first step; `None` until enough were timed."""
+        timed = self._steps - 1
+        return (self._now - self._first_step_at) / timed if timed >= _TIMED_STEPS else None
 
 
 def _duration(seconds: float) -> str:

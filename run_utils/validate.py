@@ -117,7 +117,7 @@ def predict_image(net: nn.Module, image: np.ndarray, batch_size: int) -> np.ndar
     windows = np.lib.stride_tricks.sliding_window_view(padded, (patch_in, patch_in), (0, 1))[::patch_out, ::patch_out]
     patches = windows.reshape(rows * cols, 3, patch_in, patch_in).transpose(0, 2, 3, 1)  # (N, in, in, 3)
     outputs = [
-        infer_step(np.ascontiguousarray(patches[start : start + batch_size]), net)
+        infer_step(patches[start : start + batch_size].copy(), net)
         for start in range(0, len(patches), batch_size)
     ]
     out = np.concatenate(outputs)  # (N, out, out, C)

@@ -1,4 +1,7 @@
-"""What the tests share: where the real data lie, and a small network."""
+"""What the tests share: where the real data lie, and one thread for each network.
+
+Small networks are slower with two threads than with one, the more so where tests run beside other work.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import os
 from pathlib import Path
 
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, and for the commands that tests start
 
 ROOT = Path(__file__).resolve().parents[1]
 # The real images stay outside the repository (their licences do); tests that need them say so when they are skipped.

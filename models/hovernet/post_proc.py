@@ -72,8 +72,9 @@ def process(
     Returns:
         The instance map as `segment` returns it; and `{id: {"bbox": [[rmin, cmin], [rmax, cmax]], "centroid": [x, y],
         "contour": (M, 2) int32 x, y, "type_prob": float, "type": int}}` in px, or `None` when neither `nr_types` nor
-        `return_centroids` is given. Nuclei that `measure` drops stay in the map. One defect of the reference is
-        not kept: where no pixel at all is background, it forgets the first nucleus.
+        `return_centroids` is given. Nuclei that `measure` drops stay in the map. Where no pixel at all is background
+        the reference takes the first nucleus for it and leaves it out of the dictionary, and so does this function;
+        `process_nuclei`, which the pipeline uses, does not.
 
     Raises:
         ValueError: `pred_map` has another shape, or its HV maps hold NaN or infinity.
@@ -81,6 +82,9 @@ def process(
     if nr_types is None and not return_centroids:
         return segment(_split(pred_map, nr_types)[1]), None
     inst_map, nuclei = process_nuclei(pred_map, nr_types)
+    lowest = inst_map.min(initial=inst_map.size)
+    if lowest > 0:
+        nuclei = nuclei.select(nuclei.ids != lowest)
     return inst_map, nuclei.to_dict()
 
 
@@ -110,7 +114,7 @@ def segment(np_hv: np.ndarray) -> np.ndarray:
     if 0 in np_hv.shape:
         return np.zeros(np_hv.shape[:2], np.int32)
     prob = np_hv[..., 0].astype(np.float32, copy=False)
-    blob = _label(np.greater_equal(prob, NP_THRESHOLD, order="C").view(np.uint8), MIN_SIZE_PX)
+    blob = _label((prob >= NP_THRESHOLD).view(np.uint8), MIN_SIZE_PX)
     edges = _edges(np_hv[..., 1], np_hv[..., 2])
     markers = _label(_marker_pixels(blob.mask, edges), MIN_MARKER_PX)
     return _grow(blob, markers, edges)
@@ -188,6 +192,7 @@ def _cut_out(inst_map: np.ndarray, regions: Regions) -> list[_Cut]:
 
 def _label(mask: np.ndarray, min_size: int) -> _Layer:
     """Label the 4-connected components of a uint8 mask in raster order and erase those below `min_size` px."""
+    mask = np.ascontiguousarray(mask)  # `ravel` below must be a view
     nr_labels, labels = cv2.connectedComponents(mask, connectivity=4)
     runs = find_runs(mask)
     runs = runs._replace(value=labels[runs.y, runs.x0])

@@ -1,0 +1,228 @@
+"""Scores over folders of `.mat` files: predictions and truth, paired by their full names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import scipy.io
+
+from misc.files import full_stem, list_files
+
+from .overlap import Overlap
+from .stats_utils import aji, aji_plus, get_dice_1, pair_coordinates, panoptic_quality
+
+# The order in which the original prints them.
+INSTANCE_SCORES = ("Dice", "AJI", "DQ", "SQ", "PQ", "AJI+")
+# A detection matches a true nucleus within this distance (HoVer-Net paper, section 4.2; 12 px at 40x is 3 um).
+MATCH_RADIUS_PX = 12
+# Weights of misclassified (twice), wrongly detected and missed nuclei in the F1 score of a type (ibid., equation 11).
+TYPE_WEIGHTS = (2, 2, 1, 1)
+# How types of a truth are merged before scoring: {new type: types of the file}. CoNSeP's seven raw types are 1 other,
+# 2 inflammatory, 3 healthy epithelial, 4 malignant epithelial, 5 fibroblast, 6 muscle, 7 endothelial; the networks
+# predict 1 miscellaneous, 2 inflammatory, 3 epithelial, 4 spindle-shaped.
+MERGES: dict[str, dict[int, tuple[int, ...]]] = {"consep": {3: (3, 4), 4: (5, 6, 7)}}
+
+
+@dataclass
+class Scores:
+    """What was scored, and what could not be.
+
+    Attributes:
+        names: images, in the order of `values`.
+        values: for instances (6, N) as `INSTANCE_SCORES`, `nan` where undefined; for types (2 + K,): F1 of
+            detection, accuracy, F1 of each of `type_ids`.
+        type_ids: the K types scored.
+        failed: reason by image.
+    """
+
+    names: list[str] = field(default_factory=list)
+    values: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    type_ids: list[int] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def mean(self) -> np.ndarray:
+        """(6,) mean over the images on which a score is defined, `nan` where it is on none."""
+        defined = ~np.isnan(self.values)
+        total = np.where(defined, self.values, 0).sum(axis=1)
+        return np.divide(total, defined.sum(axis=1), out=np.full(len(total), np.nan), where=defined.any(axis=1))
+
+    def undefined(self) -> list[str]:
+        """Images without a nucleus in truth and prediction; they count in no mean."""
+        return [name for name, column in zip(self.names, self.values.T, strict=True) if np.isnan(column).all()]
+
+
+def pair_files(pred_dir: str | Path, true_dir: str | Path, ext: str = ".mat") -> tuple[dict, dict[str, str]]:
+    """Pair the files of two folders by their full names, dots included.
+
+    Returns:
+        `{name: (prediction, truth)}` in order, and the reason for each file that has no partner.
+
+    Raises:
+        FileNotFoundError: a folder is missing or holds no such file.
+    """
+    pred, true = ({full_stem(p): p for p in list_files(folder, f"*{ext}")} for folder in (pred_dir, true_dir))
+    for folder, files in ((pred_dir, pred), (true_dir, true)):
+        if not files:
+            raise FileNotFoundError(f"no *{ext} in {folder}")
+    lone = {name: f"no truth in {true_dir}" for name in pred.keys() - true.keys()}
+    lone |= {name: f"no prediction in {pred_dir}" for name in true.keys() - pred.keys()}
+    return {name: (pred[name], true[name]) for name in pred if name in true}, lone
+
+
+def score_instances(pred_dir: str | Path, true_dir: str | Path, ext: str = ".mat") -> Scores:
+    """Score the instance maps of two folders; a file that cannot be scored is reported, the others are scored."""
+    pairs, failed = pair_files(pred_dir, true_dir, ext)
+    scores, columns = Scores(failed=failed), []
+    for name, (pred_path, true_path) in pairs.items():
+        try:
+            columns.append(instance_scores(_read(true_path, "inst_map"), _read(pred_path, "inst_map")))
+        except (ValueError, OSError) as error:
+            scores.failed[name] = str(error)
+        else:
+            scores.names.append(name)
+    scores.values = np.array(columns, np.float64).reshape(-1, len(INSTANCE_SCORES)).T
+    return scores
+
+
+def instance_scores(true: np.ndarray, pred: np.ndarray) -> list[float]:
+    """Return all scores of one image, as `INSTANCE_SCORES`."""
+    overlap = Overlap.of(true, pred)
+    dq, sq, pq = panoptic_quality(overlap)[0]
+    return [get_dice_1(true, pred), aji(overlap), dq, sq, pq, aji_plus(overlap)]
+
+
+def score_types(
+    pred_dir: str | Path,
+    true_dir: str | Path,
+    type_ids: Sequence[int] | None = None,
+    exhaustive: bool = True,
+    merge: str | None = None,
+    ext: str = ".mat",
+) -> Scores:
+    """Score detection and classification over two folders, all nuclei of all images together.
+
+    Where an image holds no nucleus, the original makes up one of type 0 at (0, 0); here it has none.
+
+    Args:
+        type_ids: types to score; those of the truth when left out.
+        exhaustive: every nucleus of the truth has a type; otherwise type -1 is "not looked at" and not held
+            against the prediction.
+        merge: name of an entry of `MERGES`, applied to the truth.
+
+    Raises:
+        ValueError: unknown `merge`.
+    """
+    if merge is not None and merge not in MERGES:
+        raise ValueError(f"unknown merge `{merge}`; there is {', '.join(MERGES)}")
+    pairs, failed = pair_files(pred_dir, true_dir, ext)
+    scores = Scores(failed=failed)
+    parts: list[tuple[np.ndarray, ...]] = []
+    for name, (pred_path, true_path) in pairs.items():
+        try:
+            true_xy, true_types = _read_types(true_path)
+            pred_xy, pred_types = _read_types(pred_path)
+        except (ValueError, OSError) as error:
+            scores.failed[name] = str(error)
+            continue
+        true_types = _merged(true_types, merge)
+        pairing, lone_true, lone_pred = pair_coordinates(true_xy, pred_xy, MATCH_RADIUS_PX)
+        parts.append(
+            (true_types[pairing[:, 0]], pred_types[pairing[:, 1]], true_types[lone_true], pred_types[lone_pred])
+        )
+        scores.names.append(name)
+    empty = np.zeros(0, np.int64)
+    matched_true, matched_pred, missed, invented = (
+        (np.concatenate([empty, *column]) for column in zip(*parts, strict=True)) if parts else (empty,) * 4
+    )
+    scores.type_ids = sorted(set(type_ids if type_ids is not None else np.concatenate([matched_true, missed]).tolist()))
+    scores.values = np.array(
+        [
+            *_detection(matched_true, matched_pred, missed, invented, exhaustive),
+            *(_type_f1(matched_true, matched_pred, missed, invented, k, exhaustive) for k in scores.type_ids),
+        ]
+    )
+    return scores
+
+
+def _detection(matched_true, matched_pred, missed, invented, exhaustive: bool) -> tuple[float, float]:
+    """F1 of detection, and the share of matched nuclei whose type is right."""
+    right = np.count_nonzero(matched_true == matched_pred)
+    wrong = len(matched_true) - right
+    if not exhaustive:
+        wrong -= np.count_nonzero(matched_true == -1)
+    twice = 2 * len(matched_true)
+    return _ratio(twice, twice + len(invented) + len(missed)), _ratio(right, right + wrong)
+
+
+def _type_f1(matched_true, matched_pred, missed, invented, type_id: int, exhaustive: bool) -> float:
+    """F1 of one type (HoVer-Net paper, equation 11), in the original's reading of it.
+
+    Of the matched nuclei only those count of which truth or prediction has the type; so its "true negatives",
+    matched pairs that both have other types, are none.
+    """
+    is_true, is_pred = matched_true == type_id, matched_pred == type_id
+    hits = np.count_nonzero(is_true & is_pred)
+    false_type = np.count_nonzero(~is_true & is_pred)
+    if not exhaustive:
+        false_type -= np.count_nonzero((matched_true == -1) & is_pred)
+    errors = (
+        false_type,
+        np.count_nonzero(is_true & ~is_pred),
+        np.count_nonzero(invented == type_id),
+        np.count_nonzero(missed == type_id),
+    )
+    return _ratio(2 * hits, 2 * hits + sum(w * n for w, n in zip(TYPE_WEIGHTS, errors, strict=True)))
+
+
+def _merged(types: np.ndarray, merge: str | None) -> np.ndarray:
+    result = types.copy()
+    for new, olds in MERGES.get(merge, {}).items():
+        result[np.isin(types, olds)] = new
+    return result
+
+
+def _read(path: Path, key: str) -> np.ndarray:
+    return _load(path, (key,))[key].astype(np.int32)
+
+
+def _load(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
+    try:
+        content = scipy.io.loadmat(path)
+    except Exception as error:  # a damaged file can make scipy raise almost anything
+        raise ValueError(f"{path}: not a readable .mat file ({error})") from error
+    missing = [key for key in keys if key not in content]
+    if missing:
+        raise ValueError(f"{path}: lacks {missing}; it holds {sorted(k for k in content if k[0] != '_')}")
+    return content
+
+
+def _read_types(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return (N, 2) centroids and (N,) types; taken from the maps where a label file has no lists."""
+    content = _load(path, ())
+    if "inst_centroid" in content and "inst_type" in content:
+        centroids = content["inst_centroid"].astype(np.float32).reshape(-1, 2)
+        types = content["inst_type"].astype(np.int64).ravel()
+        if len(centroids) != len(types):
+            raise ValueError(f"{path}: {len(centroids)} centroids but {len(types)} types")
+        return centroids, types
+    maps = _load(path, ("inst_map", "type_map"))
+    return _lists_from_maps(maps["inst_map"].astype(np.int64), maps["type_map"].astype(np.int64))
+
+
+def _lists_from_maps(inst_map: np.ndarray, type_map: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Centre of mass of every instance, and the type that most of its pixels have (of equal ones the lowest)."""
+    ys, xs = np.nonzero(inst_map)
+    ids, which = np.unique(inst_map[ys, xs], return_inverse=True)
+    area = np.bincount(which, minlength=len(ids))
+    centroids = np.stack([np.bincount(which, v, len(ids)) / np.maximum(area, 1) for v in (xs, ys)], axis=-1)
+    types = type_map[ys, xs]
+    votes = np.zeros((len(ids), int(types.max(initial=0)) + 1), np.int64)
+    np.add.at(votes, (which, types), 1)
+    return centroids.astype(np.float32), votes.argmax(axis=1)
+
+
+def _ratio(above: float, below: float) -> float:
+    return above / below if below else np.nan

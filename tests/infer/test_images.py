@@ -1,0 +1,73 @@
+"""Reading image files: every kind becomes 8-bit RGB or says why not."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from infer.images import ImageError, probe_size, read_image, resize
+
+RNG = np.random.default_rng(0)
+IMAGE = cv2.GaussianBlur(RNG.integers(0, 255, (60, 90, 3), dtype=np.uint8), (9, 9), 0)  # BGR for OpenCV
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".bmp", ".PNG", ".TIFF"])
+def test_lossless_formats_come_back_as_rgb(tmp_path, suffix):
+    path = tmp_path / f"größe [1] x{suffix}"
+    path.write_bytes(cv2.imencode(suffix.lower(), IMAGE)[1].tobytes())
+    assert np.array_equal(read_image(path), IMAGE[..., ::-1])
+    assert probe_size(path) == (60, 90)
+
+
+def test_jpeg_reads_as_opencv_reads_it(tmp_path):
+    cv2.imwrite(str(tmp_path / "a.jpg"), IMAGE)
+    assert np.array_equal(read_image(tmp_path / "a.jpg"), cv2.imread(str(tmp_path / "a.jpg"))[..., ::-1])
+
+
+def test_sixteen_bits_grey_and_alpha(tmp_path):
+    cv2.imwrite(str(tmp_path / "deep.png"), IMAGE.astype(np.uint16) * 257)
+    assert np.array_equal(read_image(tmp_path / "deep.png"), IMAGE[..., ::-1])
+    cv2.imwrite(str(tmp_path / "grey.png"), IMAGE[..., 0])
+    assert np.array_equal(read_image(tmp_path / "grey.png"), np.repeat(IMAGE[..., :1], 3, axis=2))
+    alpha = np.full((60, 90, 1), 255, np.uint8)
+    alpha[:30] = 0
+    cv2.imwrite(str(tmp_path / "alpha.png"), np.dstack([IMAGE, alpha]))
+    read = read_image(tmp_path / "alpha.png")
+    assert (read[:30] == 255).all()  # glass, not black tissue
+    assert np.array_equal(read[30:], IMAGE[30:, :, ::-1])
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".webp"])
+def test_truncated_files_are_refused(tmp_path, suffix):
+    data = cv2.imencode(suffix, IMAGE)[1].tobytes()
+    (tmp_path / f"cut{suffix}").write_bytes(data[: len(data) * 2 // 3])
+    with pytest.raises(ImageError):
+        read_image(tmp_path / f"cut{suffix}")
+
+
+def test_damaged_tiff_strip_is_refused(tmp_path):
+    big = cv2.GaussianBlur(RNG.integers(0, 255, (300, 400, 3), dtype=np.uint8), (9, 9), 0)
+    data = bytearray(cv2.imencode(".tif", big)[1].tobytes())
+    for k in range(len(data) // 2, len(data) // 2 + 40):
+        data[k] ^= 0xFF
+    (tmp_path / "bad.tif").write_bytes(bytes(data))
+    with pytest.raises(ImageError, match="damaged TIFF"):
+        read_image(tmp_path / "bad.tif")
+
+
+def test_no_images_say_why(tmp_path):
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "text.png").write_text("hello")
+    with pytest.raises(ImageError, match="empty"):
+        read_image(tmp_path / "empty.png")
+    with pytest.raises(ImageError, match="not an image"):
+        read_image(tmp_path / "text.png")
+    assert probe_size(tmp_path / "text.png") is None
+
+
+def test_resize_keeps_what_fits_and_averages_when_shrinking():
+    array = np.array([[0, 4], [8, 12]], np.float32)
+    assert resize(array, (2, 2)) is array
+    assert resize(array, (1, 1)).tolist() == [[6]]
+    assert resize(array, (4, 4), nearest=True)[0].tolist() == [0, 0, 4, 4]

@@ -1,0 +1,426 @@
+"""Tile runs: every nucleus of every image, whatever the memory, the workers, the window or the faults."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import scipy.io
+import torch
+from conftest import ROOT
+from stubs import StubNet, disc_labels, painted_image, write_rgb
+
+import infer.tile
+import infer.tile_stream
+from infer.options import TileOptions
+from infer.tile import InferManager
+from infer.tile_output import TileJob, TileSpec, finish_tile, segment_tile
+from misc.type_info import default_type_info
+from models.hovernet.checkpoint import save_weights
+from models.hovernet.net_desc import create_model
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory) -> Path:
+    """An eighth-width `fast` network without types."""
+    path = tmp_path_factory.mktemp("weights") / "net.tar"
+    save_weights(path, create_model("fast", width=0.125).state_dict())
+    return path
+
+
+@pytest.fixture
+def manager(weights) -> InferManager:
+    """A manager whose network is the stub."""
+    manager = InferManager({"model_path": weights}, gpu="")
+    manager.net = StubNet()
+    return manager
+
+
+def run(manager, folder: Path, **options):
+    defaults = {"nr_inference_workers": 0, "nr_post_proc_workers": 0}
+    return manager.process_file_list({**defaults, "input_dir": folder / "in", "output_dir": folder / "out", **options})
+
+
+def read_nuclei(folder: Path, name: str) -> dict:
+    return json.loads((folder / "out" / "json" / f"{name}.json").read_text())["nuc"]
+
+
+def paint(folder: Path, name: str, shape=(200, 300), **kwargs) -> np.ndarray:
+    labels = disc_labels(shape, **kwargs)
+    write_rgb(folder / "in" / name, painted_image(labels))
+    return labels
+
+
+SIZES = [1, 2, 12, 163, 164, 165, 328, 329]
+
+
+@pytest.mark.parametrize("height", SIZES)
+def test_cut_and_paste_is_the_identity(manager, tmp_path, height):
+    """What the network says of a pixel arrives at that pixel, on sizes around every boundary."""
+    rng = np.random.default_rng(height)
+    image = rng.integers(0, 255, (height, SIZES[-1 - SIZES.index(height)], 3), dtype=np.uint8)
+    write_rgb(tmp_path / "in" / "a.png", image)
+    run(manager, tmp_path, save_raw_map=True)
+    raw = scipy.io.loadmat(tmp_path / "out" / "mat" / "a.mat")["raw"]
+    assert raw.shape == image.shape
+    np.testing.assert_allclose(raw[..., 1:], (image[..., 1:].astype(np.float32) - 128) / 120, atol=1e-6)
+    assert np.array_equal(raw[..., 0] > 0.5, image[..., 0] < 128)
+
+
+@pytest.mark.parametrize("window", [None, 320])
+def test_every_nucleus_is_found_where_it_is(manager, tmp_path, window):
+    labels = paint(tmp_path, "a.png", (411, 345))
+    report = run(manager, tmp_path, patch_input_shape=window)
+    found = scipy.io.loadmat(tmp_path / "out" / "mat" / "a.mat")["inst_map"]
+    assert report.done == ["a"]
+    assert np.array_equal(found > 0, labels > 0)
+    assert len(read_nuclei(tmp_path, "a")) == report.found.total() == len(np.unique(labels)) - 1
+    for nucleus in read_nuclei(tmp_path, "a").values():
+        (rmin, cmin), (rmax, cmax) = nucleus["bbox"]
+        xs, ys = np.array(nucleus["contour"]).T
+        assert (ys.min(), ys.max() + 1, xs.min(), xs.max() + 1) == (rmin, rmax, cmin, cmax)  # P07: box = contour
+        x, y = nucleus["centroid"]
+        assert found[round(y), round(x)] > 0
+
+
+def test_types_names_and_files(tmp_path):
+    path = tmp_path / "typed.tar"
+    save_weights(path, create_model("fast", nr_types=4, width=0.125).state_dict())
+    manager = InferManager({"model_path": path, "model_args": {"nr_types": 4, "mode": "fast"}}, gpu="")
+    manager.net = StubNet(nr_types=4)
+    labels = disc_labels((120, 120))
+    types = 1 + np.arange(labels.max() + 1) % 3
+    write_rgb(tmp_path / "in" / "a.b.png", painted_image(labels, types))
+    report = run(manager, tmp_path, save_qupath=True, save_type_probs=True)
+    nuclei = read_nuclei(tmp_path, "a.b")
+    for nucleus in nuclei.values():
+        x, y = (round(v) for v in nucleus["centroid"])
+        assert nucleus["type"] == types[labels[y, x]]
+        assert len(nucleus["type_probs"]) == 4
+        assert np.argmax(nucleus["type_probs"]) == nucleus["type"]
+    mat = scipy.io.loadmat(tmp_path / "out" / "mat" / "a.b.mat")
+    assert mat["inst_type"].shape == mat["inst_uid"].shape == (len(nuclei), 1)
+    assert mat["inst_centroid"].shape == (len(nuclei), 2)
+    assert "raw" not in mat
+    assert report.found == {t: list(n["type"] for n in nuclei.values()).count(t) for t in (1, 2, 3)}
+    tsv = (tmp_path / "out" / "qupath" / "a.b.tsv").read_text().splitlines()
+    assert len(tsv) == len(nuclei) + 1
+    features = json.loads((tmp_path / "out" / "qupath" / "a.b.geojson").read_text())["features"]
+    assert len(features) == len(nuclei)
+
+
+def test_overlay_is_the_image_with_outlines(manager, tmp_path):
+    labels = disc_labels((150, 150))
+    image = painted_image(labels)
+    image[:20, :20] = (255, 10, 200)  # a corner that tells mirrored and swapped pictures apart
+    write_rgb(tmp_path / "in" / "a.png", image)
+    run(manager, tmp_path, line_thickness=1)
+    overlay = cv2.imread(str(tmp_path / "out" / "overlay" / "a.png"))[..., ::-1]
+    outline = (overlay == (0, 230, 0)).all(-1)
+    assert outline.sum() > 500
+    assert (labels[outline] > 0).all()
+    assert np.array_equal(overlay[~outline], image[~outline])
+
+
+@pytest.mark.parametrize(("mem_usage", "readers", "workers"), [(1e-6, 0, 0), (1e-6, 2, 1), (0.2, 8, 2), (1e-6, 1, 3)])
+def test_p01_inputs_are_outputs_and_reported_failures(manager, tmp_path, mem_usage, readers, workers):
+    for number in range(9):
+        paint(tmp_path, f"image {number}.png", (90 + 40 * number, 130))
+    (tmp_path / "in" / "text.png").write_text("no image")
+    (tmp_path / "in" / "empty.png").write_bytes(b"")
+    report = run(manager, tmp_path, mem_usage=mem_usage, nr_inference_workers=readers, nr_post_proc_workers=workers)
+    assert sorted(report.done) == [f"image {n}" for n in range(9)]
+    assert set(report.failed) == {"text", "empty"}
+    assert "text.png" in report.failed["text"]
+    assert report.exit_code == 1
+    assert {p.stem for p in (tmp_path / "out" / "json").iterdir()} == set(report.done)
+    assert not list((tmp_path / "out").rglob("*.part*"))
+
+
+def test_batches_cross_the_borders_of_images(manager, tmp_path):
+    for number in range(6):
+        paint(tmp_path, f"{number}.png", (100, 100))
+    run(manager, tmp_path, batch_size=4)
+    assert manager.net.batch_sizes == [4, 2]
+
+
+def test_p03_a_failed_write_is_reported(manager, tmp_path):
+    for name in ("a", "b", "c"):
+        paint(tmp_path, f"{name}.png")
+    (tmp_path / "out" / "json" / "b.json").mkdir(parents=True)  # nothing can be renamed onto a folder
+    (tmp_path / "out" / "json" / "b.json" / "x").write_text("")
+    report = run(manager, tmp_path, nr_post_proc_workers=1)
+    assert sorted(report.done) == ["a", "c"]
+    assert "b.json" in report.failed["b"]
+    assert report.exit_code == 1
+
+
+def test_p02_a_failing_network_names_its_images(manager, tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        paint(tmp_path, f"{name}.png", (100, 100))
+
+    def broken(imgs):
+        raise RuntimeError("cuDNN is upset")
+
+    monkeypatch.setattr(manager.net, "forward", broken)
+    report = run(manager, tmp_path)
+    assert report.done == []
+    assert set(report.failed) == {"a", "b"}
+    assert "cuDNN is upset" in report.failed["a"]
+
+
+def test_a_passing_fault_of_the_network_is_survived(manager, tmp_path, monkeypatch):
+    paint(tmp_path, "a.png", (100, 100))
+    forward, calls = manager.net.forward, []
+
+    def flaky(imgs):
+        calls.append(1)
+        if len(calls) == 1:
+            raise RuntimeError("once")
+        return forward(imgs)
+
+    monkeypatch.setattr(manager.net, "forward", flaky)
+    assert run(manager, tmp_path).done == ["a"]
+
+
+def test_p05_p04_a_rerun_skips_what_is_whole_and_deletes_nothing(manager, tmp_path):
+    paint(tmp_path, "a.png")
+    paint(tmp_path, "b.png")
+    (tmp_path / "out" / "json").mkdir(parents=True)
+    (tmp_path / "out" / "json" / "mine.json").write_text("keep")
+    run(manager, tmp_path)
+    times = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*.*")}
+    (tmp_path / "out" / "json" / "b.json").unlink()  # as a killed run leaves it: the JSON file is the last one
+    again = run(manager, tmp_path)
+    assert (again.done, again.skipped) == (["b"], ["a"])
+    assert (tmp_path / "out" / "json" / "a.json").stat().st_mtime_ns == times[tmp_path / "out" / "json" / "a.json"]
+    assert (tmp_path / "out" / "json" / "mine.json").read_text() == "keep"
+    assert sorted(run(manager, tmp_path, overwrite=True).done) == ["a", "b"]
+
+
+def test_p06_two_inputs_with_one_name_are_refused_before_any_work(manager, tmp_path):
+    paint(tmp_path, "a.png")
+    paint(tmp_path, "a.tif")
+    with pytest.raises(ValueError, match=r"a\.png.*a\.tif"):
+        run(manager, tmp_path)
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "in" / "a.tif").unlink()
+    paint(tmp_path, "x/a.png")
+    assert run(manager, tmp_path).done == ["a"]  # the sub-folder is not looked into
+    with pytest.raises(ValueError, match="same results"):
+        run(manager, tmp_path, recursive=True)
+
+
+def test_p12_an_image_without_nuclei_has_empty_results(manager, tmp_path):
+    write_rgb(tmp_path / "in" / "blank.png", np.full((100, 100, 3), 255, np.uint8))
+    report = run(manager, tmp_path, save_qupath=True)
+    assert report.done == ["blank"]
+    assert read_nuclei(tmp_path, "blank") == {}
+    mat = scipy.io.loadmat(tmp_path / "out" / "mat" / "blank.mat")
+    assert not mat["inst_map"].any()
+    assert mat["inst_centroid"].shape == (0, 2)
+
+
+def test_p17_workers_that_do_not_fit_into_memory_are_not_started(manager, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("infer.workers.cpu_count", lambda: 8)
+    for number in range(3):
+        paint(tmp_path, f"{number}.png", (100, 100))
+    with caplog.at_level(logging.INFO):
+        report = run(manager, tmp_path, nr_post_proc_workers=3, mem_usage=1e-9)
+    assert "--nr_post_proc_workers=3 -> 1" in caplog.text
+    assert len(report.done) == 3
+
+
+def test_finer_images_are_read_coarser_and_their_nuclei_mapped_back(weights, tmp_path):
+    """A network at 0.5 um/px and an image at 0.25: results are on the image's grid, all nuclei in their places."""
+    manager = InferManager({"model_path": weights}, gpu="")
+    manager.checkpoint.meta["mpp"] = 0.5
+    manager.net = StubNet()
+    labels = paint(tmp_path, "a.png", (400, 500), spacing=60, radius=20)
+    run(manager, tmp_path, mpp=0.25)
+    found = scipy.io.loadmat(tmp_path / "out" / "mat" / "a.mat")["inst_map"]
+    assert found.shape == labels.shape
+    inter, union = ((found > 0) & (labels > 0)).sum(), ((found > 0) | (labels > 0)).sum()
+    assert inter / union > 0.93
+    # corner and border discs are cut to slivers at half the size; whole ones are all there
+    assert len(read_nuclei(tmp_path, "a")) == len(np.unique(labels)) - 1
+    assert json.loads((tmp_path / "out" / "json" / "a.json").read_text())["mpp"] == 0.25
+
+
+def test_coarser_images_are_read_finer_and_their_nuclei_mapped_back():
+    labels = disc_labels((240, 200), spacing=60, radius=20)
+    image = painted_image(labels)
+    red, hv = image[..., :1], image[..., 1:]
+    maps = np.dstack([(red < 128).astype(np.float32), (hv.astype(np.float32) - 128) / 120])
+    spec = TileSpec(Path(), None, default_type_info(None), {}, False, False, 1, False, False)
+    inst_map, nuclei = segment_tile(maps, (120, 100), spec)
+    assert inst_map.shape == (120, 100)
+    assert len(nuclei) == len(np.unique(labels)) - 1
+    for index in range(len(nuclei)):
+        x, y = nuclei.centroids_xy[index]
+        assert inst_map[round(y), round(x)] == nuclei.ids[index]
+        (rmin, cmin), (rmax, cmax) = nuclei.boxes_yx[index]
+        ys, xs = np.nonzero(inst_map == nuclei.ids[index])
+        assert abs(rmin - ys.min()) <= 1
+        assert abs(rmax - 1 - ys.max()) <= 1
+        assert abs(cmin - xs.min()) <= 1
+        assert abs(cmax - 1 - xs.max()) <= 1
+
+
+def test_specks_are_counted_not_lost(tmp_path):
+    """A nucleus whose outline has two points stays in the map and is reported as dropped, as in the original."""
+    maps = np.zeros((60, 60, 3), np.float32)
+    maps[10, 5:40, 0] = 1  # a line: its contour has two points
+    spec = TileSpec(tmp_path, None, default_type_info(None), {}, False, False, 1, False, False)
+    for path in spec.paths("a").values():
+        path.parent.mkdir(parents=True, exist_ok=True)
+    result = finish_tile(TileJob(spec, "a", "a.png", np.zeros((60, 60, 3), np.uint8), maps))
+    inst_map = scipy.io.loadmat(tmp_path / "mat" / "a.mat")["inst_map"]
+    assert result.nr_nuclei + result.dropped == len(np.unique(inst_map)) - 1
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"mem_usage": 0}, "--mem_usage"),
+        ({"batch_size": 0}, "--batch_size"),
+        ({"nr_post_proc_workers": -1}, "--nr_post_proc_workers"),
+        ({"mpp": -1.0}, "--mpp"),
+        ({"patch_input_shape": 257}, "window"),
+        ({"patch_output_shape": 80}, "164"),
+        ({"save_type_probs": True}, "no types|has none"),
+        ({"colour": 1}, "unknown run options"),
+        ({"pattern": "*.czi"}, "no file matches"),
+    ],
+)
+def test_senseless_options_are_one_line(manager, tmp_path, options, said):
+    paint(tmp_path, "a.png")
+    with pytest.raises((ValueError, FileNotFoundError), match=said) as error:
+        run(manager, tmp_path, **options)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_folder_is_named(manager, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        run(manager, tmp_path, input_dir=tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="input_dir"):
+        TileOptions.from_dict({"output_dir": tmp_path})
+
+
+PEAK_SCRIPT = """
+import resource, sys
+sys.path[:0] = [{root!r}, {tests!r}]
+if __name__ == "__main__":
+    from stubs import StubNet
+    from infer.tile import InferManager
+    manager = InferManager({{"model_path": {weights!r}}}, gpu="")
+    manager.net = StubNet()
+    run_args = {{"input_dir": sys.argv[1], "output_dir": sys.argv[2], "nr_post_proc_workers": 2}}
+    report = manager.process_file_list(run_args)
+    assert len(report.done) == int(sys.argv[3]), report.failed
+    peak = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    print(*peak)
+"""
+
+
+def test_memory_does_not_grow_with_the_number_of_images(weights, tmp_path):
+    """200 images of 512 px take no more memory than 20, in this process or in the workers."""
+    image = painted_image(disc_labels((512, 512)))
+    for number in range(200):
+        write_rgb(tmp_path / ("few" if number < 20 else "rest") / f"{number}.bmp", image)
+    (tmp_path / "many").mkdir()
+    for path in [*(tmp_path / "few").iterdir(), *(tmp_path / "rest").iterdir()]:
+        (tmp_path / "many" / path.name).symlink_to(path)
+    tests = str(Path(__file__).resolve().parents[1])
+    script = tmp_path / "peak.py"
+    script.write_text(PEAK_SCRIPT.format(root=str(ROOT), tests=tests, weights=str(weights)))
+    peaks = []
+    for folder, count in (("few", 20), ("many", 200)):
+        command = [sys.executable, script, tmp_path / folder, tmp_path / f"out_{folder}", str(count)]
+        ended = subprocess.run(command, capture_output=True, text=True, check=True)
+        peaks.append([int(v) for v in ended.stdout.split()])
+    assert peaks[1][0] < 1.1 * peaks[0][0]
+    assert peaks[1][1] < 1.1 * peaks[0][1]
+
+
+KILL_SCRIPT = PEAK_SCRIPT.replace("manager.net = StubNet()", "manager.net = StubNet(); print('go', flush=True)")
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_p04_a_stopped_run_leaves_whole_files_and_is_gone_on_with(weights, manager, tmp_path, how):
+    for number in range(60):
+        paint(tmp_path, f"{number}.png", (400, 400))
+    tests = str(Path(__file__).resolve().parents[1])
+    (tmp_path / "run.py").write_text(KILL_SCRIPT.format(root=str(ROOT), tests=tests, weights=str(weights)))
+    command = [sys.executable, tmp_path / "run.py", tmp_path / "in", tmp_path / "out", "60"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process.stdout.readline()
+    deadline = time.time() + 60
+    while len(list((tmp_path / "out" / "json").glob("[0-9]*.json"))) < 3 and time.time() < deadline:
+        time.sleep(0.02)
+    process.send_signal(how)
+    process.wait(timeout=60)
+    time.sleep(0.5 if how == signal.SIGKILL else 0)  # orphaned workers see the broken pipe and end
+    done = {path.stem for path in (tmp_path / "out" / "json").glob("[0-9]*.json")}
+    assert 3 <= len(done) < 60
+    for name in done:
+        assert read_nuclei(tmp_path, name)
+        assert cv2.imread(str(tmp_path / "out" / "overlay" / f"{name}.png")).shape == (400, 400, 3)
+    report = run(manager, tmp_path)
+    assert set(report.skipped) >= done
+    assert len(report.skipped) + len(report.done) == 60
+    assert process.returncode != 0
+    assert os.path.exists(tmp_path / "out" / "json" / "59.json")
+
+
+def test_the_network_and_post_processing_overlap(manager, tmp_path, monkeypatch):
+    """While the network works on one image, the last one is being post-processed."""
+    spans = {"net": [], "post": []}
+    forward, place = manager.net.forward, infer.tile_stream.WorkerPool.submit
+
+    def slow_forward(imgs):
+        start = time.perf_counter()
+        time.sleep(0.05)
+        result = forward(imgs)
+        spans["net"].append((start, time.perf_counter()))
+        return result
+
+    def slow_submit(self, name, job):
+        start = time.perf_counter()
+        time.sleep(0.04)
+        place(self, name, job)
+        spans["post"].append((start, time.perf_counter()))
+
+    monkeypatch.setattr(manager.net, "forward", slow_forward)
+    monkeypatch.setattr(infer.tile_stream.WorkerPool, "submit", slow_submit)
+    for number in range(6):
+        paint(tmp_path, f"{number}.png", (100, 100))
+    run(manager, tmp_path, batch_size=1)
+    overlaps = sum(a[0] < b[1] and b[0] < a[1] for a in spans["net"] for b in spans["post"])
+    assert overlaps >= 4
+
+
+def test_real_image_with_the_shipped_network(shared, tmp_path):
+    """On real H&E tissue, nuclei are where the pathologists drew them (not a score: these were training images)."""
+    source = sorted((shared / "data" / "kumar" / "Train" / "Images").glob("*.png"))[0]
+    image = cv2.imread(str(source))[:512, :512]
+    label = scipy.io.loadmat(source.parents[1] / "Labels" / f"{source.stem}.mat")["inst_map"][:512, :512]
+    (tmp_path / "in").mkdir()
+    cv2.imwrite(str(tmp_path / "in" / "he.png"), image)
+    model = sorted((ROOT / "pretrained").glob("*.tar"))[0]
+    torch.manual_seed(0)
+    report = run(InferManager({"model_path": model}, gpu=""), tmp_path, mpp=0.25)
+    found = scipy.io.loadmat(tmp_path / "out" / "mat" / "he.mat")["inst_map"]
+    assert report.done == ["he"]
+    dice = 2 * ((found > 0) & (label > 0)).sum() / ((found > 0).sum() + (label > 0).sum())
+    assert dice > 0.7
+    assert 0.6 < len(np.unique(found)) / len(np.unique(label)) < 1.6

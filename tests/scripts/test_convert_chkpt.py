@@ -1,0 +1,42 @@
+"""`convert_chkpt_tf2pytorch.py`."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+import convert_chkpt_tf2pytorch as script
+from models.hovernet.checkpoint import load_checkpoint
+from models.hovernet.net_desc import create_model
+
+
+def call(monkeypatch, *argv):
+    monkeypatch.setattr(sys, "argv", ["convert_chkpt_tf2pytorch.py", *map(str, argv)])
+    return script.main()
+
+
+def test_a_checkpoint_is_written_under_our_names(tmp_path, monkeypatch, capsys):
+    net = create_model("original", nr_types=3, width=0.125)
+    torch.save({f"module.{k}": v for k, v in net.state_dict().items()}, tmp_path / "a.pth")
+    assert call(monkeypatch, f"--tf_path={tmp_path / 'a.pth'}", f"--pt_path={tmp_path / 'new' / 'a.tar'}") == 0
+    assert "original, 3 types, width 0.125, 798 tensors" in capsys.readouterr().out
+    desc = torch.load(tmp_path / "new" / "a.tar", weights_only=True)["desc"]
+    assert desc.keys() == net.state_dict().keys()
+    assert load_checkpoint(tmp_path / "new" / "a.tar").nr_types == 3
+
+
+def test_nothing_is_overwritten_unasked(tmp_path, monkeypatch, capsys):
+    torch.save(create_model("fast", width=0.125).state_dict(), tmp_path / "a.pth")
+    (tmp_path / "a.tar").write_text("mine")
+    argv = [f"--tf_path={tmp_path / 'a.pth'}", f"--pt_path={tmp_path / 'a.tar'}"]
+    assert call(monkeypatch, *argv) == 1
+    assert "--overwrite" in capsys.readouterr().err
+    assert (tmp_path / "a.tar").read_text() == "mine"
+    assert call(monkeypatch, "--overwrite", *argv) == 0
+
+
+def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys):
+    assert call(monkeypatch, f"--tf_path={tmp_path / 'no.npz'}", f"--pt_path={tmp_path / 'a.tar'}") == 1
+    assert "no.npz" in capsys.readouterr().err
+    assert not (tmp_path / "a.tar").exists()

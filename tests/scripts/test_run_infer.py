@@ -1,0 +1,165 @@
+"""`run_infer.py` as a user calls it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+import cv2
+import numpy as np
+import pytest
+from conftest import ROOT
+from skimage.data import immunohistochemistry
+
+import run_infer
+from models.hovernet.checkpoint import save_weights
+from models.hovernet.net_desc import create_model
+
+MODEL = sorted((ROOT / "pretrained").glob("*.tar"))[0]
+
+
+@pytest.fixture
+def images(tmp_path):
+    """A folder with one real image, whose name has dots and a space."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    cv2.imwrite(str(folder / "TCGA-1.2 x.png"), immunohistochemistry()[:200, :300, ::-1])
+    return folder
+
+
+def call(images, *common, tile=(), first=("--gpu=", "--nr_post_proc_workers=0")):
+    out = images.parent / "out"
+    return run_infer.main([*first, *common, "tile", f"--input_dir={images}", f"--output_dir={out}", *tile])
+
+
+def test_a_run_ends_with_one_line_that_says_it_all(images, capsys):
+    assert call(images, f"--model_path={MODEL}") == 0
+    line = capsys.readouterr().out.strip()
+    nuclei = json.loads((images.parent / "out" / "json" / "TCGA-1.2 x.json").read_text())["nuc"]
+    assert line.startswith(f"{len(nuclei)} nuclei (nucleus {len(nuclei)}) in 1 images, 0 skipped, 0 failed")
+    assert line.endswith(str(images.parent / "out" / "overlay"))
+    assert len(nuclei) > 5
+
+
+def test_p33_trailing_slashes_and_full_stems(images, capsys):
+    out = images.parent / "with slash"
+    argv = [f"--model_path={MODEL}", "--gpu=", "--nr_post_proc_workers=0", "tile", f"--input_dir={images}/"]
+    assert run_infer.main([*argv, f"--output_dir={out}/"]) == 0
+    assert (out / "overlay" / "TCGA-1.2 x.png").is_file()
+
+
+def test_the_original_run_book_parses(images, capsys):
+    """Every option of the original, by its name, as its run_tile.sh writes them."""
+    path = images.parent / "typed.tar"
+    save_weights(path, create_model("fast", nr_types=6, width=0.125).state_dict())
+    common = [
+        "--gpu=1",
+        "--nr_types=6",
+        f"--type_info_path={ROOT / 'type_info.json'}",
+        "--batch_size=64",
+        "--model_mode=fast",
+        f"--model_path={path}",
+        "--nr_inference_workers=8",
+        "--nr_post_proc_workers=0",
+    ]
+    assert call(images, *common, tile=["--mem_usage=0.1", "--draw_dot", "--save_qupath"], first=()) == 0
+    header = json.loads((images.parent / "out" / "json" / "TCGA-1.2 x.json").read_text())
+    assert header["types"]["1"] == ["neopla", [255, 0, 0]]
+    assert header["mag"] is None
+    assert header["slide"]["name"] == "TCGA-1.2 x.png"
+
+
+@pytest.mark.parametrize(
+    ("common", "tile", "said"),
+    [
+        ([], [], "--model_path"),
+        (["--model_path=nowhere.tar"], [], "nowhere.tar"),
+        ([f"--model_path={MODEL}", "--nr_types=5"], [], "--nr_types=5"),
+        ([f"--model_path={MODEL}", "--model_mode=original"], [], "`fast` network"),
+        ([f"--model_path={MODEL}", "--batch_size=many"], [], "--batch_size takes a whole number"),
+        ([f"--model_path={MODEL}", "--type_info_path=nowhere.json"], [], "nowhere.json"),
+        ([f"--model_path={MODEL}", "--window=257"], [], "try 256 or 264"),
+        ([f"--model_path={MODEL}", "--precision=int8"], [], "--precision"),
+        ([f"--model_path={MODEL}"], ["--pattern=*.tif"], "no file matches"),
+        ([f"--model_path={MODEL}"], ["--mem_usage=2"], "--mem_usage"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_1(images, capsys, common, tile, said):
+    assert call(images, *common, tile=tile) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("run_infer.py: ")
+    assert said in error
+    assert not (images.parent / "out").exists()
+
+
+def test_p28_no_default_is_a_pair_of_quotes():
+    for text in (run_infer.__doc__, run_infer.TILE_CLI):
+        assert "[default: '']" not in text
+        assert '[default: ""]' not in text
+
+
+def test_p30_default_colours_are_readable_and_plain_integers(images):
+    from infer.base import InferManager
+
+    path = images.parent / "typed.tar"
+    save_weights(path, create_model("fast", nr_types=6, width=0.125).state_dict())
+    info = InferManager({"model_path": path}, gpu="").type_info_dict
+    colours = [info[k][1] for k in range(1, 6)]
+    assert all(type(v) is int and 0 <= v <= 255 for colour in colours for v in colour)
+    assert min(max(colour) for colour in colours) > 150
+    distances = [np.abs(np.subtract(a, b)).sum() for i, a in enumerate(colours) for b in colours[:i]]
+    assert min(distances) > 100
+
+
+def test_types_of_the_checkpoint_are_used(images):
+    from infer.base import InferManager
+
+    path = images.parent / "named.tar"
+    meta = {"types": {"1": ["positive", [1, 2, 3]], "2": ["negative", [4, 5, 6]]}, "mpp": 0.5}
+    save_weights(path, create_model("fast", nr_types=3, width=0.125).state_dict(), meta)
+    manager = InferManager({"model_path": path}, gpu="")
+    assert manager.type_info_dict[1] == ("positive", (1, 2, 3))
+    assert manager.model_mpp == 0.5
+
+
+def test_help_answers_at_once_and_commands_have_their_own():
+    start = time.perf_counter()
+    shown = subprocess.run(
+        [sys.executable, ROOT / "run_infer.py", "--help"], capture_output=True, text=True, check=True
+    )
+    assert time.perf_counter() - start < 2  # no torch is imported for it (0.1 s when nothing else runs)
+    assert "--model_path" in shown.stdout
+    tile = subprocess.run(
+        [sys.executable, ROOT / "run_infer.py", "tile", "--help"], capture_output=True, text=True, check=True
+    )
+    assert "--mem_usage" in tile.stdout
+
+
+def test_as_a_process_with_spawned_workers(images, tmp_path):
+    """The script as it is started, from another folder, with worker processes; a bad file makes the exit code 1."""
+    (images / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    command = [
+        sys.executable,
+        ROOT / "run_infer.py",
+        "--gpu=",
+        f"--model_path={MODEL}",
+        "--nr_post_proc_workers=2",
+        "tile",
+    ]
+    ended = subprocess.run(
+        [*command, f"--input_dir={images}", f"--output_dir={tmp_path / 'out'}"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert ended.returncode == 1, ended.stderr
+    assert "broken.png" in ended.stderr
+    assert "1 images, 0 skipped, 1 failed" in ended.stdout
+    assert (tmp_path / "out" / "mat" / "TCGA-1.2 x.mat").is_file()
+
+
+def test_unknown_command(capsys):
+    assert run_infer.main(["--model_path=x", "wsi2"]) == 2
+    assert "wsi2" in capsys.readouterr().err
