@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +23,8 @@ NR_TYPES = 5
 FORWARD_TOLERANCE = 1e-4
 METRIC_TOLERANCE = 1e-9
 TARGET_TOLERANCE = 1e-6
+# Today's OpenCV does not take the colours that the original makes without this file.
+TYPE_INFO = Path(__file__).resolve().parents[1] / "type_info.json"
 SHIPPED = Path(__file__).resolve().parents[1] / "pretrained" / "hovernet_fast_w025_20x_interim.tar"
 
 
@@ -240,7 +243,7 @@ def tile(upstream: Upstream, device: str, runs: int) -> Iterator[Pair]:
         cv2.imwrite(str(root / "in" / "tile.png"), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
         torch.manual_seed(0)
         net = create_model("fast", nr_types=NR_TYPES)
-        _teach_colour(net)
+        _settle(net, image)
         torch.save({"desc": net.state_dict()}, root / "net.tar")
         method = {"model_path": str(root / "net.tar"), "model_args": {"nr_types": NR_TYPES, "mode": "fast"}}
         run_args = {
@@ -256,34 +259,44 @@ def tile(upstream: Upstream, device: str, runs: int) -> Iterator[Pair]:
             "save_raw_map": False,
         }
         with upstream.active():
-            their_manager = upstream.load("infer.tile").InferManager(type_info_path=None, method=method)
-        our_manager = InferManager(method, gpu="" if device == "cpu" else "0")
+            their_manager = upstream.load("infer.tile").InferManager(type_info_path=str(TYPE_INFO), method=method)
+        our_manager = InferManager(method, TYPE_INFO, gpu="" if device == "cpu" else "0")
 
         def theirs():
-            with upstream.active(), contextlib.redirect_stderr(None):
+            with upstream.active(), contextlib.redirect_stderr(io.StringIO()):
                 their_manager.process_file_list({**run_args, "output_dir": str(root / "theirs")})
 
         def ours():
-            with contextlib.redirect_stderr(None):
+            with contextlib.redirect_stderr(io.StringIO()):
                 our_manager.process_file_list({**run_args, "output_dir": str(root / "ours"), "overwrite": True})
 
         seconds = in_turn(theirs, ours, runs)[:2]
-        same, count = _same_files(root)
-        remark = f"{count} nuclei, " + ("the same" if same else "DIFFERENT")
-        yield Pair("tile run, fast, 512 px, files included", *seconds, same, remark)
+        shared, count = _shared_nuclei(root)
+        yield Pair(
+            "tile run, fast, 512 px, files included", *seconds, shared == count, f"{shared} of {count} nuclei the same"
+        )
 
 
-def _teach_colour(net) -> None:
-    """Make a random network find purple: its NP head gets a bias, so that there is something to post-process."""
-    torch.nn.init.constant_(net.decoder["np"].u0.conv.bias, 0.0)
+def _settle(net, image: np.ndarray) -> None:
+    """Let the batch norms of a random network see the image, so that its outputs have a trained one's scale."""
+    patch = torch.from_numpy(image[None, :256, :256]).permute(0, 3, 1, 2).float()
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None  # a plain average of what it has seen
+    with torch.no_grad():
+        net.train()(patch)
+    net.eval()
 
 
-def _same_files(root: Path) -> tuple[bool, int]:
+def _shared_nuclei(root: Path) -> tuple[int, int]:
+    """Return how many nuclei have the same outline and type in both results, and how many there are in all."""
     import json
 
-    results = [json.loads((root / side / "json" / "tile.json").read_text())["nuc"] for side in ("theirs", "ours")]
-    theirs, ours = results
-    same = theirs.keys() == ours.keys() and all(
-        theirs[key]["type"] == ours[key]["type"] and theirs[key]["contour"] == ours[key]["contour"] for key in theirs
+    theirs, ours = (
+        {
+            json.dumps([nucleus["contour"], nucleus["type"]])
+            for nucleus in json.loads((root / side / "json" / "tile.json").read_text())["nuc"].values()
+        }
+        for side in ("theirs", "ours")
     )
-    return same, len(ours)
+    return len(theirs & ours), len(theirs | ours)

@@ -60,8 +60,8 @@ def test_chunks_are_all_patches_once_and_no_larger_than_asked(max_side):
     for rows, cols in grid.chunks((1, grid.rows), (0, grid.cols), max_side):
         y0, x0, y1, x1 = grid.input_box(rows, cols)
         single = rows[1] - rows[0] == 1, cols[1] - cols[0] == 1
-        assert (y1 - y0 <= max_side or single[0])
-        assert (x1 - x0 <= max_side or single[1])
+        assert y1 - y0 <= max_side or single[0]
+        assert x1 - x0 <= max_side or single[1]
         corners = grid.output_corners(rows, cols)
         assert (corners[0] - 2 == (y0, x0)).all()
         assert (corners[-1] - 2 + 9 == (y1, x1)).all()
