@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from skimage import morphology
 
 # Top-level names that both repositories have.
 _SHARED_NAMES = (
@@ -89,6 +90,13 @@ def _todays_libraries() -> Iterator[None]:
         if name not in sys.modules and _is_missing(name.split(".")[0]):
             sys.modules[name] = _Stub(name)
     np.lib.pad = np.pad
+    remove_small = morphology.remove_small_objects
+
+    def remove_smaller(ar, min_size=64, **kwargs):
+        # an object of `min_size` px stayed, before scikit-image 0.26
+        return remove_small(ar, max_size=min_size - 1, **kwargs)
+
+    morphology.remove_small_objects = remove_smaller
     with_sctypes = not hasattr(np, "sctypes")
     if with_sctypes:  # imgaug 0.4.0
         np.sctypes = {"float": [np.float16, np.float32, np.float64], "int": [np.int8, np.int16, np.int32, np.int64]}
@@ -98,6 +106,7 @@ def _todays_libraries() -> Iterator[None]:
     finally:
         warnings.warn = warn
         del np.lib.pad
+        morphology.remove_small_objects = remove_small
         if with_sctypes:
             del np.sctypes
 

@@ -50,3 +50,10 @@ def visualize_instances_dict(
             centre = tuple(int(v) for v in info["centroid"])
             cv2.circle(overlay, centre, DOT_RADIUS_PX, DOT_COLOUR, -1)
     return overlay
+
+
+def colorize(plane: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Paint a (H, W) map in blue (`low`) to red (`high`), values outside clipped; returns (H, W, 3) uint8, RGB."""
+    scaled = np.clip((plane.astype(np.float32) - low) / (high - low), 0, 1)
+    bgr = cv2.applyColorMap(np.rint(scaled * 255).astype(np.uint8), cv2.COLORMAP_JET)
+    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)

@@ -14,6 +14,11 @@ from torch import Tensor, nn
 BN_EPS = 1e-5
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the network inside a DataParallel or DistributedDataParallel wrapper, or the network itself."""
+    return getattr(model, "module", model)
+
+
 def crop_op(x: Tensor, cropping, data_format: str = "NCHW") -> Tensor:
     """Cut `cropping` = (rows, columns) off an image batch in all, half on either side (the odd one at the end)."""
     top, left = cropping[0] // 2, cropping[1] // 2

@@ -1,4 +1,4 @@
-"""One step of training, validation and inference: what happens to one batch."""
+"""What happens to one batch: the inference step, and the steps of training under the names that people call."""
 
 from __future__ import annotations
 
@@ -7,10 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .train_step import proc_valid_step_output, train_step, valid_step, viz_step_output
 
-def network(model: nn.Module) -> nn.Module:
-    """Return the HoVerNet inside a DataParallel or DistributedDataParallel wrapper, or the network itself."""
-    return getattr(model, "module", model)
+__all__ = [
+    "infer_step",
+    "proc_valid_step_output",
+    "to_prediction_map",
+    "train_step",
+    "valid_step",
+    "viz_step_output",
+]
 
 
 def to_prediction_map(out: dict[str, Tensor], type_probs: bool = False) -> Tensor:

@@ -1,0 +1,203 @@
+"""Augmentation: imgaug pipelines with upstream's ranges and order, and the functions they are made of.
+
+`train_shape_augs` turns and scales image and labels together, `train_input_augs` changes the colours of the image.
+Edit them by hand. Each function takes imgaug's `(images, random_state, parents, hooks)` and changes every image.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import cv2
+import numpy as np
+
+from misc.stain import DAB_RGB, DENSITY_OF_VALUE, EOSIN_RGB, HEMATOXYLIN_RGB, WHITE
+from models.hovernet.targets import fix_mirror_padding
+
+__all__ = ["fix_mirror_padding", "iaa", "train_input_augs", "train_shape_augs", "valid_shape_augs"]
+
+
+@contextlib.contextmanager
+def _numpy_with_sctypes() -> Iterator[None]:
+    """Give NumPy back the one name that imgaug 0.4.0 reads at import and NumPy 2 dropped."""
+    missing = not hasattr(np, "sctypes")
+    if missing:
+        np.sctypes = {
+            "int": [np.int8, np.int16, np.int32, np.int64],
+            "uint": [np.uint8, np.uint16, np.uint32, np.uint64],
+            "float": [np.float16, np.float32, np.float64],
+        }
+    try:
+        yield
+    finally:
+        if missing:
+            del np.sctypes
+
+
+with _numpy_with_sctypes():
+    from imgaug import augmenters as iaa
+
+# Upstream's ranges: factors, degrees, shares of the side, 8-bit values.
+SCALE = (0.8, 1.2)  # of each axis
+TRANSLATE_SHARE = (-0.01, 0.01)
+SHEAR_DEG = (-5, 5)
+ROTATE_DEG = (-179, 179)
+MAX_BLUR = 3  # kernels of 1, 3 and 5 px
+NOISE_SD = (0.0, 0.05 * 255)
+HUE = (-8, 8)  # of 180
+SATURATION = (-0.2, 0.2)  # added to a factor of 1
+BRIGHTNESS = (-26, 26)
+CONTRAST = (0.75, 1.25)  # factor of the distance to the mean
+# Ours: how much of each stain there is, and how much is added, as Tellez et al. (2018), "Whole-slide mitosis detection
+# in H&E breast histology using PHH3 as a reference to train distilled stain-invariant convolutional networks", IEEE TMI.
+STAIN_FACTOR = (0.75, 1.25)
+STAIN_OFFSET = (-0.03, 0.03)  # optical density
+
+_STAINS = np.array([v / np.linalg.norm(v) for v in (HEMATOXYLIN_RGB, EOSIN_RGB, DAB_RGB)], np.float32)
+_UNMIX = np.linalg.inv(_STAINS).astype(np.float32)
+
+
+def train_shape_augs(input_shape: Sequence[int]) -> iaa.Sequential:
+    """Return what turns, scales and flips image and labels; the centre of `input_shape` (h, w) px is cut out."""
+    return iaa.Sequential(
+        [
+            iaa.Affine(
+                scale={"x": SCALE, "y": SCALE},
+                translate_percent={"x": TRANSLATE_SHARE, "y": TRANSLATE_SHARE},
+                shear=SHEAR_DEG,
+                rotate=ROTATE_DEG,
+                order=0,  # nearest: labels are not mixed
+                backend="cv2",
+            ),
+            iaa.CropToFixedSize(input_shape[1], input_shape[0], position="center"),
+            iaa.Fliplr(0.5),
+            iaa.Flipud(0.5),
+        ]
+    )
+
+
+def valid_shape_augs(input_shape: Sequence[int]) -> iaa.Sequential:
+    """Return what cuts out the centre and changes nothing else."""
+    return iaa.Sequential([iaa.CropToFixedSize(input_shape[1], input_shape[0], position="center")])
+
+
+def train_input_augs(stain_jitter: bool = False) -> iaa.Sequential:
+    """Return what changes the colours of the image.
+
+    Args:
+        stain_jitter: also change the amounts of haematoxylin, eosin and DAB; off in upstream's recipe.
+    """
+    blur_or_noise = iaa.OneOf(
+        [
+            _function(gaussian_blur, max_ksize=MAX_BLUR),
+            _function(median_blur, max_ksize=MAX_BLUR),
+            iaa.AdditiveGaussianNoise(loc=0, scale=NOISE_SD, per_channel=0.5),
+        ]
+    )
+    colours = iaa.Sequential(
+        [
+            _function(add_to_hue, range=HUE),
+            _function(add_to_saturation, range=SATURATION),
+            _function(add_to_brightness, range=BRIGHTNESS),
+            _function(add_to_contrast, range=CONTRAST),
+        ],
+        random_order=True,
+    )
+    stains = [_function(jitter_stains, factor=STAIN_FACTOR, offset=STAIN_OFFSET)] if stain_jitter else []
+    return iaa.Sequential([*stains, blur_or_noise, colours])
+
+
+class _Function(iaa.Augmenter):
+    """Runs one of the functions below on images. (`iaa.Lambda` holds closures, which cannot be sent to a process.)"""
+
+    def __init__(self, function, **options):
+        super().__init__()
+        self.function = function
+        self.options = options
+
+    def _augment_batch_(self, batch, random_state, parents, hooks):
+        if batch.images is not None:
+            batch.images = self.function(batch.images, random_state, parents, hooks, **self.options)
+        return batch
+
+    def get_parameters(self) -> list:
+        return [self.function, self.options]
+
+
+_function = _Function
+
+
+def gaussian_blur(images, random_state, parents, hooks, max_ksize: int = 3) -> list[np.ndarray]:
+    """Blur with a Gaussian of a random odd width and height, up to 2 * `max_ksize` - 1 px."""
+    width, height = (int(size) * 2 + 1 for size in random_state.integers(0, max_ksize, size=(2,)))
+    return [cv2.GaussianBlur(img, (width, height), 0, borderType=cv2.BORDER_REPLICATE) for img in images]
+
+
+def median_blur(images, random_state, parents, hooks, max_ksize: int = 3) -> list[np.ndarray]:
+    """Take the median of a random odd square, up to 2 * `max_ksize` - 1 px."""
+    size = int(random_state.integers(0, max_ksize)) * 2 + 1
+    return [cv2.medianBlur(img, size) for img in images]
+
+
+def add_to_hue(images, random_state, parents, hooks, range=HUE) -> list[np.ndarray]:
+    """Turn the hue; `range` in OpenCV's units, 180 to the circle."""
+    hue = random_state.uniform(*range)
+    turned = []
+    for img in images:
+        hsv = cv2.cvtColor(img, cv2.COLOR_RGB2HSV)
+        hsv[..., 0] = ((np.arange(256) + hue) % 180).astype(np.uint8)[hsv[..., 0]]
+        turned.append(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB))
+    return turned
+
+
+def add_to_saturation(images, random_state, parents, hooks, range=SATURATION) -> list[np.ndarray]:
+    """Move every pixel away from its grey value, or towards it, by the factor 1 + `range`."""
+    value = 1 + random_state.uniform(*range)
+    # value * img + (1 - value) * grey is linear in red, green, blue
+    grey = np.array([0.299, 0.587, 0.114])
+    matrix = value * np.eye(3) + (1 - value) * np.ones((3, 1)) * grey
+    return [cv2.transform(img, matrix) for img in images]
+
+
+def add_to_contrast(images, random_state, parents, hooks, range=CONTRAST) -> list[np.ndarray]:
+    """Multiply the distance of every value to the channel's mean by a factor (upstream's returns its input)."""
+    value = random_state.uniform(*range)
+    changed = []
+    for img in images:
+        mean = np.array(cv2.mean(img)[: img.shape[2]])
+        table = np.arange(256)[:, None] * value + mean * (1 - value)  # (256, C)
+        changed.append(_by_table(img, table))
+    return changed
+
+
+def add_to_brightness(images, random_state, parents, hooks, range=BRIGHTNESS) -> list[np.ndarray]:
+    """Add a number to all values."""
+    value = random_state.uniform(*range)
+    return [_by_table(img, np.arange(256)[:, None] + np.full(img.shape[2], value)) for img in images]
+
+
+def jitter_stains(images, random_state, parents, hooks, factor=STAIN_FACTOR, offset=STAIN_OFFSET) -> list[np.ndarray]:
+    """Change how much haematoxylin, eosin and DAB lies in every pixel (colour deconvolution, see `misc.stain`).
+
+    Args:
+        factor: range of the factors of the three optical densities.
+        offset: range of what is added to them.
+    """
+    factors = random_state.uniform(*factor, size=3)
+    offsets = random_state.uniform(*offset, size=3)
+    # unmix, scale, mix again: one matrix; the offsets are added after mixing
+    matrix = (_UNMIX * factors @ _STAINS).T  # acts on columns
+    affine = np.concatenate([matrix, (offsets @ _STAINS)[:, None]], axis=1).astype(np.float32)
+    jittered = []
+    for img in images:
+        density = cv2.transform(DENSITY_OF_VALUE[img], affine)
+        light = cv2.exp(density * np.float32(-np.log(10)))
+        jittered.append(cv2.convertScaleAbs(light, alpha=WHITE))
+    return jittered
+
+
+def _by_table(img: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Replace the values of an (H, W, C) image by those of a (256, C) table, clipped and cut to whole numbers."""
+    table = np.clip(table, 0, 255).astype(np.uint8)
+    return cv2.LUT(img, table[None])

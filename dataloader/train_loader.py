@@ -1,0 +1,132 @@
+"""From patches on disk to what a training step takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from misc.utils import cropping_center
+
+from . import augs
+
+# Types that imgaug's OpenCV backend turns without a detour through float64.
+_FAST_TYPES = (np.uint8, np.uint16, np.int16)
+
+
+class FileLoader(Dataset):
+    """Loads patches, augments them, and makes the training targets.
+
+    A sample depends on the seed, the epoch and its number alone: not on the worker that loads it, nor on what was
+    loaded before. So a run that was interrupted goes on with the same batches.
+
+    Args:
+        file_list: `.npy` patches (H, W, 4) [R, G, B, instance] or (H, W, 5) with types.
+        with_type: whether samples have a `tp_map`.
+        input_shape: (h, w) of the network's input.
+        mask_shape: (h, w) of its output.
+        mode: `train` augments, `valid` cuts out the centre.
+        setup_augmentor: kept for old callers, as is the method of that name; nothing needs to be set up.
+        target_gen: (function, keyword arguments) that makes `np_map` and `hv_map` from (instances, mask_shape).
+        seed: of the augmentation.
+        stain_jitter: also change the amounts of the stains, see `augs.train_input_augs`.
+
+    Raises:
+        ValueError: another mode.
+    """
+
+    def __init__(
+        self,
+        file_list: Sequence[str | Path],
+        with_type: bool = False,
+        input_shape: Sequence[int] | None = None,
+        mask_shape: Sequence[int] | None = None,
+        mode: str = "train",
+        setup_augmentor: bool = True,
+        target_gen: tuple[Callable, dict] | None = None,
+        seed: int = 0,
+        stain_jitter: bool = False,
+    ):
+        if mode not in ("train", "valid"):
+            raise ValueError(f"mode must be `train` or `valid`, got `{mode}`")
+        if input_shape is None or mask_shape is None or target_gen is None:
+            raise ValueError("FileLoader needs input_shape, mask_shape and target_gen")
+        self.info_list = list(file_list)
+        self.with_type = with_type
+        self.input_shape = tuple(input_shape)
+        self.mask_shape = tuple(mask_shape)
+        self.mode = mode
+        self.target_gen_func, self.target_gen_kwargs = target_gen
+        self.stain_jitter = stain_jitter
+        self.seed = seed
+        self.epoch = 0
+        self.shape_augs = self.input_augs = None
+        self.setup_augmentor(0, seed)
+
+    def setup_augmentor(self, worker_id: int, seed: int) -> None:
+        """Make the pipelines; `worker_id` changes nothing."""
+        self.seed = seed
+        if self.mode == "train":
+            self.shape_augs = augs.train_shape_augs(self.input_shape)
+            self.input_augs = augs.train_input_augs(self.stain_jitter)
+        else:
+            self.shape_augs, self.input_augs = augs.valid_shape_augs(self.input_shape), None
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to an epoch: other random numbers."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.info_list)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        """Return one sample.
+
+        Returns:
+            `img` (H, W, 3) uint8, `np_map` (h, w) int32, `hv_map` (h, w, 2) float32, and with types `tp_map` (h, w)
+            int32.
+
+        Raises:
+            ValueError: the patch cannot be read, or has no types although they are asked for.
+        """
+        patch = _read(self.info_list[index], self.with_type)
+        shape_seed, input_seed = np.random.SeedSequence((self.seed, self.epoch, index)).generate_state(2).tolist()
+        # image and labels in one array: what is done to one is done to the other
+        self.shape_augs.seed_(shape_seed)
+        patch = self.shape_augs.augment_image(_at_least(patch, self.input_shape))
+        image = np.ascontiguousarray(patch[..., :3], np.uint8)
+        labels = patch[..., 3:].astype(np.int32)
+        if self.input_augs is not None:
+            self.input_augs.seed_(input_seed)
+            image = self.input_augs.augment_image(image)
+        sample = {"img": image}
+        if self.with_type:
+            sample["tp_map"] = np.ascontiguousarray(cropping_center(labels[..., 1], self.mask_shape))
+        sample.update(self.target_gen_func(labels[..., 0], self.mask_shape, **self.target_gen_kwargs))
+        return sample
+
+
+def _read(path: str | Path, with_type: bool) -> np.ndarray:
+    """Read a patch, in the smallest type that the augmentation is quick with."""
+    try:
+        patch = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"{path} is no readable .npy array: {error}") from error
+    if patch.ndim != 3 or patch.shape[2] < 4 + with_type:
+        raise ValueError(
+            f"{path} has shape {patch.shape}; (H, W, {4 + with_type}) was expected [R, G, B, inst{', type'[: 6 * with_type]}]"
+        )
+    if patch.dtype in _FAST_TYPES:
+        return patch
+    return patch.astype(np.uint16 if patch.max(initial=0) < 2**16 else np.float64)
+
+
+def _at_least(patch: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Reflect a patch at its edges, as often as it takes, to (h, w) px; larger ones are returned as they are."""
+    missing = [max(want - have, 0) for want, have in zip(shape, patch.shape, strict=False)]
+    if not any(missing):
+        return patch
+    margins = [(side // 2, side - side // 2) for side in missing]
+    return np.pad(patch, [*margins, (0, 0)], mode="symmetric")

@@ -1,0 +1,212 @@
+"""Weights to start from: an ImageNet encoder, or a whole HoVer-Net to fine-tune.
+
+Two families of pre-activation ResNet50 weights are known: the file the original recipe names
+(`ImageNet-ResNet50-Preact_pytorch.tar`, our own tensor names without decoders), and timm's `resnetv2_50`.
+Loading is strict: what may be missing or left over is declared here and said aloud, anything else is an error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .checkpoint import CheckpointError, _read_torch, load_checkpoint
+from .net_desc import HoVerNet
+
+# What an ImageNet encoder cannot know of HoVer-Net.
+_NOT_IN_ENCODER = ("decoder.", "conv_bot.", "upsample2x.")
+# The ImageNet classifier and TensorPack's counters, which HoVer-Net has no place for.
+_CLASSIFIER = ("head.", "fc.", "linear.", "classifier.")
+# The layer of the TP branch whose shape is the number of types.
+_TP_HEAD = "decoder.tp.u0.conv."
+# Input that timm's `resnetv2_50.a1h_in1k` expects, for RGB from 0 to 1 (its model card).
+TIMM_MEAN = TIMM_STD = (0.5, 0.5, 0.5)
+_RENAMES_IN_TIMM_BLOCK = {
+    "conv1": "conv1",
+    "norm2": "conv1/bn",
+    "conv2": "conv2",
+    "norm3": "conv2/bn",
+    "conv3": "conv3",
+    "norm1": "preact/bn",
+}
+_NAMES_OF_WAYS_ON = (
+    "ways on: put the file there; or name another one in `pretrained` of the recipe (the original "
+    "Preact-ResNet50 file, timm's resnetv2_50 as .pth, .bin or .safetensors, or any HoVer-Net checkpoint); "
+    "or `pretrained: None` to start from random weights"
+)
+
+
+def check_pretrained(path: str | Path) -> Path:
+    """Return `path` if there is such a file.
+
+    Raises:
+        FileNotFoundError: there is none; the message says what to do.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no pretrained weights at {path}; {_NAMES_OF_WAYS_ON}")
+    return path
+
+
+def load_pretrained(
+    net: HoVerNet, path: str | Path, normalisation: tuple | None = None, say: Callable[[str], None] = print
+) -> None:
+    """Fill `net` from an ImageNet encoder or a HoVer-Net checkpoint, whichever the file is.
+
+    Args:
+        net: the network; its TP branch may have another number of types than the checkpoint's.
+        path: `.tar`, `.pth`, `.bin`, `.safetensors` or `.npz`.
+        normalisation: (mean, std), three numbers each, of RGB from 0 to 1 that an encoder expects; `None` takes 0.5 for
+            timm's, and nothing for the original file, as upstream does.
+        say: told in one line what was loaded and what stays random.
+
+    Raises:
+        FileNotFoundError: no such file.
+        CheckpointError: the file is neither, or does not fit.
+    """
+    path = check_pretrained(path)
+    encoder = _read_encoder(path)
+    if encoder is None:
+        checkpoint = load_checkpoint(path)
+        say(f"{path}: {load_for_finetuning(net, checkpoint.state_dict)}")
+        return
+    if any(name.startswith("stages.") for name in encoder):
+        encoder = convert_timm(encoder)
+        normalisation = normalisation or (TIMM_MEAN, TIMM_STD)
+    if normalisation is not None:
+        encoder = fold_normalisation(encoder, *normalisation)
+    load_encoder(net, encoder, path)
+    say(f"{path}: ImageNet encoder loaded; conv_bot and the decoders start from random weights")
+
+
+def convert_timm(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the tensors of timm's `resnetv2_50` to HoVer-Net's; the classifier is left out.
+
+    timm keeps the normalisation before a stage as `norm1` of its first block; in HoVer-Net it ends the module before:
+    `conv0.bn` for the first stage, `d<n-1>.blk_bna.bn` for the others, and timm's last `norm` is `d3.blk_bna.bn`.
+
+    Raises:
+        CheckpointError: a name that is not timm's.
+    """
+    return {_timm_name(name): value for name, value in state.items() if not name.startswith(_CLASSIFIER)}
+
+
+def _timm_name(name: str) -> str:
+    if name == "stem.conv.weight":
+        return "conv0./.weight"
+    if name.startswith("norm."):
+        return name.replace("norm.", "d3.blk_bna.bn.", 1)
+    match = re.fullmatch(r"stages\.(\d)\.blocks\.(\d+)\.(downsample\.conv|conv\d|norm\d)\.(\w+)", name)
+    if match is None:
+        raise CheckpointError(f"`{name}` is no tensor of timm's resnetv2_50 (pre-activation, BatchNorm)")
+    stage, block, layer, tensor = int(match[1]), int(match[2]), match[3], match[4]
+    if layer == "downsample.conv":
+        return f"d{stage}.shortcut.{tensor}"
+    if layer == "norm1" and block == 0:
+        return f"conv0.bn.{tensor}" if stage == 0 else f"d{stage - 1}.blk_bna.bn.{tensor}"
+    return f"d{stage}.units.{block}.{_RENAMES_IN_TIMM_BLOCK[layer]}.{tensor}"
+
+
+def fold_normalisation(state: dict[str, Tensor], mean, std) -> dict[str, Tensor]:
+    """Fold `(x - mean) / std` into `conv0` and its batch norm, so that the network takes x from 0 to 1.
+
+    conv(( x - m) / s) = conv'(x) + b with conv' = conv / s and b = -sum(conv' * m); the batch norm after it subtracts
+    its running mean, which takes up b. Exact wherever the convolution sees no zero padding.
+    """
+    mean = torch.as_tensor(mean, dtype=torch.float64).view(1, -1, 1, 1)
+    std = torch.as_tensor(std, dtype=torch.float64).view(1, -1, 1, 1)
+    weight = state["conv0./.weight"]
+    scaled = weight.double() / std  # (out, 3, 7, 7)
+    shift = (scaled * mean).sum((1, 2, 3))  # -b, (out,)
+    running_mean = state["conv0.bn.running_mean"]
+    return {
+        **state,
+        "conv0./.weight": scaled.to(weight.dtype),
+        "conv0.bn.running_mean": (running_mean.double() + shift).to(running_mean.dtype),
+    }
+
+
+def load_encoder(net: HoVerNet, state: dict[str, Tensor], source: str | Path = "the encoder") -> None:
+    """Load exactly the encoder; the decoders and `conv_bot` keep their random weights.
+
+    Raises:
+        CheckpointError: other tensors than those are missing, some are left over, or shapes differ.
+    """
+    own = net.state_dict()
+    # TensorFlow has no counters of batches; they change nothing at HoVer-Net's fixed momentum
+    missing = [
+        name
+        for name in own
+        if name not in state and not name.startswith(_NOT_IN_ENCODER) and not name.endswith("num_batches_tracked")
+    ]
+    unknown = [name for name in state if name not in own and not name.startswith(_CLASSIFIER)]
+    fitting = {name: value for name, value in state.items() if name in own and name not in unknown}
+    wrong = [name for name, value in fitting.items() if value.shape != own[name].shape]
+    if missing or unknown or wrong:
+        raise CheckpointError(
+            f"{source} is no encoder for this network: {_list('missing', missing)}{_list('unknown', unknown)}"
+            f"{_list('of another shape', wrong)}(width {net.width}; ImageNet weights fit width 1.0 alone)"
+        )
+    net.load_state_dict({**own, **fitting})
+
+
+def load_for_finetuning(net: HoVerNet, state: dict[str, Tensor]) -> str:
+    """Load a HoVer-Net checkpoint; only a TP head that does not fit is left as it is.
+
+    Returns:
+        One line that says what was loaded and what was not.
+
+    Raises:
+        CheckpointError: anything but the TP branch differs.
+    """
+    own = net.state_dict()
+    new = [name for name in own if name not in state]
+    dropped = [name for name in state if name not in own]
+    resized = [name for name in own if name in state and own[name].shape != state[name].shape]
+    typing = [name for name in new + dropped if not name.startswith("decoder.tp.")]
+    if typing or any(not name.startswith(_TP_HEAD) for name in resized):
+        raise CheckpointError(
+            "the pretrained checkpoint is of another network: "
+            + _list("missing", [n for n in new if n in typing])
+            + _list("unknown", [n for n in dropped if n in typing])
+            + _list("of another shape", resized)
+            + f"(this network: mode `{net.mode}`, width {net.width})"
+        )
+    net.load_state_dict(
+        {**own, **{name: value for name, value in state.items() if name in own and name not in resized}}
+    )
+    if new:
+        return f"checkpoint without types; the whole TP branch ({net.nr_types} types) starts from random weights"
+    if dropped:
+        return "checkpoint with types; its TP branch is left out, this network has none"
+    if resized:
+        found = state[resized[0]].shape[0]
+        return f"checkpoint of {found} types, this network has {net.nr_types}: the TP head is new, the rest is loaded"
+    return "every tensor loaded"
+
+
+def _read_encoder(path: Path) -> dict[str, Tensor] | None:
+    """Read an encoder file; `None` where the file is something else."""
+    if path.suffix == ".npz":
+        return None
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        tensors = load_file(path)
+    else:
+        tensors, _ = _read_torch(path)
+    state = {name.removeprefix("module."): value for name, value in tensors.items()}
+    is_timm = "stem.conv.weight" in state
+    is_original = "conv0./.weight" in state and not any(name.startswith("decoder.") for name in state)
+    return state if is_timm or is_original else None
+
+
+def _list(what: str, names: list[str]) -> str:
+    """Name the first few tensors; pages of them help nobody."""
+    if not names:
+        return ""
+    return f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}); "

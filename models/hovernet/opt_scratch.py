@@ -1,0 +1,75 @@
+"""The recipe of the checkpoint that ships: a narrow network from random weights, one phase, affordable on a CPU.
+
+From shared/checkpoints/README.md of the project's start: AdamW with warm-up and cosine decay, clipped gradients, twice
+the HV error, and `msge` along the paper's axes, with which the HV branch learns at once. Made for patches of 0.5 um/px.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import optim
+
+from run_utils.callbacks.base import ScheduleLr
+from run_utils.engine import Events
+
+from .net_desc import create_model
+from .opt import get_engines
+from .targets import gen_targets, prep_sample
+
+WIDTH = 0.25  # of HoVer-Net's channels
+NR_EPOCHS = 60
+WARMUP_STEPS = 60
+
+
+def get_config(nr_type: int | None, mode: str) -> dict:
+    """Return the recipe; arguments as in `opt.get_config`."""
+    net = {
+        "desc": lambda: create_model(input_ch=3, nr_types=nr_type, freeze=False, mode=mode, width=WIDTH),
+        "optimizer": [optim.AdamW, {"lr": 2.0e-3, "weight_decay": 1.0e-4}],
+        "lr_scheduler": lambda optimizer, nr_steps: warmup_cosine(optimizer, nr_steps, WARMUP_STEPS),
+        "extra_info": {
+            "loss": {
+                "np": {"bce": 1, "dice": 1},
+                "hv": {"mse": 2, "msge": 1},
+                "tp": {"bce": 1, "dice": 1},
+            },
+            "msge_axis": "paper",
+            "tp_class_weights": None,
+            "clip_grad_norm": 5.0,
+            "amp": "bf16",
+        },
+        "pretrained": None,
+        "pretrained_norm": None,
+    }
+    phase = {
+        "run_info": {"net": net},
+        "target_info": {"gen": (gen_targets, {}), "viz": (prep_sample, {})},
+        "batch_size": {"train": 4, "valid": 8},
+        "nr_epochs": NR_EPOCHS,
+    }
+    engines = get_engines(nr_type)
+    engines["train"]["stain_jitter"] = True
+    # by step, not by epoch: the schedule is the same for any number of patches
+    events = engines["train"]["callbacks"]
+    events[Events.EPOCH_COMPLETED] = [c for c in events[Events.EPOCH_COMPLETED] if not isinstance(c, ScheduleLr)]
+    events[Events.STEP_COMPLETED].insert(0, ScheduleLr())
+    return {"phase_list": [phase], "run_engine": engines}
+
+
+def warmup_cosine(optimizer: optim.Optimizer, nr_steps: int, warmup: int) -> optim.lr_scheduler.LambdaLR:
+    """Rise linearly over `warmup` steps to the optimizer's learning rate, then fall along half a cosine to zero.
+
+    Args:
+        optimizer: what to schedule.
+        nr_steps: steps of the whole run.
+        warmup: steps of the rise; at most a tenth of the run is taken.
+    """
+    warmup = min(warmup, nr_steps // 10)
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, nr_steps - warmup))))
+
+    return optim.lr_scheduler.LambdaLR(optimizer, factor)

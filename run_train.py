@@ -1,0 +1,121 @@
+"""Train HoVer-Net as config.py and its recipe (models/hovernet/opt.py) say.
+
+Usage:
+  run_train.py [--gpu=<ids>] [--resume] [--seed=<n>] [--config=<file>]
+  run_train.py --view=<set> [--view_path=<file>] [--seed=<n>] [--config=<file>]
+  run_train.py (-h | --help)
+  run_train.py --version
+
+Options:
+  -h --help           Show this text.
+  --version           Show the version.
+  --gpu=<ids>         GPUs to use, comma separated, e.g. 0,1; empty for the CPU. Left out: all there are.
+  --resume            Go on where the run in log_dir was interrupted; without it, a log_dir in use is refused.
+  --seed=<n>          Seed of all random numbers, instead of the one in the configuration.
+  --config=<file>     Another file with a class Config. [default: config.py]
+  --view=<set>        Look at batches instead of training: train or valid.
+  --view_path=<file>  Write the first batch to this picture file instead of showing a window.
+
+Several processes, on one machine or many: torchrun --nproc_per_node=4 run_train.py
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+from docopt import docopt
+
+from config import Config
+
+VERSION = "HoVer-Net v1.0"
+ERRORS = (ValueError, OSError, FloatingPointError)
+
+
+class Commands:
+    """What `run_train.py` can do with a configuration; mixed into its class."""
+
+    def run(self, gpu: str | None = None, resume: bool = False) -> None:
+        """Train; `gpu` and `resume` as the options of the command line."""
+        from run_utils import distributed
+
+        self._trainer(gpu, resume).run()
+        distributed.stop()
+
+    def run_once(self, opt: dict, run_engine_opt: dict, log_dir, prev_log_dir=None, fold_idx: int = 0) -> None:
+        """Train one phase of the recipe (`fold_idx` numbers it), into `log_dir`."""
+        trainer = self._trainer(None, False)
+        trainer.prepare()
+        trainer.run_once(opt, run_engine_opt, log_dir, prev_log_dir, fold_idx)
+
+    def view_dataset(self, mode: str = "train", path: str | Path | None = None) -> None:
+        """Show batches as the network gets them, or write the first one to `path`."""
+        from run_utils.viewer import save_picture, show_pictures
+
+        pictures = self._trainer("", False).view_batches(mode)
+        if path is None:
+            show_pictures(pictures, title=f"{mode}: image, NP, HV x, HV y, types")
+        else:
+            save_picture(path, next(iter(pictures)))
+            print(f"first {mode} batch written to {path}")
+
+    def _trainer(self, gpu: str | None, resume: bool):
+        from run_utils import distributed
+        from run_utils.trainer import Trainer, choose_devices
+
+        process = distributed.read_environment()
+        devices = choose_devices(gpu, process)
+        distributed.start(process, devices[0])
+        return Trainer(self, devices, resume, process)
+
+
+class TrainManager(Commands, Config):
+    """The configuration of config.py, and what can be done with it."""
+
+
+def load_manager(path: str | Path) -> type:
+    """Return `TrainManager` for another configuration file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it has no class `Config`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no such configuration file: {path}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not isinstance(getattr(module, "Config", None), type):
+        raise ValueError(f"{path} has no class Config")
+    return type("TrainManager", (Commands, module.Config), {})
+
+
+def main(args: dict) -> None:
+    """Run what the command line asks for."""
+    default = Path(args["--config"]) == Path("config.py")
+    manager = (TrainManager if default else load_manager(args["--config"]))()
+    if args["--seed"] is not None:
+        manager.seed = _whole_number("--seed", args["--seed"])
+    if args["--view"] is None:
+        manager.run(args["--gpu"], args["--resume"])
+    elif args["--view"] in ("train", "valid"):
+        manager.view_dataset(args["--view"], args["--view_path"])
+    else:
+        raise ValueError(f"--view takes train or valid, got `{args['--view']}`")
+
+
+def _whole_number(option: str, text: str) -> int:
+    if not text.isdigit():
+        raise ValueError(f"{option} takes a whole number, got `{text}`")
+    return int(text)
+
+
+if __name__ == "__main__":
+    try:
+        main(docopt(__doc__, version=VERSION))
+    except ERRORS as error:
+        rank = os.environ.get("RANK", "0")
+        sys.exit(f"error: {error}" if rank == "0" else f"error (process {rank}): {error}")

@@ -1,0 +1,86 @@
+"""The effective configuration as plain values: what is saved beside the checkpoints, and compared on a resume."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+import torch
+
+# State of a schedule that changes while it runs, and so is no configuration.
+_SCHEDULE_STATE = ("last_epoch", "lr_lambdas")
+
+
+def describe_config(config, phase: dict, nets: dict) -> dict:
+    """Return what a phase runs with, as values that JSON and a checkpoint can hold.
+
+    Args:
+        config: a `config.Config`.
+        phase: an entry of the recipe's `phase_list`.
+        nets: the networks as the run made them, with optimizer and schedule.
+    """
+    values = {name: plain(value) for name, value in vars(config).items() if name != "model_config"}
+    return {
+        **values,
+        "batch_size": plain(phase["batch_size"]),
+        "nr_epochs": phase["nr_epochs"],
+        "target_info": plain(phase["target_info"]),
+        "nets": {name: _describe_net(info, phase["run_info"][name]) for name, info in nets.items()},
+        "engines": plain(config.model_config["run_engine"]),
+        "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
+    }
+
+
+def _describe_net(info: dict, recipe: dict) -> dict:
+    net = getattr(info["desc"], "module", info["desc"])
+    schedule = info["lr_scheduler"]
+    state = {
+        name: plain(value)
+        for name, value in schedule.state_dict().items()
+        if not name.startswith("_") and name not in _SCHEDULE_STATE
+    }
+    return {
+        "network": {name: plain(getattr(net, name, None)) for name in ("mode", "nr_types", "width", "freeze")},
+        "optimizer": plain(recipe["optimizer"]),
+        "lr_scheduler": {"class": type(schedule).__name__, **state},
+        "extra_info": plain(info["extra_info"]),
+        "pretrained": plain(recipe["pretrained"]),
+        "pretrained_norm": plain(recipe.get("pretrained_norm")),
+    }
+
+
+def plain(value):
+    """Turn a value into None, bool, int, float, str, list or dict; functions and classes become their names."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, dict):
+        return {_key(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    if isinstance(value, Path | torch.device):
+        return str(value)
+    if callable(value):
+        return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__name__)}"
+    if hasattr(value, "__dict__"):  # callbacks: their class and what they were given
+        given = {name: plain(v) for name, v in vars(value).items() if isinstance(v, bool | int | float | str | list)}
+        return {"class": type(value).__name__, **{name: v for name, v in given.items() if not name.startswith("_")}}
+    return str(value)
+
+
+def differences(old: dict, new: dict) -> list[str]:
+    """Return what changed between two described configurations, as `name: old -> new`; nothing where `old` is empty."""
+    if not old:
+        return []
+    before, after = _flat(old), _flat(new)
+    names = sorted(before.keys() | after.keys())
+    return [f"{n}: {before.get(n)} -> {after.get(n)}" for n in names if before.get(n) != after.get(n)]
+
+
+def _flat(value, prefix: str = "") -> dict[str, object]:
+    if isinstance(value, dict):
+        return {name: v for key, entry in value.items() for name, v in _flat(entry, f"{prefix}{key}.").items()}
+    return {prefix.rstrip("."): value}
+
+
+def _key(key) -> str:
+    return getattr(key, "value", None) or str(key)  # an event's name

@@ -1,0 +1,100 @@
+"""Several processes, one run: what torchrun started, and what the ranks have to tell one another.
+
+Without torchrun every function here does what is right for one process, so callers need no second path.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Process:
+    """This process among the others; `local_rank` counts on this machine."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+
+
+def read_environment() -> Process:
+    """Return which process of a torchrun this is; alone without one."""
+    if "WORLD_SIZE" not in os.environ or "RANK" not in os.environ:
+        return Process()
+    return Process(
+        rank=int(os.environ["RANK"]),
+        local_rank=int(os.environ.get("LOCAL_RANK", 0)),
+        world_size=int(os.environ["WORLD_SIZE"]),
+    )
+
+
+def start(process: Process, device: torch.device) -> None:
+    """Meet the other processes, if torchrun started any: NCCL between GPUs, gloo between CPUs."""
+    if "WORLD_SIZE" not in os.environ or dist.is_initialized():
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo", rank=process.rank, world_size=process.world_size
+    )
+
+
+def stop() -> None:
+    """Leave the run."""
+    if is_running():
+        dist.destroy_process_group()
+
+
+def is_running() -> bool:
+    """Whether this process is one of a torchrun."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    """Number of this process; 0 is the one that writes."""
+    return dist.get_rank() if is_running() else 0
+
+
+def world_size() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if is_running() else 1
+
+
+def is_main() -> bool:
+    """Whether this process writes files and prints."""
+    return rank() == 0
+
+
+def gather(value) -> list:
+    """Return every rank's `value` (anything that can be pickled), in order of rank, on every rank."""
+    if not is_running():
+        return [value]
+    gathered = [None] * world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
+def gather_lists(raw: dict[str, list]) -> dict[str, list]:
+    """Join dictionaries of lists over the ranks, key by key."""
+    parts = gather(raw)
+    return {key: [entry for part in parts for entry in part.get(key, [])] for key in _keys(parts)}
+
+
+def _keys(parts: list[dict]) -> list[str]:
+    return list(dict.fromkeys(key for part in parts for key in part))
+
+
+@torch.no_grad()
+def average_buffers(module: nn.Module) -> None:
+    """Give every rank the mean of the ranks' batch-norm statistics; the other buffers are alike anyway."""
+    if not is_running():
+        return
+    for buffer in module.buffers():
+        if buffer.is_floating_point():
+            dist.all_reduce(buffer)
+            buffer /= world_size()

@@ -1,0 +1,88 @@
+"""The files a run writes beside its checkpoints: `stats.json` by epoch, `steps.csv` by step, TensorBoard's events."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+from tqdm import tqdm
+
+from misc.files import write_atomic
+
+from .callbacks.serialize import serialize
+
+
+def read_stats(path: str | Path) -> dict[str, dict[str, float]]:
+    """Read `stats.json`: `{epoch: {"<engine>-<name>": value}}`, epochs as strings; empty where there is no file.
+
+    Raises:
+        ValueError: the file is no JSON.
+    """
+    path = Path(path)
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); remove it to go on without the earlier statistics") from error
+
+
+def truncate_logs(log_dir: str | Path, epoch: int, epoch_step: int) -> None:
+    """Drop what was logged after the moment that a run is taken up from; it will be logged again."""
+    stats_file, steps_file = Path(log_dir, "stats.json"), Path(log_dir, "steps.csv")
+    stats = read_stats(stats_file)
+    write_atomic(stats_file, json.dumps({key: value for key, value in stats.items() if int(key) <= epoch}))
+    if steps_file.is_file():
+        with open(steps_file, newline="") as handle:
+            header, *rows = csv.reader(handle)
+        # a line that a killed run left unfinished is later than any checkpoint
+        rows = [row for row in rows if len(row) == len(header) and _before(row, epoch, epoch_step)]
+        text = io.StringIO()
+        csv.writer(text).writerows([header, *rows])
+        write_atomic(steps_file, text.getvalue())
+
+
+def _before(row: list[str], epoch: int, epoch_step: int) -> bool:
+    return (int(row[0]) - 1, int(row[1])) <= (epoch, epoch_step)
+
+
+def log_epoch(log_info: dict, epoch: int, engine_name: str, output: dict) -> None:
+    """Write `output` (`{"scalar": {name: value}, "image": {name: (H, W, 3)}}`) to console, JSON and TensorBoard.
+
+    Values that `stats.json` already has for this epoch stay unless they have the same name.
+    """
+    named = [
+        (kind, f"{engine_name}-{name}", value) for kind, values in output.items() for name, value in values.items()
+    ]
+    texts = {name: text for kind, name, value in named if (text := serialize(value, kind, "console")) is not None}
+    width = max(map(len, texts), default=0)
+    for name, text in texts.items():
+        tqdm.write(f"  {name.ljust(width)} : {text}")
+
+    stats = read_stats(log_info["json_file"])
+    numbers = {name: number for kind, name, value in named if (number := serialize(value, kind, "json")) is not None}
+    stats[str(epoch)] = {**stats.get(str(epoch), {}), **numbers}
+    write_atomic(log_info["json_file"], json.dumps(stats, indent=1))
+
+    writer = log_info.get("tfwriter")
+    if writer is None:
+        return
+    for kind, name, value in named:
+        if kind == "scalar":
+            writer.add_scalar(name, serialize(value, kind, "tensorboard"), epoch)
+        else:
+            writer.add_image(name, serialize(value, kind, "tensorboard"), epoch, dataformats="HWC")
+    writer.flush()
+
+
+def append_step(path: str | Path, epoch: int, step: int, values: dict[str, float]) -> None:
+    """Append a line to `steps.csv`; epoch and step count from 1, numbers keep every digit."""
+    path = Path(path)
+    new = not path.is_file()
+    with open(path, "a", newline="") as handle:
+        writer = csv.writer(handle)
+        if new:
+            writer.writerow(["epoch", "step", *values])
+        writer.writerow([epoch, step, *map(repr, values.values())])

@@ -1,0 +1,342 @@
+"""A training run: its phases one after the other, from the beginning or from where it was interrupted."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from dataloader.train_loader import FileLoader
+from infer.predictor import parse_devices
+from misc.files import full_stem, write_atomic
+from misc.type_info import load_type_info
+from models.hovernet.encoder_init import load_for_finetuning, load_pretrained
+
+from . import checkpoint_io, distributed
+from .callbacks.base import AverageBuffers
+from .checks import check_patches, check_recipe, list_patches, source_images, type_sampling_weights
+from .describe import describe_config, differences
+from .engine import Events, RunEngine
+from .loaders import build_loader
+from .log_files import truncate_logs
+from .sampling import EpochBatchSampler
+from .seeding import check_manual_seed
+from .validate import ImageValidator, find_pairs
+
+CONFIG_FILE = "config.json"
+
+
+class Trainer:
+    """Runs what a `Config` describes.
+
+    Args:
+        config: a `config.Config`, or anything with its attributes.
+        devices: one CPU, or one or several CUDA devices; under torchrun each process takes its own.
+        resume: go on from what `log_dir` holds.
+        process: this process among those of torchrun.
+    """
+
+    def __init__(self, config, devices: list[torch.device], resume: bool = False, process=None):
+        self.config = config
+        self.process = process or distributed.Process()
+        self.devices = devices
+        self.device = devices[0]
+        self.resume = resume
+        self.logging = config.logging and distributed.is_main()
+        self.nr_types = _nr_types(config)
+        self.seed = config.seed
+        self.files: dict[str, list[Path]] = {}
+        self.type_counts: dict[str, np.ndarray | None] = {}
+        self.image_validator: ImageValidator | None = None
+
+    def run(self) -> None:
+        """Run every phase, in `log_dir/00`, `log_dir/01`, ..., or in `log_dir` itself where there is only one.
+
+        Raises:
+            ValueError, FileNotFoundError: something is wrong with the configuration or the data; before any step.
+        """
+        phases, engines = self.config.model_config["phase_list"], self.config.model_config["run_engine"]
+        root = Path(self.config.log_dir)
+        folders = [root] if len(phases) == 1 else [root / f"{index:02d}" for index in range(len(phases))]
+        first, moment = self._moment(root, folders)
+        check_recipe(self.config.model_config, self.nr_types, first_fresh=first + (moment.path is not None))
+        self.prepare()
+        self.seed = self._choose_seed(moment)
+        for index in range(first, len(phases)):
+            if moment.epoch < phases[index]["nr_epochs"]:
+                self._say(f"phase {index + 1} of {len(phases)}: {folders[index]}, seed {self.seed}")
+                self.run_once(phases[index], engines, folders[index], folders[index - 1], index, moment)
+            moment = checkpoint_io.Resume()
+        self._say(f"done: checkpoints, stats.json, steps.csv and TensorBoard files are in {root}")
+
+    def run_once(self, opt, run_engine_opt, log_dir, prev_log_dir=None, phase=0, moment=None) -> None:
+        """Run one phase.
+
+        Args:
+            opt: an entry of the recipe's `phase_list`.
+            run_engine_opt: the recipe's `run_engine`.
+            log_dir: where its files go.
+            prev_log_dir: folder of the phase before, for `pretrained: -1`.
+            phase: its number.
+            moment: where to go on from; `None` for the beginning.
+        """
+        moment = moment or checkpoint_io.Resume()
+        log_dir = Path(log_dir)
+        # phases draw different numbers, but each the same ones every time
+        seed = check_manual_seed(self.seed) + phase
+        loaders = {name: self._loader(name, opt, engine, seed) for name, engine in run_engine_opt.items()}
+        nr_steps = opt["nr_epochs"] * len(loaders["train"])
+        nets = {
+            name: self._net(name, net_info, nr_steps, prev_log_dir, moment)
+            for name, net_info in opt["run_info"].items()
+        }
+        log_info = self._log_info(log_dir, opt, nets, moment)
+        engines = self._engines(run_engine_opt, loaders, nets, log_info, log_dir, seed)
+        if moment.path is not None and "resume" in moment.content:
+            engines["train"].load_state_dict(moment.content["resume"])
+        elif moment.path is not None:
+            engines["train"].state.curr_epoch = moment.epoch
+            engines["train"].state.curr_global_step = moment.epoch * len(loaders["train"])
+        try:
+            engines["train"].run(opt["nr_epochs"])
+        except torch.cuda.OutOfMemoryError as error:
+            raise ValueError(
+                f"out of GPU memory: lower batch_size in the recipe ({str(error).splitlines()[0]})"
+            ) from error
+        finally:
+            if log_info.get("tfwriter") is not None:
+                log_info["tfwriter"].close()
+
+    def view_batches(self, mode: str, batch_size: int = 2):
+        """Yield pictures (RGB, uint8) of batches as the network gets them.
+
+        Args:
+            mode: `train` or `valid`.
+            batch_size: samples in a picture.
+        """
+        phase = self.config.model_config["phase_list"][0]
+        draw, options = phase["target_info"]["viz"]
+        opt = {**phase, "batch_size": {mode: batch_size}}
+        self._list(mode)
+        for batch in self._loader(mode, opt, {"nr_procs": 0}, check_manual_seed(self.seed)):
+            yield draw({name: value.numpy() for name, value in batch.items()}, is_batch=True, **options)
+
+    def _moment(self, root: Path, folders: list[Path]) -> tuple[int, checkpoint_io.Resume]:
+        """Find the phase and the moment to go on from; refuse a folder that holds another run (P36)."""
+        if self.resume:
+            for index in reversed(range(len(folders))):
+                moment = checkpoint_io.read_resume(folders[index])
+                if moment.path is not None:
+                    return index, moment
+            self._say(f"{root} holds no checkpoint to resume from: starting at the beginning")
+            return 0, checkpoint_io.Resume()
+        found = [path.name for path in root.glob("*") if not path.name.startswith(".")] if self.logging else []
+        found = distributed.gather(found)[0]
+        if found:
+            raise ValueError(
+                f"{root} holds another run ({min(found)}, ...): go on with it by --resume, or name another log_dir in "
+                "config.py; nothing is ever erased"
+            )
+        return 0, checkpoint_io.Resume()
+
+    def _choose_seed(self, moment: checkpoint_io.Resume) -> int:
+        """Return the seed of the configuration, of the run that is taken up, or a new one; the same on every rank."""
+        saved = moment.content.get("meta", {}).get("seed")
+        seed = self.config.seed if self.config.seed is not None else saved
+        return distributed.gather(check_manual_seed(seed))[0]
+
+    def prepare(self) -> None:
+        """List and check all data, and say how much there is."""
+        for name in ("train", "valid"):
+            self._list(name)
+        folders = getattr(self.config, "valid_image_dir_list", [])
+        if folders:
+            self.image_validator = ImageValidator(find_pairs(folders), getattr(self.config, "valid_image_scale", 1.0))
+        names = ", ".join(str(device) for device in self.devices)
+        self._say(f"{len(self.files['train'])} training and {len(self.files['valid'])} validation patches, on {names}")
+        if self.device.type == "cpu":
+            self._say("no GPU: training on the CPU; after a few steps you are told how long an epoch takes")
+        both = sorted(set(source_images(self.files["train"])) & set(self._held_out()))
+        if both:
+            self._say(f"warning: {len(both)} images are both trained on and validated on ({both[0]}, ...)")
+
+    def _held_out(self) -> list[str]:
+        whole = self.image_validator.pairs if self.image_validator else []
+        return [*source_images(self.files["valid"]), *(full_stem(pair.image) for pair in whole)]
+
+    def _list(self, name: str) -> None:
+        folders = getattr(self.config, f"{name}_dir_list")
+        self.files[name] = list_patches(folders, f"{name}_dir_list")
+        self.type_counts[name] = check_patches(self.files[name], self.nr_types, show=distributed.is_main())
+
+    def _loader(self, name: str, opt: dict, engine: dict, seed: int):
+        training = name == "train"
+        weights = None
+        if training and engine.get("type_sampling") is not None and self.type_counts["train"] is not None:
+            weights = type_sampling_weights(self.type_counts["train"], engine["type_sampling"])
+        dataset = FileLoader(
+            self.files[name],
+            mode=name,
+            with_type=self.nr_types is not None,
+            target_gen=opt["target_info"]["gen"],
+            seed=seed,
+            stain_jitter=training and engine.get("stain_jitter", False),
+            **self.config.shape_info[name],
+        )
+        sampler = EpochBatchSampler(
+            len(dataset),
+            opt["batch_size"][name] * len(self.devices),
+            seed,
+            training,
+            self.process.rank,
+            self.process.world_size,
+            weights,
+        )
+        nr_procs = 0 if self.config.debug else engine["nr_procs"]
+        return build_loader(dataset, sampler, nr_procs, self.device.type == "cuda")
+
+    def _net(self, name: str, net_info: dict, nr_steps: int, prev_log_dir, moment: checkpoint_io.Resume) -> dict:
+        """Create a network with its optimizer and schedule, and fill it."""
+        net = net_info["desc"]()
+        pretrained = net_info["pretrained"]
+        if moment.path is not None:
+            self._say(f"resuming from {moment.path}: epoch {moment.epoch}, step {moment.epoch_step}")
+        elif pretrained == -1:
+            self._load_previous(net, name, prev_log_dir)
+        elif pretrained is not None:
+            load_pretrained(net, pretrained, net_info.get("pretrained_norm"), self._say)
+        net = net.to(self.device, memory_format=torch.channels_last)
+        optimizer_class, options = net_info["optimizer"]
+        optimizer = optimizer_class(net.parameters(), **options)
+        schedule = net_info["lr_scheduler"]
+        by_step = len(inspect.signature(schedule).parameters) == 2
+        info = {
+            "desc": net,
+            "optimizer": optimizer,
+            "lr_scheduler": schedule(optimizer, nr_steps) if by_step else schedule(optimizer),
+            "extra_info": net_info["extra_info"],
+            "scaler": self._scaler(net_info["extra_info"]),
+        }
+        if moment.path is not None:
+            checkpoint_io.restore(info, moment)
+        info["desc"] = self._wrap(net)
+        return info
+
+    def _load_previous(self, net: nn.Module, name: str, prev_log_dir) -> None:
+        path = checkpoint_io.last_checkpoint(prev_log_dir, name)
+        if path is None:
+            raise FileNotFoundError(f"no {name}_epoch=N.tar in {prev_log_dir}: the phase before has not run")
+        self._say(f"weights from {path}")
+        state = torch.load(path, map_location="cpu", weights_only=True)["desc"]
+        load_for_finetuning(net, {key.removeprefix("module."): value for key, value in state.items()})
+
+    def _scaler(self, extra: dict):
+        return torch.amp.GradScaler("cuda") if extra.get("amp") == "fp16" and self.device.type == "cuda" else None
+
+    def _wrap(self, net: nn.Module) -> nn.Module:
+        if distributed.is_running():
+            return DistributedDataParallel(
+                net,
+                device_ids=[self.device] if self.device.type == "cuda" else None,
+                broadcast_buffers=False,  # averaged at the end of an epoch instead, so that every rank's batches count
+                find_unused_parameters=bool(getattr(net, "freeze", False)),
+            )
+        return nn.DataParallel(net, device_ids=self.devices) if len(self.devices) > 1 else net
+
+    def _log_info(self, log_dir: Path, opt: dict, nets: dict, moment: checkpoint_io.Resume) -> dict:
+        """Make the folder of a phase, and write the effective configuration into it."""
+        info = {"image_validator": self.image_validator}
+        described = describe_config(self.config, opt, nets)
+        if moment.path is not None:
+            for line in differences(moment.content.get("meta", {}).get("config", {}), described):
+                self._say(f"changed since that checkpoint: {line}")
+        if not self.logging:
+            return info
+        from torch.utils.tensorboard import SummaryWriter
+
+        log_dir.mkdir(parents=True, exist_ok=True)
+        checkpoint_io.remove_parts(log_dir, next(iter(nets)))
+        truncate_logs(log_dir, moment.epoch, moment.epoch_step)
+        write_atomic(log_dir / CONFIG_FILE, json.dumps(described, indent=1))
+        purge = moment.epoch + 1 if moment.path is not None else None
+        return {
+            **info,
+            "json_file": log_dir / "stats.json",
+            "steps_file": log_dir / "steps.csv",
+            "tfwriter": SummaryWriter(str(log_dir), purge_step=purge),
+            "meta": self._meta(nets, described),
+        }
+
+    def _meta(self, nets: dict, described: dict) -> dict:
+        net = getattr(nets["net"]["desc"], "module", nets["net"]["desc"])
+        meta = {"mode": net.mode, "nr_types": net.nr_types, "width": net.width, "seed": self.seed}
+        meta.update(getattr(self.config, "meta", {}))
+        type_info_path = getattr(self.config, "type_info_path", None)
+        if type_info_path and net.nr_types is not None:
+            info = load_type_info(type_info_path, net.nr_types)
+            meta["types"] = {str(key): [name, list(rgb)] for key, (name, rgb) in info.items() if key is not None}
+        images = {name: source_images(files) for name, files in self.files.items()}
+        return {**meta, "images": images, "config": described}
+
+    def _engines(self, options: dict, loaders: dict, nets: dict, log_info: dict, log_dir: Path, seed: int) -> dict:
+        engines = {
+            name: RunEngine(
+                engine_name=name,
+                dataloader=loaders[name],
+                run_step=option["run_step"],
+                run_info=nets,
+                log_info=log_info,
+                seed=seed if name == "train" else None,
+            )
+            for name, option in options.items()
+        }
+        for name, engine in engines.items():
+            engine.state.logging = self.logging
+            engine.state.log_dir = log_dir
+            if name == "train":
+                # before anything evaluates or saves, every rank takes the mean of the batch-norm statistics
+                engine.add_event_handler(Events.EPOCH_COMPLETED, AverageBuffers())
+            for event, callbacks in options[name]["callbacks"].items():
+                for callback in callbacks:
+                    callback.reset()
+                    if callback.engine_trigger:
+                        callback.triggered_engine = engines[callback.triggered_engine_name]
+                    engine.add_event_handler(event, callback)
+        return engines
+
+    def _say(self, text: str) -> None:
+        if distributed.is_main():
+            tqdm.write(text)
+
+
+def choose_devices(gpu: str | None, process: distributed.Process) -> list[torch.device]:
+    """Return the devices of this process.
+
+    Args:
+        gpu: comma-separated GPU ids; empty for the CPU; `None` for all GPUs, or the CPU where there are none.
+        process: under torchrun each process takes one of them.
+
+    Raises:
+        ValueError: there is no such GPU, or there are fewer than processes.
+    """
+    if gpu is None:
+        gpu = ",".join(str(index) for index in range(torch.cuda.device_count()))
+    devices = parse_devices(gpu)
+    if process.world_size == 1 or devices[0].type == "cpu":
+        return devices
+    if process.local_rank >= len(devices):
+        raise ValueError(f"process {process.local_rank + 1} on this machine, but only {len(devices)} GPUs: {gpu}")
+    return [devices[process.local_rank]]
+
+
+def _nr_types(config) -> int | None:
+    """Read the number of types off the network of the recipe, so that there is no second place for it."""
+    net_info = next(iter(config.model_config["phase_list"][0]["run_info"].values()))
+    with torch.device("meta"):
+        return net_info["desc"]().nr_types

@@ -1,0 +1,145 @@
+"""The configuration and the recipes as people know them."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import config
+from models.hovernet import opt, opt_scratch
+from models.hovernet.net_desc import create_model
+from run_utils.callbacks.base import PeriodicSaver, ScheduleLr
+from run_utils.engine import Events
+
+ATTRIBUTES = (
+    "seed logging debug type_classification dataset_name log_dir train_dir_list valid_dir_list shape_info model_config"
+).split()
+
+
+def edited(monkeypatch, *changes: tuple[str, str]):
+    """Return config.py's `Config` after editing lines of its source."""
+    source = inspect.getsource(config)
+    for old, new in changes:
+        assert old in source
+        source = source.replace(old, new)
+    namespace = {"__name__": "edited"}
+    exec(compile(source, "config.py", "exec"), namespace)
+    return namespace["Config"]
+
+
+def test_config_has_the_names_people_edit():
+    values = config.Config()
+    assert all(hasattr(values, name) for name in ATTRIBUTES)
+    local = config.Config.__init__.__code__.co_varnames
+    assert {"model_name", "model_mode", "nr_type", "act_shape", "out_shape"} <= set(local)
+    assert values.shape_info["train"] == {"input_shape": [270, 270], "mask_shape": [80, 80]}
+
+
+def test_p42_one_table_of_shapes(monkeypatch):
+    assert {mode: (s.aug, s.act, s.out, s.step) for mode, s in opt.SHAPES.items()} == {
+        "original": (540, 270, 80, 80),
+        "fast": (540, 256, 164, 164),
+    }
+    values = edited(monkeypatch, ('model_mode = "original"', 'model_mode = "fast"'))()
+    assert values.shape_info["valid"] == {"input_shape": [256, 256], "mask_shape": [164, 164]}
+
+
+def test_wrong_values_are_one_line(monkeypatch):
+    with pytest.raises(ValueError, match="model_mode must be one of .*`quick`"):
+        edited(monkeypatch, ('model_mode = "original"', 'model_mode = "quick"'))()
+    with pytest.raises(ValueError, match="nr_type counts the background"):
+        edited(monkeypatch, ("nr_type = 5", "nr_type = None"))()
+
+
+def network(recipe: dict, phase: int = 0):
+    with torch.device("meta"):
+        return recipe["phase_list"][phase]["run_info"]["net"]["desc"]()
+
+
+def test_type_classification_off_leaves_the_types_out(monkeypatch):
+    assert network(config.Config().model_config).nr_types == 5
+    values = edited(monkeypatch, ("self.type_classification = True", "self.type_classification = False"))()
+    assert network(values.model_config).nr_types is None
+
+
+def test_upstreams_recipe_has_upstreams_values():
+    recipe = opt.get_config(5, "original")
+    first, second = recipe["phase_list"]
+    assert [phase["nr_epochs"] for phase in (first, second)] == [50, 50]
+    assert first["batch_size"] == {"train": 16, "valid": 16}
+    assert second["batch_size"] == {"train": 4, "valid": 8}
+    nets = [phase["run_info"]["net"] for phase in (first, second)]
+    assert nets[0]["pretrained"].endswith("ImageNet-ResNet50-Preact_pytorch.tar")
+    assert nets[1]["pretrained"] == -1
+    assert [network(recipe, i).freeze for i in (0, 1)] == [True, False]
+    for net in nets:
+        optimizer_class, options = net["optimizer"]
+        assert optimizer_class is torch.optim.Adam
+        assert options == {"lr": 1.0e-4, "betas": (0.9, 0.999)}
+        schedule = net["lr_scheduler"](torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1))
+        assert (schedule.step_size, schedule.gamma) == (25, 0.1)
+        extra = net["extra_info"]
+        assert extra["loss"] == {"np": {"bce": 1, "dice": 1}, "hv": {"mse": 1, "msge": 1}, "tp": {"bce": 1, "dice": 1}}
+        assert extra["msge_axis"] == "upstream"
+        assert extra["tp_class_weights"] is None
+        assert extra["clip_grad_norm"] is None
+    engines = recipe["run_engine"]
+    assert [engines[name]["nr_procs"] for name in ("train", "valid")] == [16, 8]
+    assert engines["train"]["type_sampling"] is None
+    # what a kill interrupts is done again, so saving comes last
+    assert isinstance(engines["train"]["callbacks"][Events.EPOCH_COMPLETED][-1], PeriodicSaver)
+
+
+def test_the_recipe_from_scratch_takes_the_papers_axis_and_a_schedule_by_step():
+    recipe = opt_scratch.get_config(None, "fast")
+    net = recipe["phase_list"][0]["run_info"]["net"]
+    assert len(recipe["phase_list"]) == 1
+    assert network(recipe).width == opt_scratch.WIDTH == 0.25
+    assert net["extra_info"]["msge_axis"] == "paper"
+    assert net["extra_info"]["loss"]["hv"] == {"mse": 2, "msge": 1}
+    callbacks = recipe["run_engine"]["train"]["callbacks"]
+    assert any(isinstance(c, ScheduleLr) for c in callbacks[Events.STEP_COMPLETED])
+    assert not any(isinstance(c, ScheduleLr) for c in callbacks[Events.EPOCH_COMPLETED])
+
+
+def test_warm_up_and_cosine():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=2.0)
+    schedule = opt_scratch.warmup_cosine(optimizer, nr_steps=110, warmup=10)
+    rates = []
+    for _ in range(110):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates[0] == pytest.approx(2 / 11)
+    assert max(rates) == rates[10] == pytest.approx(2)
+    assert rates[60] == pytest.approx(1)  # half-way down the cosine
+    assert rates[-1] < 0.001
+    assert rates == sorted(rates[:11]) + sorted(rates[11:], reverse=True)
+
+
+def test_p40_importing_the_network_runs_no_configuration():
+    code = "import sys, models.hovernet.net_desc, models.hovernet.run_desc; print('config' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"
+
+
+def test_p41_importing_the_trainer_changes_nothing():
+    code = (
+        "import warnings, multiprocessing, sys;"
+        "import torch, numpy, scipy.io, scipy.special, cv2; before = warnings.warn, list(warnings.filters);"
+        "import run_train, config, models.hovernet.encoder_init, models.hovernet.train_step;"
+        "import run_utils.engine, run_utils.callbacks.base, run_utils.loaders;"
+        "assert (warnings.warn, list(warnings.filters)) == before;"
+        "assert multiprocessing.get_start_method(allow_none=True) is None;"
+        "assert 'matplotlib' not in sys.modules; print('ok')"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "ok\n"
+
+
+def test_default_recipe_makes_the_full_network():
+    assert network(opt.get_config(None, "fast")).width == create_model("fast", width=1.0).width
