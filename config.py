@@ -44,6 +44,8 @@ class Config:
         opt = importlib.import_module(f"models.{model_name}.opt")
         if model_mode not in opt.SHAPES:
             raise ValueError(f"config.py: model_mode must be one of {list(opt.SHAPES)}, got `{model_mode}`")
+        self.model_mode = model_mode
+        self.patch_sizes = {mode: (s.aug, s.step) for mode, s in opt.SHAPES.items()}  # what extract_patches.py cuts
         shape = opt.SHAPES[model_mode]
         act_shape, out_shape = [shape.act, shape.act], [shape.out, shape.out]
         self.shape_info = {

@@ -12,8 +12,8 @@ Options:
   --device=<d>      cpu or cuda. [default: cpu]
   --threads=<n>     Threads of post-processing, metrics and targets; the network takes all. [default: 1]
   --runs=<n>        Runs of each, the network's and the tile run's capped at 3. [default: 5]
-  --only=<parts>    Which of forward, process, metrics, targets and tile, comma-separated.
-                    [default: forward,process,metrics,targets,tile]
+  --only=<parts>    Which of forward, process, metrics, tile, targets, loader and step, comma-separated.
+                    [default: forward,process,metrics,tile,targets,loader,step]
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def main() -> int:
     import cv2
     import torch
 
-    from benchmarks import pairs
+    from benchmarks import pairs, pairs_training
     from benchmarks.upstream import Upstream
 
     cv2.setNumThreads(int(args["--threads"]))
@@ -44,8 +44,10 @@ def main() -> int:
         "forward": lambda: pairs.forward(upstream, args["--device"], min(runs, 3)),
         "process": lambda: pairs.process(upstream, runs),
         "metrics": lambda: pairs.metrics(upstream, min(runs, 3)),
-        "targets": lambda: pairs.targets(upstream, runs),
         "tile": lambda: pairs.tile(upstream, args["--device"], min(runs, 3)),
+        "targets": lambda: pairs_training.targets(upstream, runs),
+        "loader": lambda: pairs_training.loader(upstream, runs),
+        "step": lambda: pairs_training.step(upstream, args["--device"], min(runs, 3)),
     }
     all_same = True
     for part in args["--only"].split(","):

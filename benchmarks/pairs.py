@@ -22,7 +22,6 @@ NR_TYPES = 5
 # Largest difference of the network's output that counts as the same, relative to the output's scale.
 FORWARD_TOLERANCE = 1e-4
 METRIC_TOLERANCE = 1e-9
-TARGET_TOLERANCE = 1e-6
 # Today's OpenCV does not take the colours that the original makes without this file.
 TYPE_INFO = Path(__file__).resolve().parents[1] / "type_info.json"
 SHIPPED = Path(__file__).resolve().parents[1] / "pretrained" / "hovernet_fast_w025_20x_interim.tar"
@@ -200,33 +199,16 @@ def metrics(upstream: Upstream, runs: int) -> Iterator[Pair]:
             lambda: getattr(ours, name)(*arguments),  # noqa: B023
             runs,
         )
-        difference = _difference(expected, got)
+        difference = difference_of(expected, got)
         remark = f"largest difference {difference:.0e}" if difference else "identical"
         yield Pair(f"{name}, 1000 px, {true.max()} nuclei", *seconds, difference < METRIC_TOLERANCE, remark)
 
 
-def _difference(expected, got) -> float:
+def difference_of(expected, got) -> float:
     if isinstance(expected, (list, tuple)):
-        return max((_difference(a, b) for a, b in zip(expected, got, strict=True)), default=0.0)
+        return max((difference_of(a, b) for a, b in zip(expected, got, strict=True)), default=0.0)
     expected, got = np.asarray(expected, np.float64), np.asarray(got, np.float64)
     return float(np.abs(expected - got).max(initial=0)) if expected.shape == got.shape else np.inf
-
-
-def targets(upstream: Upstream, runs: int) -> Iterator[Pair]:
-    """Training targets of one augmented patch."""
-    from models.hovernet.targets import gen_targets as ours
-
-    theirs = upstream.load("models.hovernet.targets").gen_targets
-    for mode, size, crop in (("original", 270, 80), ("fast", 256, 164)):
-        labels = nuclei_labels(size)
-        *seconds, expected, got = in_turn(
-            lambda: theirs(labels.copy(), (crop, crop)),  # noqa: B023
-            lambda: ours(labels.copy(), (crop, crop)),  # noqa: B023
-            4 * runs,
-        )
-        difference = max(_difference(expected[key], got[key]) for key in expected)
-        remark = f"largest difference {difference:.0e}" if difference else "identical"
-        yield Pair(f"gen_targets, {mode}", *seconds, difference < TARGET_TOLERANCE, remark)
 
 
 def tile(upstream: Upstream, device: str, runs: int) -> Iterator[Pair]:

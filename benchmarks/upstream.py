@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.machinery
 import importlib.util
 import sys
 import types
@@ -118,6 +119,10 @@ def _is_missing(package: str) -> bool:
 class _Stub(types.ModuleType):
     """A package that is not installed: whatever is imported from it is `_Anything`."""
 
+    def __init__(self, name: str):
+        super().__init__(name)
+        self.__spec__ = importlib.machinery.ModuleSpec(name, loader=None)  # others ask for it
+
     def __getattr__(self, name: str):
         if name.startswith("__"):
             raise AttributeError(name)
@@ -138,7 +143,7 @@ class _Anything:
 
 @contextlib.contextmanager
 def _no_cuda_literal(device: str) -> Iterator[None]:
-    """Let `.to("cuda")` mean `.to(device)`."""
+    """Let `.to("cuda")` mean `.to(device)`, and `arange(..., device="cuda")` likewise."""
     if device == "cuda":
         yield
         return
@@ -147,10 +152,13 @@ def _no_cuda_literal(device: str) -> Iterator[None]:
     def redirect(to):
         return lambda self, *args, **kwargs: to(self, *(device if a == "cuda" else a for a in args), **kwargs)
 
+    arange = torch.arange
     for owner, to in originals:
         owner.to = redirect(to)
+    torch.arange = lambda *args, **kwargs: arange(*args, **{**kwargs, "device": device})
     try:
         yield
     finally:
+        torch.arange = arange
         for owner, to in originals:
             owner.to = to

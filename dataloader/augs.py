@@ -49,10 +49,15 @@ HUE = (-8, 8)  # of 180
 SATURATION = (-0.2, 0.2)  # added to a factor of 1
 BRIGHTNESS = (-26, 26)
 CONTRAST = (0.75, 1.25)  # factor of the distance to the mean
-# Ours: how much of each stain there is, and how much is added, as Tellez et al. (2018), "Whole-slide mitosis detection
-# in H&E breast histology using PHH3 as a reference to train distilled stain-invariant convolutional networks", IEEE TMI.
+# Ours: how much of each stain there is, and how much is added; after Tellez et al. (2018), "Whole-slide mitosis
+# detection in H&E breast histology using PHH3 as a reference to train distilled stain-invariant convolutional
+# networks", IEEE Transactions on Medical Imaging 37.
 STAIN_FACTOR = (0.75, 1.25)
 STAIN_OFFSET = (-0.03, 0.03)  # optical density
+# Ours: share of the images whose nuclei turn brown in part and whose eosin turns blue or brown, as if H&E were
+# haematoxylin and DAB; and how much of the counterstain is left.
+RECOLOURED_SHARE = 0.35
+COUNTERSTAIN_FACTOR = (0.2, 1.0)
 
 _STAINS = np.array([v / np.linalg.norm(v) for v in (HEMATOXYLIN_RGB, EOSIN_RGB, DAB_RGB)], np.float32)
 _UNMIX = np.linalg.inv(_STAINS).astype(np.float32)
@@ -86,7 +91,7 @@ def train_input_augs(stain_jitter: bool = False) -> iaa.Sequential:
     """Return what changes the colours of the image.
 
     Args:
-        stain_jitter: also change the amounts of haematoxylin, eosin and DAB; off in upstream's recipe.
+        stain_jitter: also change the amounts and colours of the stains; off in upstream's recipe.
     """
     blur_or_noise = iaa.OneOf(
         [
@@ -186,15 +191,33 @@ def jitter_stains(images, random_state, parents, hooks, factor=STAIN_FACTOR, off
     """
     factors = random_state.uniform(*factor, size=3)
     offsets = random_state.uniform(*offset, size=3)
+    colours = _STAINS
+    if random_state.uniform() < RECOLOURED_SHARE:
+        colours = _recoloured(*random_state.uniform(size=3))
+        factors[1] *= random_state.uniform(*COUNTERSTAIN_FACTOR)
     # unmix, scale, mix again: one matrix; the offsets are added after mixing
-    matrix = (_UNMIX * factors @ _STAINS).T  # acts on columns
-    affine = np.concatenate([matrix, (offsets @ _STAINS)[:, None]], axis=1).astype(np.float32)
+    matrix = (_UNMIX * factors @ colours).T  # acts on columns
+    affine = np.concatenate([matrix, (offsets @ colours)[:, None]], axis=1).astype(np.float32)
     jittered = []
     for img in images:
         density = cv2.transform(DENSITY_OF_VALUE[img], affine)
         light = cv2.exp(density * np.float32(-np.log(10)))
         jittered.append(cv2.convertScaleAbs(light, alpha=WHITE))
     return jittered
+
+
+def _recoloured(brown: float, turned: float, turned_brown: float) -> np.ndarray:
+    """Return stain colours, (3, 3) as `_STAINS`, with haematoxylin and eosin turned towards DAB or haematoxylin.
+
+    Args:
+        brown: how far haematoxylin goes towards DAB, 0 to 1.
+        turned: how far eosin goes from its own colour, 0 to 1.
+        turned_brown: how much of that is DAB; the rest is haematoxylin.
+    """
+    hematoxylin, eosin, dab = _STAINS
+    nuclear = (1 - brown) * hematoxylin + brown * dab
+    other = (1 - turned_brown) * hematoxylin + turned_brown * dab
+    return np.stack([nuclear, (1 - turned) * eosin + turned * other, dab])
 
 
 def _by_table(img: np.ndarray, table: np.ndarray) -> np.ndarray:

@@ -115,9 +115,8 @@ def _read(path: str | Path, with_type: bool) -> np.ndarray:
     except (ValueError, OSError, EOFError) as error:
         raise ValueError(f"{path} is no readable .npy array: {error}") from error
     if patch.ndim != 3 or patch.shape[2] < 4 + with_type:
-        raise ValueError(
-            f"{path} has shape {patch.shape}; (H, W, {4 + with_type}) was expected [R, G, B, inst{', type'[: 6 * with_type]}]"
-        )
+        wanted = "(H, W, 5) [R, G, B, inst, type]" if with_type else "(H, W, 4) [R, G, B, inst]"
+        raise ValueError(f"{path} has shape {patch.shape}; {wanted} was expected")
     if patch.dtype in _FAST_TYPES:
         return patch
     return patch.astype(np.uint16 if patch.max(initial=0) < 2**16 else np.float64)

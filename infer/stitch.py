@@ -7,9 +7,9 @@ tiles already have:
 
 1. A tile's own nuclei come first. Free pixels: accepted. Mostly taken (`SAME_SHARE`): the same nucleus again, dropped.
    Otherwise it keeps the largest piece of what is free.
-2. A nucleus that reaches into a tile's core from outside waits until all tiles whose cores it touches have come. Whoever
-   owns it has it by then, and it is dropped; when nobody does (each tile saw its centroid on the other's side), it is
-   accepted.
+2. A nucleus that reaches into a tile's core from outside waits until all tiles whose cores it touches have come.
+   Whoever owns it has it by then, and it is dropped; when nobody does (each tile saw its centroid on the other's side),
+   it is accepted.
 3. A nucleus that a tile does not see to its end, being larger than the margin, is united with what the neighbour
    sees of it.
 
@@ -284,7 +284,8 @@ class Stitcher:
         nuclei, pieces, start = tile.part.nuclei, [], 0
         for i in sorted(i for i in tile.shapes if tile.accepted[i]):
             before = np.arange(start, i)
-            pieces += [nuclei.select(before[tile.accepted[start:i]]), self._measured(nuclei.select([i]), tile.shapes[i])]
+            pieces.append(nuclei.select(before[tile.accepted[start:i]]))
+            pieces.append(self._measured(nuclei.select([i]), tile.shapes[i]))
             start = i + 1
         rest = np.arange(start, len(nuclei))
         written = Nuclei.concat([*pieces, nuclei.select(rest[tile.accepted[start:]])])

@@ -79,6 +79,11 @@ def gather(value) -> list:
     return gathered
 
 
+def wait_for_all() -> None:
+    """Return when every rank has come here, so that what one of them wrote can be read by all."""
+    gather(None)
+
+
 def gather_lists(raw: dict[str, list]) -> dict[str, list]:
     """Join dictionaries of lists over the ranks, key by key."""
     parts = gather(raw)

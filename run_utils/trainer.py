@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from tqdm import tqdm
 from dataloader.train_loader import FileLoader
 from infer.predictor import parse_devices
 from misc.files import full_stem, write_atomic
+from misc.machine import reused_memory_pages
 from misc.type_info import load_type_info
 from models.hovernet.encoder_init import load_for_finetuning, load_pretrained
 
@@ -104,7 +106,8 @@ class Trainer:
             engines["train"].state.curr_epoch = moment.epoch
             engines["train"].state.curr_global_step = moment.epoch * len(loaders["train"])
         try:
-            engines["train"].run(opt["nr_epochs"])
+            with reused_memory_pages() if self.device.type == "cpu" else nullcontext():
+                engines["train"].run(opt["nr_epochs"])
         except torch.cuda.OutOfMemoryError as error:
             raise ValueError(
                 f"out of GPU memory: lower batch_size in the recipe ({str(error).splitlines()[0]})"
@@ -229,6 +232,7 @@ class Trainer:
         return info
 
     def _load_previous(self, net: nn.Module, name: str, prev_log_dir) -> None:
+        distributed.wait_for_all()  # the one that writes may still be saving the last epoch
         path = checkpoint_io.last_checkpoint(prev_log_dir, name)
         if path is None:
             raise FileNotFoundError(f"no {name}_epoch=N.tar in {prev_log_dir}: the phase before has not run")

@@ -14,9 +14,9 @@ from infer.images import read_image, resize
 from metrics.stats_utils import get_dice_1, get_fast_aji, get_fast_pq, remap_label
 from misc.files import check_unique_stems, full_stem, list_files
 from models.hovernet.net_desc import PATCH_SHAPES
+from models.hovernet.net_utils import unwrapped
 from models.hovernet.post_proc import process
 from models.hovernet.run_desc import infer_step
-from models.hovernet.net_utils import unwrapped
 
 from . import distributed
 
@@ -117,8 +117,7 @@ def predict_image(net: nn.Module, image: np.ndarray, batch_size: int) -> np.ndar
     windows = np.lib.stride_tricks.sliding_window_view(padded, (patch_in, patch_in), (0, 1))[::patch_out, ::patch_out]
     patches = windows.reshape(rows * cols, 3, patch_in, patch_in).transpose(0, 2, 3, 1)  # (N, in, in, 3)
     outputs = [
-        infer_step(patches[start : start + batch_size].copy(), net)
-        for start in range(0, len(patches), batch_size)
+        infer_step(patches[start : start + batch_size].copy(), net) for start in range(0, len(patches), batch_size)
     ]
     out = np.concatenate(outputs)  # (N, out, out, C)
     out = out.reshape(rows, cols, patch_out, patch_out, -1).swapaxes(1, 2)

@@ -76,6 +76,7 @@ def get_config(nr_type: int | None, mode: str) -> dict:
                 "tp_class_weights": None,  # one weight a type, background first, e.g. [1, 2, 1, 1, 5]
                 "clip_grad_norm": None,  # largest norm of the gradient, e.g. 5.0
                 "amp": "bf16",  # precision of the forward pass on CUDA: "bf16", "fp16", None for float32
+                "amp_cpu": None,  # on a CPU: "bf16" halves the time where the processor knows it
             },
             # a file (ImageNet encoder, or a HoVer-Net of any number of types), -1 for the last checkpoint of the phase
             # before, None for random weights

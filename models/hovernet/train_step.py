@@ -29,17 +29,25 @@ _AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _DICE_EPSILON = 1e-8
 
 
-def autocast(device: torch.device, amp: str | None):
-    """Return the context for a forward pass in `amp` precision (`bf16`, `fp16`, `None`); off CUDA it does nothing.
+def autocast(device: torch.device, extra: dict):
+    """Return the context for a forward pass in the precision that a recipe asks for.
+
+    Args:
+        device: where the network is.
+        extra: `amp` on CUDA and `amp_cpu` on a CPU: `bf16`, `fp16` (CUDA only) or `None`. A processor without bfloat16
+            instructions computes in float32, since it would be slower.
 
     Raises:
         ValueError: unknown precision.
     """
-    if amp is None:
+    name = "amp" if device.type == "cuda" else "amp_cpu"
+    amp = extra.get(name)
+    allowed = ("bf16", "fp16") if device.type == "cuda" else ("bf16",)
+    if amp is not None and amp not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)} or None, got `{amp}`")
+    if amp is None or (device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()):
         return nullcontext()
-    if amp not in _AMP_DTYPES:
-        raise ValueError(f"amp must be `bf16`, `fp16` or None, got `{amp}`")
-    return torch.autocast("cuda", _AMP_DTYPES[amp]) if device.type == "cuda" else nullcontext()
+    return torch.autocast(device.type, _AMP_DTYPES[amp])
 
 
 def train_step(batch_data: dict, run_info) -> dict:
@@ -61,7 +69,7 @@ def train_step(batch_data: dict, run_info) -> dict:
 
     model.train()
     optimizer.zero_grad(set_to_none=True)
-    with autocast(device, extra.get("amp")):
+    with autocast(device, extra):
         pred = model(imgs)
     pred = _activate(pred)
     loss, terms = weighted_loss(true, pred, extra)
@@ -123,7 +131,7 @@ def valid_step(batch_data: dict, run_info) -> dict:
     # DistributedDataParallel has nothing to do without gradients, DataParallel shares out the batch
     forward = model if isinstance(model, nn.DataParallel) else net
     forward.eval()
-    with torch.no_grad(), autocast(device, net_info["extra_info"].get("amp")):
+    with torch.no_grad(), autocast(device, net_info["extra_info"]):
         pred = _activate(forward(imgs))
         raw = _count(true, pred)
     raw = {name: list(value.cpu().numpy()) for name, value in raw.items()}

@@ -8,7 +8,7 @@ from .base import BaseCallbacks
 
 
 class LoggingEpochOutput(BaseCallbacks):
-    """Log what the engine tracked to console, `stats.json` and TensorBoard; a triggered engine under its leader's epoch."""
+    """Log what the engine tracked: console, `stats.json`, TensorBoard; a triggered engine under its leader's epoch."""
 
     def __init__(self, per_n_epoch: int = 1):
         self.per_n_epoch = per_n_epoch

@@ -179,4 +179,4 @@ def test_training_pictures_have_types_too():
 
 def test_unknown_precision_is_refused():
     with pytest.raises(ValueError, match="`half`"):
-        autocast(torch.device("cpu"), "half")
+        autocast(torch.device("cpu"), {"amp_cpu": "half"})

@@ -1,0 +1,135 @@
+"""From patches to samples: shapes, types, and the same sample for the same (seed, epoch, number)."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+import scipy.io
+
+from dataloader.train_loader import FileLoader
+from models.hovernet.targets import gen_targets
+
+
+@pytest.fixture(scope="module")
+def patches(tmp_path_factory, kumar):
+    """Two real patches of 540 px, typed by size."""
+    folder = tmp_path_factory.mktemp("patches")
+    name = "TCGA-18-5592-01Z-00-DX1"
+    image = cv2.imread(str(kumar / "Train" / "Images" / f"{name}.png"))[..., ::-1]
+    labels = scipy.io.loadmat(kumar / "Train" / "Labels" / f"{name}.mat")["inst_map"].astype(np.int32)
+    types = (1 + (np.bincount(labels.ravel()) > 600)).astype(np.int32)[labels] * (labels > 0)
+    whole = np.dstack([image, labels, types]).astype(np.uint16)
+    files = []
+    for index, start in enumerate((0, 400)):
+        files.append(folder / f"{name}_{index:03d}.npy")
+        np.save(files[-1], whole[start : start + 540, start : start + 540])
+    return files
+
+
+def load(files, size: int = 270, out: int = 80, **options) -> FileLoader:
+    return FileLoader(files, input_shape=(size, size), mask_shape=(out, out), target_gen=(gen_targets, {}), **options)
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(np.array_equal(value, b[name]) for name, value in a.items())
+
+
+@pytest.mark.parametrize("mode", ["train", "valid"])
+@pytest.mark.parametrize("with_type", [False, True])
+def test_what_a_sample_is(patches, mode, with_type):
+    sample = load(patches, mode=mode, with_type=with_type)[0]
+    assert sample["img"].shape == (270, 270, 3)
+    assert sample["img"].dtype == np.uint8
+    assert sample["np_map"].shape == (80, 80)
+    assert sample["hv_map"].shape == (80, 80, 2)
+    assert ("tp_map" in sample) == with_type
+    if with_type:
+        np.testing.assert_array_equal(sample["tp_map"] > 0, sample["np_map"] > 0)
+
+
+def test_validation_is_the_centre(patches):
+    patch = np.load(patches[1])
+    sample = load(patches, mode="valid", with_type=True)[1]
+    np.testing.assert_array_equal(sample["img"], patch[135:405, 135:405, :3])
+    np.testing.assert_array_equal(sample["tp_map"], patch[230:310, 230:310, 4])
+    assert same(sample, load(patches, mode="valid", with_type=True, seed=5)[1])
+
+
+def test_a_sample_depends_on_seed_epoch_and_number_alone(patches):
+    loader, other = load(patches, seed=3), load(patches, seed=3)
+    first = loader[0]
+    other[1], other[1]  # whatever was loaded before
+    assert same(first, other[0])
+    loader.set_epoch(1)
+    assert not same(first, loader[0])
+    loader.set_epoch(0)
+    assert same(first, loader[0])
+    assert not same(first, load(patches, seed=4)[0])
+    assert not same(first, load([patches[0]] * 2, seed=3)[1])
+
+
+def test_image_and_labels_stay_together(patches):
+    """Nuclei are dark: so they are after turning, too."""
+    loader = load(patches)
+    for epoch in range(6):
+        loader.set_epoch(epoch)
+        sample = loader[0]
+        grey = sample["img"][95:175, 95:175].mean(2)
+        inside = sample["np_map"] > 0
+        assert grey[inside].mean() < grey[~inside].mean() - 10
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.int64])
+def test_any_integer_type_that_holds_the_ids_loads(patches, tmp_path, dtype):
+    np.save(tmp_path / "a.npy", np.load(patches[0]).astype(dtype))
+    assert same(load([tmp_path / "a.npy"])[0], load(patches)[0])
+
+
+def test_ids_beyond_16_bits_stay_apart(tmp_path):
+    patch = np.full((270, 270, 4), 200, np.int32)
+    patch[..., 3] = 0
+    patch[100:130, 100:130, 3] = 70_000
+    patch[100:130, 130:160, 3] = 70_001
+    np.save(tmp_path / "a.npy", patch)
+    hv_map = load([tmp_path / "a.npy"], mode="valid")[0]["hv_map"]
+    assert hv_map[20, 34, 0] == 1  # the right end of the first
+    assert hv_map[20, 35, 0] == -1  # the left end of the second
+
+
+@pytest.mark.parametrize("shape", [(256, 256), (100, 400), (40, 30)])
+def test_p43_patches_smaller_than_the_input_are_reflected(tmp_path, shape):
+    patch = np.random.default_rng(0).integers(0, 255, (*shape, 4)).astype(np.uint16)
+    np.save(tmp_path / "a.npy", patch)
+    for mode in ("train", "valid"):
+        assert load([tmp_path / "a.npy"], mode=mode)[0]["img"].shape == (270, 270, 3)
+
+
+def test_p12_a_patch_without_nuclei_and_one_with_1500(tmp_path):
+    empty = np.zeros((540, 540, 4), np.uint16)
+    crowded = empty.copy()
+    for index in range(1500):
+        y, x = index // 40 * 13, index % 40 * 13
+        crowded[y : y + 11, x : x + 11, 3] = index + 1
+    for name, patch in (("empty", empty), ("crowded", crowded)):
+        np.save(tmp_path / f"{name}.npy", patch)
+        sample = load([tmp_path / f"{name}.npy"])[0]
+        assert sample["np_map"].any() == (name == "crowded")
+
+
+@pytest.mark.parametrize(("shape", "with_type"), [((50, 50, 3), False), ((50, 50, 4), True), ((50, 50), False)])
+def test_a_patch_of_the_wrong_shape_is_named(tmp_path, shape, with_type):
+    np.save(tmp_path / "bad.npy", np.zeros(shape, np.uint16))
+    with pytest.raises(ValueError, match=r"bad\.npy has shape \(50, 50"):
+        load([tmp_path / "bad.npy"], with_type=with_type)[0]
+
+
+def test_p32_pickled_patches_are_refused(tmp_path):
+    np.save(tmp_path / "bad.npy", np.array([{}], object), allow_pickle=True)
+    with pytest.raises(ValueError, match=r"bad\.npy is no readable"):
+        load([tmp_path / "bad.npy"])[0]
+
+
+def test_an_unknown_mode_is_refused(patches):
+    with pytest.raises(ValueError, match="`train` or `valid`, got `test`"):
+        load(patches, mode="test")
