@@ -1,0 +1,153 @@
+"""Extracting patches from folders of images and labels: pairing, one image after the other, and what came of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from misc.files import check_unique_stems, full_stem, list_files
+from misc.patch_extractor import PatchExtractor
+
+from .patch_files import write_patches
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images and labels of one split, paired by name.
+
+    Attributes:
+        name: of the split.
+        pairs: `{image's name: (image, label)}`.
+        lone: files that have no partner.
+    """
+
+    name: str
+    pairs: dict[str, tuple[Path, Path]]
+    lone: list[Path]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How images become patches; see `PatchExtractor` and `patch_files.stack`."""
+
+    win_size: tuple[int, int]
+    step_size: tuple[int, int]
+    extract_type: str = "mirror"
+    scale: float = 1.0
+
+    @property
+    def folder(self) -> str:
+        """Name of the folder that patches of this cut lie in."""
+        if self.extract_type == "whole":
+            return "whole"
+        return "{}x{}_{}x{}".format(*self.win_size, *self.step_size)
+
+
+@dataclass
+class Report:
+    """What became of a split.
+
+    Attributes:
+        split: its name.
+        images: how many were extracted.
+        new, there: patches written, and patches that were there and are equal.
+        nuclei: number of nuclei by type (`None` without types), each counted once an image.
+        empty: names of images without a nucleus.
+        vanished: nuclei that scaling lost.
+        failed: reason by image.
+    """
+
+    split: str
+    images: int = 0
+    new: int = 0
+    there: int = 0
+    nuclei: Counter = field(default_factory=Counter)
+    empty: list[str] = field(default_factory=list)
+    vanished: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def pair_files(name: str, img: tuple[str, str | Path], ann: tuple[str, str | Path]) -> Split:
+    """Pair images and labels by their full names, dots included.
+
+    Args:
+        name: of the split.
+        img: how the images' names end (`.png`; upper and lower case are the same, empty takes all), and their folder.
+        ann: the same for labels.
+
+    Raises:
+        FileNotFoundError: a folder is missing.
+        ValueError: two files would be taken for one image, or nothing pairs.
+    """
+    found = []
+    for ending, folder in (img, ann):
+        if not Path(folder).is_dir():
+            raise FileNotFoundError(
+                f"no such folder: {folder} (split `{name}`); give --img_dir and --ann_dir, "
+                "or edit DATASET_INFO in extract_patches.py"
+            )
+        files = [path for path in list_files(folder) if path.name.lower().endswith(ending.lower())]
+        check_unique_stems(files)
+        found.append({full_stem(path): path for path in files})
+    images, labels = found
+    pairs = {stem: (images[stem], labels[stem]) for stem in labels if stem in images}
+    if not pairs:
+        raise ValueError(
+            f"no image in {img[1]} (*{img[0]}) has a label of its name in {ann[1]} (*{ann[0]}): "
+            f"{len(images)} images, {len(labels)} labels"
+        )
+    lone = [path for own in found for stem, path in own.items() if stem not in pairs]
+    return Split(name, pairs, lone)
+
+
+def extract_split(
+    split: Split,
+    load_img: Callable[[Path], np.ndarray],
+    load_ann: Callable[[Path], np.ndarray],
+    cut: Cut,
+    out_dir: Path,
+    overwrite: bool = False,
+) -> Report:
+    """Extract the images of a split, with a progress bar; those that fail are in the report, the others are done.
+
+    Args:
+        split: images and labels.
+        load_img: reads an image, (H, W, 3) uint8.
+        load_ann: reads a label, (H, W, 1) instances or (H, W, 2) with types.
+        cut: how to cut.
+        out_dir: folder for the patches; made if it is not there.
+        overwrite: replace patches that are there.
+    """
+    report = Report(split.name)
+    extractor = PatchExtractor(cut.win_size, cut.step_size)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    with tqdm(split.pairs.items(), desc=split.name, unit=" images", disable=None) as bar:
+        for name, (img_path, ann_path) in bar:
+            try:
+                image, label = _read(load_img, img_path), _read(load_ann, ann_path)
+                done = write_patches(name, image, label, out_dir, extractor, cut.extract_type, cut.scale, overwrite)
+            except (ValueError, OSError) as error:
+                report.failed[name] = str(error)
+                continue
+            report.images += 1
+            report.new += done.new
+            report.there += done.there
+            report.nuclei += done.nuclei
+            report.vanished += done.vanished
+            if not done.nuclei:
+                report.empty.append(name)
+            bar.set_postfix(patches=report.new + report.there, nuclei=report.nuclei.total(), refresh=False)
+    return report
+
+
+def _read(load: Callable[[Path], np.ndarray], path: Path) -> np.ndarray:
+    """Read a file; what is wrong with it is said with its name."""
+    try:
+        return load(path)
+    except ValueError as error:
+        raise ValueError(f"{path} {error}") from error
