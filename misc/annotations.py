@@ -1,8 +1,8 @@
 """Hand-drawn contours from Sedeen, QuPath, ASAP and Aperio ImageScope, as one kind of object.
 
 The format is told by the content, not by the name. All coordinates come out as px of the image in which whole numbers
-are the centres of pixels: QuPath's and ImageScope's, which count from the corner of the first pixel, are moved by half
-a pixel.
+are the centres of pixels. QuPath counts from the corner of the first pixel, and is moved by half a pixel. ImageScope's
+coordinates are centres: so taken, the contours of TCGA-B0-5710 give the pixels of its published label map, all of them.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def _from_asap(root: Element) -> Annotations:
         if shape in _ASAP_SHAPES and len(points) >= MIN_POINTS:
             group = element.get("PartOfGroup", "")
             label = "" if group == "None" else group.strip()
-            contours.append(Contour([points + CORNER_TO_CENTRE], label, element.get("Color", "").lower()[:7]))
+            contours.append(Contour([points], label, element.get("Color", "").lower()[:7]))
         else:
             others[shape or "unknown"] += 1
     return Annotations(contours, others)
@@ -173,7 +173,7 @@ def _from_aperio(root: Element) -> Annotations:
                 points = _ellipse(points)
             if kind in _APERIO_SHAPES and len(points) >= MIN_POINTS:
                 label = (region.get("Text") or layer.get("Name") or "").strip()
-                contours.append(Contour([points.reshape(-1, 2) + CORNER_TO_CENTRE], label, f"#{colour}"))
+                contours.append(Contour([points.reshape(-1, 2)], label, f"#{colour}"))
             else:
                 others[_APERIO_OTHERS.get(kind, _APERIO_SHAPES.get(kind, "unknown"))] += 1
     return Annotations(contours, others)
@@ -244,4 +244,5 @@ def _keys(contour: Contour) -> Iterator[str]:
 
 
 def _describe(contour: Contour) -> str:
-    return " ".join(filter(None, [f"`{contour.label}`" if contour.label else "", contour.colour])) or "no class, no colour"
+    label = f"`{contour.label}`" if contour.label else ""
+    return " ".join(filter(None, [label, contour.colour])) or "no class, no colour"

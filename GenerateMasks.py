@@ -1,0 +1,293 @@
+"""Turn hand-drawn contours into label maps to train and score on.
+
+Usage:
+  GenerateMasks.py --image_dir=<dir> --annotation_dir=<dir> --output_dir=<dir> [options]
+  GenerateMasks.py (-h | --help)
+
+Options:
+  -h --help                Show this text.
+  --image_dir=<dir>        Folder with the images (the whole picture or tile that was annotated).
+  --annotation_dir=<dir>   Folder with the contours: Sedeen .session.xml, QuPath .geojson, ASAP or ImageScope .xml. An
+                           annotation belongs to the image of the same name, or to the one that it names.
+  --output_dir=<dir>       Where <image>.mat goes: inst_map, type_map, inst_type, inst_centroid.
+  --type_info_path=<file>  type_info.json: names and colours of the types, as used in the annotation. Left out: the pens
+                           of the seed's lab, 1 negative red, 2 weak blue, 3 moderate purple, 4 strong green.
+  --mapping=<file>         JSON {"class name or #rrggbb": type, ...} on top of that; null leaves contours out.
+  --untyped                All contours are nuclei of type 1, whatever their class or colour.
+  --scale=<f>              Multiply the contours' coordinates: 0.5 for images halved after annotation. [default: 1]
+  --intensity              Types from the staining instead: 1 negative, 2 weak, 3 moderate, 4 strong by the mean DAB
+                           density of each nucleus. Writes intensity.csv and intensity.png too.
+  --thresholds=<a,b,c>     DAB densities from which a nucleus is weak, moderate, strong. [default: 0.2,0.4,0.6]
+  --kmeans                 Find moderate and strong by three-way k-means over all images.
+  --keep_negative          What is annotated as type 1 stays negative; all others are positive, weak at least.
+  --pattern=<glob>         Which files of image_dir are images. [default: *]
+  --overwrite              Make anew what is there.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from docopt import docopt
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from misc.annotations import Annotations, TypeMapping
+    from misc.masks import LabelMask
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line, with real types."""
+
+    image_dir: Path
+    annotation_dir: Path
+    output_dir: Path
+    pattern: str
+    overwrite: bool
+    scale: float
+    mapping: TypeMapping | None  # None: untyped
+    thresholds: tuple[float, float, float] | None  # None: no intensity
+    kmeans: bool
+    keep_negative: bool
+
+
+@dataclass
+class Report:
+    """What became of the images."""
+
+    failed: dict[str, str] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)
+    nuclei: Counter = field(default_factory=Counter)
+    others: Counter = field(default_factory=Counter)
+    empty: list[str] = field(default_factory=list)
+    left_out: int = 0
+    hidden_px: int = 0
+    buried: int = 0
+    outside: int = 0
+    clipped: int = 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = docopt(__doc__, argv=argv)
+    try:
+        return run(read_options(args))
+    except (ValueError, OSError) as error:
+        print(f"GenerateMasks.py: {error}", file=sys.stderr)
+        return 1
+
+
+def read_options(args: dict) -> Options:
+    """Check the options.
+
+    Raises:
+        ValueError, FileNotFoundError: an option makes no sense.
+    """
+    from misc.annotations import TypeMapping
+    from misc.ihc_scores import check_thresholds
+    from misc.type_info import load_type_info
+
+    if not args["--intensity"] and (args["--kmeans"] or args["--keep_negative"]):
+        raise ValueError("--kmeans and --keep_negative need --intensity")
+    try:
+        scale = float(args["--scale"])
+        thresholds = check_thresholds([float(part) for part in args["--thresholds"].split(",")])
+    except ValueError as error:
+        raise ValueError(f"--scale takes a number and --thresholds three that rise: {error}") from error
+    if not 0 < scale < float("inf"):
+        raise ValueError(f"--scale must be positive, got {args['--scale']}")
+    typed = not args["--untyped"] and (not args["--intensity"] or args["--keep_negative"])
+    mapping = None
+    if typed:
+        path = args["--type_info_path"]
+        mapping = TypeMapping.of_type_info(load_type_info(path)) if path else TypeMapping.of_lab()
+        if args["--mapping"]:
+            mapping |= TypeMapping.read(args["--mapping"])
+    return Options(
+        image_dir=Path(args["--image_dir"]),
+        annotation_dir=Path(args["--annotation_dir"]),
+        output_dir=Path(args["--output_dir"]),
+        pattern=args["--pattern"],
+        overwrite=args["--overwrite"],
+        scale=scale,
+        mapping=mapping,
+        thresholds=thresholds if args["--intensity"] else None,
+        kmeans=args["--kmeans"],
+        keep_negative=args["--keep_negative"],
+    )
+
+
+def run(options: Options) -> int:
+    """Make all label maps, and say what was found."""
+    from tqdm import tqdm
+
+    pairs, unpaired = pair_files(options)
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    report = Report(failed={name: "has no partner" for name in unpaired})
+    masks: dict[str, LabelMask] = {}
+    dab: dict[str, np.ndarray] = {}
+    for image, annotation in tqdm(pairs, desc="painting", unit="image", disable=None):
+        target = options.output_dir / f"{image.stem}.mat"
+        if target.exists() and not options.overwrite:
+            report.skipped.append(image.name)
+            continue
+        try:
+            mask, found = paint(image, annotation, options, report)
+            if options.thresholds is None:
+                mask.save(target)
+                count(mask, report)
+            else:
+                masks[image.stem], dab[image.stem] = mask, found
+        except (ValueError, OSError) as error:
+            report.failed[image.name] = str(error)
+    if options.thresholds is not None:
+        save_intensities(masks, dab, options, report)
+    print_report(report, len(pairs), options)
+    return 1 if report.failed else 0
+
+
+def pair_files(options: Options) -> tuple[list[tuple[Path, Path]], list[str]]:
+    """Return (image, annotation) pairs, and the names of the files that are alone.
+
+    Raises:
+        FileNotFoundError, ValueError: a folder is missing, or two files have one stem.
+    """
+    from misc.annotations import read_annotations
+    from misc.files import check_unique_stems, full_stem, list_files
+
+    images, annotations = list_files(options.image_dir, options.pattern), list_files(options.annotation_dir)
+    if options.image_dir.resolve() == options.annotation_dir.resolve():
+        suffixes = (".xml", ".geojson", ".json", ".gz", ".csv", ".txt")
+        annotations = [path for path in annotations if path.suffix.lower() in suffixes]
+        images = [path for path in images if path not in annotations]
+    check_unique_stems(images)
+    check_unique_stems(annotations)
+    by_stem = {full_stem(path): path for path in annotations}
+    pairs = {image: by_stem.pop(full_stem(image)) for image in images if full_stem(image) in by_stem}
+    for stem, annotation in list(by_stem.items()):
+        # a session may be called anything: it says which image it belongs to
+        try:
+            named = read_annotations(annotation).image_name
+        except ValueError:
+            continue
+        for image in images:
+            if image not in pairs and named and image.stem in (full_stem(named), named):
+                pairs[image] = by_stem.pop(stem)
+                break
+    alone = [path.name for path in images if path not in pairs] + [path.name for path in by_stem.values()]
+    if not pairs:
+        raise ValueError(f"no annotation in {options.annotation_dir} belongs to an image in {options.image_dir}")
+    return list(pairs.items()), alone
+
+
+def paint(image: Path, annotation: Path, options: Options, report: Report) -> tuple[LabelMask, np.ndarray | None]:
+    """Paint the contours of one image; with --intensity also measure the DAB density of each nucleus."""
+    from infer.images import probe_size, read_image
+    from misc.annotations import read_annotations
+    from misc.ihc_scores import nuclear_dab
+    from misc.masks import paint_contours
+
+    found = read_annotations(annotation)
+    rgb = None if options.thresholds is None else read_image(image)
+    shape = probe_size(image) if rgb is None else rgb.shape[:2]
+    if shape is None:
+        raise ValueError("is no image that can be read")
+    contours, types = choose(found, options)
+    mask = paint_contours(contours, types, shape)
+    report.others += found.others
+    report.left_out += len(found.contours) - len(contours)
+    report.hidden_px += mask.hidden_px
+    report.buried += mask.buried
+    report.outside += mask.outside
+    report.clipped += mask.clipped
+    if not mask.inst_map.any():
+        report.empty.append(image.name)
+    return mask, None if rgb is None else nuclear_dab(rgb, mask.inst_map)[1]
+
+
+def choose(found: Annotations, options: Options) -> tuple[list, list[int]]:
+    """Return the contours to paint, scaled, and their types."""
+    from dataclasses import replace
+
+    types = [1] * len(found.contours) if options.mapping is None else options.mapping.types_of(found.contours)
+    scaled = [
+        replace(contour, rings=[(ring + 0.5) * options.scale - 0.5 for ring in contour.rings])
+        if options.scale != 1
+        else contour
+        for contour in found.contours
+    ]
+    kept = [(contour, type_id) for contour, type_id in zip(scaled, types, strict=True) if type_id is not None]
+    return [contour for contour, _ in kept], [type_id for _, type_id in kept]
+
+
+def save_intensities(masks: dict, dab: dict, options: Options, report: Report) -> None:
+    """Classify every nucleus by its staining, and write label maps, table and histogram."""
+    from dataclasses import replace
+
+    import numpy as np
+
+    from misc import plots
+    from misc.files import write_atomic
+    from misc.ihc_scores import CLASS_NAMES, NEGATIVE, classify, cohort_thresholds, score
+
+    if not masks:
+        return
+    negative = {name: mask.types == NEGATIVE if options.keep_negative else None for name, mask in masks.items()}
+    thresholds = options.thresholds
+    if options.kmeans:
+        positive = [d if negative[name] is None else d[~negative[name]] for name, d in dab.items()]
+        thresholds = cohort_thresholds(positive, None if options.keep_negative else thresholds[0])
+        print(
+            f"k-means of {len(masks)} images: weak, moderate, strong from {', '.join(f'{t:.3f}' for t in thresholds)}"
+        )
+    rows = ["image,nucleus,dab_od,type,class"]
+    classes = []
+    for name, mask in masks.items():
+        types = classify(dab[name], thresholds, negative[name])
+        classes.append(types)
+        mask = replace(mask, types=types)
+        mask.save(options.output_dir / f"{name}.mat")
+        count(mask, report)
+        rows += [f"{name},{i},{d:.4f},{t},{CLASS_NAMES[t]}" for i, (d, t) in enumerate(zip(dab[name], types), 1)]  # noqa: B905
+    write_atomic(options.output_dir / "intensity.csv", "\n".join(rows) + "\n")
+    scored = score(np.concatenate(classes))
+    title = f"{len(masks)} images"
+    figure = plots.dab_histogram(np.concatenate(list(dab.values())), thresholds, scored, title)
+    plots.save(figure, options.output_dir / "intensity.png")
+    print(f"{title}: {plots.describe(scored)}")
+
+
+def count(mask: LabelMask, report: Report) -> None:
+    report.nuclei.update(mask.types.tolist())
+
+
+def print_report(report: Report, nr_pairs: int, options: Options) -> None:
+    """Say what was painted, what lies under what, and what was left out."""
+    print("type   nuclei")
+    for type_id, number in sorted(report.nuclei.items()):
+        print(f"{type_id:4d} {number:8d}")
+    print(
+        f"{report.hidden_px} px hidden under smaller nuclei, {report.buried} contours wholly hidden, "
+        f"{report.clipped} cut at the edge of the image, {report.outside} outside of it, {report.left_out} left out"
+    )
+    if report.others:
+        listed = ", ".join(f"{number} {name}" for name, number in sorted(report.others.items()))
+        print(f"no nuclei: {listed}")
+    if report.empty:
+        print(f"images without a nucleus: {', '.join(report.empty)}")
+    for name, reason in report.failed.items():
+        print(f"failed: {name}: {reason}", file=sys.stderr)
+    made = nr_pairs - len(report.skipped) - sum(reason != "has no partner" for reason in report.failed.values())
+    print(
+        f"{sum(report.nuclei.values())} nuclei in {made} label maps, {len(report.skipped)} there already "
+        f"(--overwrite makes them anew), {len(report.failed)} failed; in {options.output_dir}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
