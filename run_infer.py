@@ -1,4 +1,4 @@
-"""Segment and classify nuclei in image tiles.
+"""Segment and classify nuclei in image tiles and whole slides.
 
 Usage:
   run_infer.py [options] [--help] <command> [<args>...]
@@ -27,6 +27,7 @@ Options:
 
 Commands:
   tile    images (PNG, JPEG, TIFF, BMP, ...) that fit into memory
+  wsi     whole slides of any size
 
 `run_infer.py <command> --help` shows the options of a command.
 """
@@ -61,6 +62,33 @@ Options:
   --recursive            Look into sub-folders too.
 """
 
+WSI_CLI = """Segment and classify nuclei in whole slides.
+
+Usage:
+  wsi (--input_dir=<path>) (--output_dir=<path>) [options]
+
+Options:
+  -h --help                Show this text.
+  --input_dir=<path>       Folder with the slides; files that are none are listed and passed over.
+  --output_dir=<path>      Folder for the results: json/ (and qupath/ thumb/ mask/), summary.csv. Slides whose results
+                           are there are skipped; an interrupted run goes on with the same command.
+  --cache_path=<path>      Folder for finished tiles of slides under way, some hundred MB. Left out: in output_dir.
+  --input_mask_dir=<path>  Folder with tissue masks <slide>.png; not black is tissue. Left out: Otsu at 1.25x.
+  --mask_dir=<path>        The same.
+  --proc_mag=<n>           Magnification to work at. Left out: the one the checkpoint was trained at, or 40.
+  --mpp=<um>               Micrometres per pixel of the slides at level 0, where the files are silent or wrong.
+  --mag=<n>                Or their objective power.
+  --ambiguous_size=<px>    What a tile sees beyond its core. [default: 128]
+  --chunk_shape=<px>       Largest side of what is read at once. [default: 10000]
+  --tile_shape=<px>        Side of the pieces that are post-processed at once. [default: 2048]
+  --save_thumb             Write thumb/<slide>.png, the slide at 1.25x.
+  --save_mask              Write mask/<slide>.png, the tissue at 1.25x.
+  --save_qupath            Write qupath/<slide>.geojson too, in px of level 0.
+  --save_type_probs        Add to the JSON the mean probability of every type for each nucleus (key `type_probs`).
+  --pattern=<glob>         Which files of the folder are slides. [default: *]
+  --recursive              Look into sub-folders too.
+"""
+
 
 def main(argv: list[str] | None = None) -> int:
     args = docopt(__doc__, argv=argv, default_help=False, options_first=True, version="HoVer-Net toolkit 1.0.0")
@@ -68,15 +96,15 @@ def main(argv: list[str] | None = None) -> int:
     if command is None:
         print(__doc__.strip())
         return 0
-    if command != "tile":
-        print(f"run_infer.py: unknown command `{command}`; there is: tile", file=sys.stderr)
+    commands = {"tile": (TILE_CLI, run_tile), "wsi": (WSI_CLI, run_wsi)}
+    if command not in commands:
+        print(f"run_infer.py: unknown command `{command}`; there are: {', '.join(commands)}", file=sys.stderr)
         return 2
-    if args["--help"]:
-        sub_argv = ["--help"]
-    sub_args = docopt(TILE_CLI, argv=sub_argv)
+    text, run = commands[command]
+    sub_args = docopt(text, argv=["--help"] if args["--help"] else sub_argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     try:
-        return run_tile(args, sub_args)
+        return run(args, sub_args)
     except (ValueError, OSError) as error:
         print(f"run_infer.py: {error}", file=sys.stderr)
         return 1
@@ -105,6 +133,29 @@ def run_tile(args: dict, sub_args: dict) -> int:
     return report.exit_code
 
 
+def run_wsi(args: dict, sub_args: dict) -> int:
+    """Check the options, run, and end with one line that says what was found and where it is."""
+    run_args = {**common_options(args), **wsi_options(sub_args)}
+    method = method_options(args)
+    from infer.options import WsiOptions
+    from infer.wsi import InferManager
+
+    start = time.perf_counter()
+    options = WsiOptions.from_dict(run_args)
+    logging.info("options: %s", {**method, **run_args})
+    manager = InferManager(method, args["--type_info_path"] or None, gpu=args["--gpu"], precision=args["--precision"])
+    report = manager.process_wsi_list(options)
+    for name, reason in sorted(report.failed.items()):
+        print(f"failed: {name}: {reason}", file=sys.stderr)
+    found = ", ".join(f"{manager.type_info_dict[t][0]} {n}" for t, n in sorted(report.found.items(), key=str))
+    print(
+        f"{sum(report.found.values())} nuclei ({found or 'none'}) in {len(report.done)} slides, "
+        f"{len(report.skipped)} skipped, {len(report.failed)} failed, {time.perf_counter() - start:.1f} s; "
+        f"in {options.output_dir / 'json'}, summary in {options.output_dir / 'summary.csv'}"
+    )
+    return report.exit_code
+
+
 def method_options(args: dict) -> dict:
     """Return what says which network to load."""
     if not args["--model_path"]:
@@ -129,6 +180,21 @@ def tile_options(args: dict) -> dict:
         "line_thickness": integer(args, "--line_thickness"),
         "pattern": args["--pattern"],
         **{flag: args[f"--{flag}"] for flag in flags},
+    }
+
+
+def wsi_options(args: dict) -> dict:
+    if args["--input_mask_dir"] and args["--mask_dir"]:
+        raise ValueError("--mask_dir is another name of --input_mask_dir; give one of them")
+    return {
+        "input_mask_dir": args["--input_mask_dir"] or args["--mask_dir"],
+        **{name: args[f"--{name}"] for name in ("input_dir", "output_dir", "cache_path", "pattern")},
+        **{name: integer(args, f"--{name}") for name in ("ambiguous_size", "chunk_shape", "tile_shape")},
+        **{name: number(args, f"--{name}") for name in ("proc_mag", "mpp", "mag")},
+        **{
+            flag: args[f"--{flag}"]
+            for flag in ("save_thumb", "save_mask", "save_qupath", "save_type_probs", "recursive")
+        },
     }
 
 

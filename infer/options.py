@@ -41,7 +41,8 @@ class RunOptions:
         missing = [name for name in ("input_dir", "output_dir") if not run_args.get(name)]
         if missing:
             raise ValueError(f"run options {missing} are missing")
-        paths = {name: Path(run_args[name]) for name in ("input_dir", "output_dir")}
+        folders = ("input_dir", "output_dir", "cache_path", "input_mask_dir")
+        paths = {name: Path(run_args[name]) if run_args[name] else None for name in folders if name in run_args}
         return cls(**{**run_args, **paths})
 
     def __post_init__(self):
@@ -71,3 +72,29 @@ class TileOptions(RunOptions):
             raise ValueError(f"--mem_usage is a share of the free memory between 0 and 1, got {self.mem_usage}")
         if self.line_thickness < 1:
             raise ValueError(f"--line_thickness must be 1 px or more, got {self.line_thickness}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WsiOptions(RunOptions):
+    """Options of `run_infer.py wsi`; `mpp` and `mag` are the slide's own at level 0, where the file is wrong or silent."""
+
+    cache_path: Path | None = None
+    input_mask_dir: Path | None = None
+    proc_mag: float | None = None
+    mag: float | None = None
+    ambiguous_size: int = 128
+    chunk_shape: int = 10000
+    tile_shape: int = 2048
+    save_thumb: bool = False
+    save_mask: bool = False
+    pattern: str = "*"
+    recursive: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("proc_mag", "mag"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise ValueError(f"--{name} must be a positive magnification, got {getattr(self, name)}")
+        for name, least in (("chunk_shape", 1), ("tile_shape", 1), ("ambiguous_size", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name} must be {least} px or more, got {getattr(self, name)}")
