@@ -76,7 +76,7 @@ class TileOptions(RunOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class WsiOptions(RunOptions):
-    """Options of `run_infer.py wsi`; `mpp` and `mag` are the slide's own at level 0, where the file is wrong or silent."""
+    """Options of `run_infer.py wsi`; `mpp` and `mag` are the slide's own, where the file is wrong or silent."""
 
     cache_path: Path | None = None
     input_mask_dir: Path | None = None

@@ -24,7 +24,7 @@ from infer.spool import Spool, locked
 from infer.stitch import Stitcher
 from infer.tile_stream import POST_PROC_BYTES_PX
 from infer.workers import WorkerPool, limit_workers
-from infer.wsi_stream import Plan, SlideFailed, SlideStream, finish_wsi_tile
+from infer.wsi_stream import Plan, SlideFailedError, SlideStream, finish_wsi_tile
 from misc.export_qupath import write_geojson
 from misc.files import atomic_path, check_unique_stems, full_stem, list_files, write_atomic
 from misc.machine import available_memory, reused_memory_pages
@@ -186,7 +186,7 @@ class _Run:
         return row
 
     def _failed(self, name: str, row: _Row, error: Exception) -> None:
-        known = isinstance(error, (SlideError, SlideFailed, ValueError, OSError))
+        known = isinstance(error, (SlideError, SlideFailedError, ValueError, OSError))
         row.reason = " ".join(str(error).split()) if known else f"{type(error).__name__}: {error}"
         self.report.failed[name] = row.reason
         logger.error("%s: %s\n%s", row.slide, row.reason, getattr(error, "details", ""), exc_info=not known)
@@ -215,10 +215,10 @@ class _Run:
             logger.info("%s: %d of %d rows of tiles are there already", path.name, len(finished), plan.tiles.rows)
         try:
             total = plan.tissue.sum() * plan.patches.patch_output**2 / 1e6
-            with tqdm(total=round(float(total), 1), unit="Mpx", desc=path.name, smoothing=0.1, disable=None) as bar:
+            with tqdm(total=round(float(total), 1), unit="Mpx", desc=path.name, smoothing=0.1) as bar:
                 stream.run(finished, bar)
             self._write(spool, plan, files, header, stream, row)
-        except (SlideError, SlideFailed):
+        except (SlideError, SlideFailedError):
             spool.remove()  # going on would end at the same place
             raise
         spool.remove()
@@ -260,7 +260,8 @@ class _Run:
         mpp = float(data["base_mpp"][0])
         row.mpp, row.magnification, row.tissue_share = round(mpp, 4), data["base_mag"], round(tissue.share, 4)
         logger.info(
-            "%s: %d x %d px at %.4g um/px (%s; %gx), read at %gx: %d x %d px, %.0f %% tissue (%s), %d patches, %d tiles",
+            "%s: %d x %d px at %.4g um/px (%s; %gx), read at %gx: %d x %d px, "
+            "%.0f %% tissue (%s), %d patches, %d tiles",
             *(handler.path.name, *data["base_shape"].tolist(), mpp, data["mpp_from"], data["base_mag"], self.proc_mag),
             *(width, height, 100 * tissue.share, tissue.source, plan.tissue.sum(), len(plan.tiles)),
         )

@@ -34,7 +34,7 @@ READ_SIDE_PX = 2048
 BATCHES_TO_ESTIMATE = 8
 
 
-class SlideFailed(RuntimeError):
+class SlideFailedError(RuntimeError):
     """A slide cannot be finished; `details` is the traceback of what went wrong in another process."""
 
     def __init__(self, message: str, details: str = ""):
@@ -139,7 +139,7 @@ class SlideStream:
 
         Raises:
             SlideError: the slide cannot be read somewhere.
-            SlideFailed: the network or post-processing failed twice on the same piece.
+            SlideFailedError: the network or post-processing failed twice on the same piece.
         """
         todo = [band for band in bands(self.plan.patches, self.plan.tiles) if band.tile_row in self._waiting]
         first = next((band.tile_row for band in todo if band.tile_row not in done_rows), None)
@@ -149,6 +149,7 @@ class SlideStream:
         self._waiting = {row: tiles for row, tiles in self._waiting.items() if row >= first}
         self._start = time.perf_counter()
         self._batches = 0
+        self._todo = int(self.plan.tissue[everything[first].needed_from :].sum())
         with ThreadPoolExecutor(max(self.readers, 1)) as threads:
             try:
                 for band in everything[first:]:
@@ -235,8 +236,9 @@ class SlideStream:
         self.seconds["network"] += time.perf_counter() - start
         bar.update(len(waiting) * self.plan.patches.patch_output**2 / 1e6)
         self._batches += 1
-        if self._batches == BATCHES_TO_ESTIMATE and bar.total:
-            rest = (time.perf_counter() - self._start) * (bar.total / max(bar.n, 1e-9) - 1)
+        if self._batches == BATCHES_TO_ESTIMATE:
+            done = self._batches * self.predictor.batch_size / max(self._todo, 1)
+            rest = (time.perf_counter() - self._start) * max(1 / done - 1, 0)
             logger.info("about %.1f minutes for the rest of this slide", rest / 60)
         self._collect(bar)
         return len(waiting)
@@ -305,7 +307,7 @@ class SlideStream:
         """Take what post-processing has finished; with `wait`, all of it."""
         for outcome in self.pool.wait_all() if wait else self.pool.finished():
             if outcome.error is not None:
-                raise SlideFailed(f"tile {outcome.name}: {outcome.error}", outcome.details)
+                raise SlideFailedError(f"tile {outcome.name}: {outcome.error}", outcome.details)
             part: TileNuclei = outcome.value
             row = part.tile // self.plan.tiles.cols
             self._parts.setdefault(row, []).append(part)
