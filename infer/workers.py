@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 import signal
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -148,6 +150,13 @@ class WorkerPool:
 
 
 def _init_worker() -> None:
-    """Leave Ctrl-C to the parent, and parallelism to the number of processes."""
+    """Leave Ctrl-C to the parent, and parallelism to the number of processes; end when the parent is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A killed parent closes no queue: its workers would wait for the next piece of work for ever."""
+    multiprocessing.parent_process().join()
+    os._exit(1)

@@ -214,8 +214,8 @@ class _Run:
         if finished:
             logger.info("%s: %d of %d rows of tiles are there already", path.name, len(finished), plan.tiles.rows)
         try:
-            total = plan.tissue.sum() * plan.patches.patch_output**2 / 1e6
-            with tqdm(total=round(float(total), 1), unit="Mpx", desc=path.name, smoothing=0.1) as bar:
+            total = float(plan.tissue.sum()) * plan.patches.patch_output**2 / 1e6
+            with tqdm(total=total, unit="Mpx", desc=path.name, smoothing=0.1) as bar:
                 stream.run(finished, bar)
             self._write(spool, plan, files, header, stream, row)
         except (SlideError, SlideFailedError):

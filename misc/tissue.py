@@ -124,7 +124,7 @@ def load_mask(path: str | Path, slide_yx: tuple[int, int]) -> TissueMask:
     slack = max(ASPECT_TOLERANCE_PX, 0.5 * slide_w / slide_h + 0.5, ASPECT_TOLERANCE * width)
     if abs(width - expected) > slack:
         raise ValueError(
-            f"mask {path.name} is {width} x {height} px, the slide {slide_w} x {slide_h}: proportions differ "
+            f"mask {path.name} is {width} x {height} px, the slide {slide_w} x {slide_h} px: proportions differ "
             f"(at that height {expected:.0f} px of width were expected)"
         )
     return TissueMask(image > 0, "given")

@@ -1,0 +1,181 @@
+"""`GenerateMasks.py` as a user calls it: annotations of real images to labels that all other scripts take."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import cv2
+import numpy as np
+import pytest
+import scipy.io
+from stubs import disc_labels, write_rgb
+
+import compute_stats
+import convert_format
+import GenerateMasks
+from dataset import get_dataset
+from metrics.stats_utils import get_fast_pq
+from misc.nuclei_json import write_json
+from models.hovernet.post_proc import measure
+
+
+def call(folder, *options) -> int:
+    places = [f"--{name}_dir={folder / name}" for name in ("image", "annotation", "output")]
+    return GenerateMasks.main([*places, *options])
+
+
+def label(folder, name="a") -> dict:
+    return scipy.io.loadmat(folder / "output" / f"{name}.mat")
+
+
+def write_geojson(path, contours, names) -> None:
+    features = []
+    for ring, name in zip(contours, names, strict=True):
+        points = (np.asarray(ring) + 0.5).tolist()
+        geometry = {"type": "Polygon", "coordinates": [[*points, points[0]]]}
+        features.append({"type": "Feature", "geometry": geometry, "properties": {"classification": {"name": name}}})
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(features))
+
+
+@pytest.fixture
+def discs(tmp_path):
+    """An image, its nuclei, and their JSON as inference writes it."""
+    labels = disc_labels((200, 260))
+    labels[:, 240:] = 0
+    nuclei = measure(labels)
+    write_rgb(tmp_path / "image" / "a.b c.png", np.full((200, 260, 3), 200, np.uint8))
+    (tmp_path / "json").mkdir()
+    slide = {"name": "a.b c.png", "width": 260, "height": 200, "scale": 1.0, "mpp": 0.25}
+    write_json(tmp_path / "json" / "a.b c.json", nuclei, header={"slide": slide, "mpp": 0.25})
+    return tmp_path, labels
+
+
+@pytest.mark.parametrize(("to", "suffix"), [("sedeen", ".session.xml"), ("qupath", ".geojson")])
+def test_nuclei_come_back_to_the_pixel(discs, to, suffix):
+    """JSON, to a session or GeoJSON, to label maps: the same instances."""
+    folder, labels = discs
+    arguments = [f"--json_dir={folder / 'json'}", f"--output_dir={folder / 'annotation'}", f"--to={to}"]
+    if convert_format.main(arguments) != 0:
+        pytest.fail("convert_format failed")
+    made = sorted((folder / "annotation").rglob(f"*{suffix}"))
+    assert made
+    if made[0].parent != folder / "annotation":
+        made[0].rename(folder / "annotation" / made[0].name)
+    assert call(folder, "--untyped") == 0
+    found = label(folder, "a.b c")["inst_map"]
+    np.testing.assert_array_equal(found > 0, labels > 0)
+    for nucleus in np.unique(labels)[1:]:
+        assert len(np.unique(found[labels == nucleus])) == 1
+
+
+def test_imagescope_to_labels_to_scores(shared, kumar, tmp_path, capsys):
+    name = "TCGA-B0-5710-01Z-00-DX1"
+    for source, target in (
+        (kumar / "Test_same" / "Images" / f"{name}.png", "image"),
+        (shared / "data" / "annotations" / f"{name}.xml", "annotation"),
+        (kumar / "Test_same" / "Labels" / f"{name}.mat", "true"),
+    ):
+        (tmp_path / target).mkdir()
+        (tmp_path / target / source.name).symlink_to(source)
+    (tmp_path / "mapping.json").write_text('{"#00ff00": 2}')
+    assert call(tmp_path, f"--mapping={tmp_path / 'mapping.json'}") == 0
+    printed = capsys.readouterr().out
+    assert "   2      359" in printed
+    assert "1524 px hidden under smaller nuclei" in printed
+    ann = get_dataset("mat").load_ann(str(tmp_path / "output" / f"{name}.mat"), with_type=True)
+    assert ann.shape == (1000, 1000, 2)
+    assert set(np.unique(ann[..., 1])) == {0, 2}
+    arguments = [f"--pred_dir={tmp_path / 'output'}", f"--true_dir={tmp_path / 'true'}"]
+    assert compute_stats.main(["--mode=instance", *arguments]) == 0
+    assert (
+        compute_stats.main(["--mode=type", f"--pred_dir={tmp_path / 'output'}", f"--true_dir={tmp_path / 'output'}"])
+        == 0
+    )
+    true = scipy.io.loadmat(tmp_path / "true" / f"{name}.mat")["inst_map"]
+    assert get_fast_pq(true, label(tmp_path, name)["inst_map"])[0][0] > 0.99
+
+
+def test_unknown_classes_fail_one_image_and_not_the_others(tmp_path, capsys):
+    for name, names in (("good", ["negative"]), ("bad", ["what"])):
+        write_rgb(tmp_path / "image" / f"{name}.png", np.zeros((30, 30, 3), np.uint8))
+        write_geojson(tmp_path / "annotation" / f"{name}.geojson", [[[2, 2], [9, 2], [9, 9], [2, 9]]], names)
+    write_rgb(tmp_path / "image" / "alone.png", np.zeros((30, 30, 3), np.uint8))
+    assert call(tmp_path) == 1
+    errors = capsys.readouterr().err
+    assert "bad.png: no type for `what` (1)" in errors
+    assert "alone.png: has no partner" in errors
+    assert label(tmp_path, "good")["inst_type"].tolist() == [[1]]
+    assert not (tmp_path / "output" / "bad.mat").exists()
+
+
+def test_p05_labels_that_are_there_are_kept(tmp_path, capsys):
+    write_rgb(tmp_path / "image" / "a.png", np.zeros((30, 30, 3), np.uint8))
+    write_geojson(tmp_path / "annotation" / "a.geojson", [[[2, 2], [9, 2], [9, 9], [2, 9]]], ["weak"])
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output" / "a.mat").write_bytes(b"mine")
+    assert call(tmp_path) == 0
+    assert (tmp_path / "output" / "a.mat").read_bytes() == b"mine"
+    assert call(tmp_path, "--overwrite") == 0
+    assert label(tmp_path)["inst_map"].max() == 1
+
+
+def test_scale_halves_the_contours(tmp_path):
+    write_rgb(tmp_path / "image" / "a.png", np.zeros((30, 30, 3), np.uint8))
+    write_geojson(tmp_path / "annotation" / "a.geojson", [[[10, 10], [29, 10], [29, 29], [10, 29]]], ["weak"])
+    assert call(tmp_path, "--scale=0.5") == 0
+    assert (label(tmp_path)["inst_map"] > 0).sum() == 100  # 20 px square to 10 px square
+
+
+def test_p12_an_image_without_nuclei_is_a_label_too(tmp_path, capsys):
+    write_rgb(tmp_path / "image" / "a.png", np.zeros((30, 30, 3), np.uint8))
+    write_geojson(tmp_path / "annotation" / "a.geojson", [], [])
+    assert call(tmp_path) == 0
+    assert "images without a nucleus: a.png" in capsys.readouterr().out
+    assert not label(tmp_path)["inst_map"].any()
+
+
+@pytest.mark.parametrize("kmeans", [False, True])
+def test_staining_tells_positive_from_negative(shared, tmp_path, capsys, kmeans):
+    """Contours of the two real IHC images, without any class: DAB density alone finds the labelled one."""
+    right = total = 0
+    for name in ("Bladder1", "Lung1"):
+        truth = scipy.io.loadmat(shared / "data" / "ihc" / "Labels" / f"{name}.mat")["inst_map"].astype(np.int32)
+        nuclei = measure(truth)
+        rings = [nuclei.contour(i) for i in range(len(nuclei))]
+        write_geojson(tmp_path / "annotation" / f"{name}.geojson", rings, [""] * len(rings))
+        (tmp_path / "image").mkdir(exist_ok=True)
+        (tmp_path / "image" / f"{name}.png").symlink_to(shared / "data" / "ihc" / "Images" / f"{name}.png")
+    assert call(tmp_path, "--intensity", *(["--kmeans"] if kmeans else [])) == 0
+    for name in ("Bladder1", "Lung1"):
+        truth = scipy.io.loadmat(shared / "data" / "ihc" / "Labels" / f"{name}.mat")
+        found = label(tmp_path, name)
+        xy = np.rint(found["inst_centroid"]).astype(int)
+        ids = truth["inst_map"][xy[:, 1], xy[:, 0]].astype(int)
+        inside = ids > 0
+        positive = truth["inst_type"].ravel()[np.searchsorted(np.unique(truth["inst_map"])[1:], ids[inside])] == 1
+        right += ((found["inst_type"].ravel()[inside] > 1) == positive).sum()
+        total += inside.sum()
+    assert right / total > 0.9
+    with open(tmp_path / "output" / "intensity.csv") as handle:
+        assert len(list(csv.DictReader(handle))) >= total
+    assert cv2.imread(str(tmp_path / "output" / "intensity.png")) is not None
+    assert "H-score" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--kmeans"], "need --intensity"),
+        (["--scale=x"], "--scale"),
+        (["--scale=-1"], "positive"),
+        (["--intensity", "--thresholds=3,2,1"], "rise"),
+        (["--type_info_path=no.json"], "no.json"),
+    ],
+)
+def test_bad_options_are_one_line(tmp_path, capsys, options, message):
+    assert call(tmp_path, *options) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
