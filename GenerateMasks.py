@@ -41,6 +41,10 @@ if TYPE_CHECKING:
     from misc.masks import LabelMask
 
 
+# Files that may hold contours; what they are is told by their content.
+ANNOTATION_SUFFIXES = (".xml", ".geojson", ".json", ".gz")
+
+
 @dataclass(frozen=True)
 class Options:
     """The command line, with real types."""
@@ -61,6 +65,7 @@ class Options:
 class Report:
     """What became of the images."""
 
+    unpaired: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
     nuclei: Counter = field(default_factory=Counter)
@@ -128,7 +133,7 @@ def run(options: Options) -> int:
 
     pairs, unpaired = pair_files(options)
     options.output_dir.mkdir(parents=True, exist_ok=True)
-    report = Report(failed={name: "has no partner" for name in unpaired})
+    report = Report(unpaired=unpaired)
     masks: dict[str, LabelMask] = {}
     dab: dict[str, np.ndarray] = {}
     for image, annotation in tqdm(pairs, desc="painting", unit="image", disable=None):
@@ -161,10 +166,8 @@ def pair_files(options: Options) -> tuple[list[tuple[Path, Path]], list[str]]:
     from misc.files import check_unique_stems, full_stem, list_files
 
     images, annotations = list_files(options.image_dir, options.pattern), list_files(options.annotation_dir)
-    if options.image_dir.resolve() == options.annotation_dir.resolve():
-        suffixes = (".xml", ".geojson", ".json", ".gz", ".csv", ".txt")
-        annotations = [path for path in annotations if path.suffix.lower() in suffixes]
-        images = [path for path in images if path not in annotations]
+    annotations = [path for path in annotations if path.suffix.lower() in ANNOTATION_SUFFIXES]
+    images = [path for path in images if path.suffix.lower() not in ANNOTATION_SUFFIXES]
     check_unique_stems(images)
     check_unique_stems(annotations)
     by_stem = {full_stem(path): path for path in annotations}
@@ -280,9 +283,11 @@ def print_report(report: Report, nr_pairs: int, options: Options) -> None:
         print(f"no nuclei: {listed}")
     if report.empty:
         print(f"images without a nucleus: {', '.join(report.empty)}")
+    if report.unpaired:
+        print(f"without a partner: {', '.join(report.unpaired)}")
     for name, reason in report.failed.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)
-    made = nr_pairs - len(report.skipped) - sum(reason != "has no partner" for reason in report.failed.values())
+    made = nr_pairs - len(report.skipped) - len(report.failed)
     print(
         f"{sum(report.nuclei.values())} nuclei in {made} label maps, {len(report.skipped)} there already "
         f"(--overwrite makes them anew), {len(report.failed)} failed; in {options.output_dir}"

@@ -76,7 +76,7 @@ def test_outer_borders_come_back_to_the_pixel(kumar):
             contours.append(Contour([rings[0][:, 0].astype(float) + (box[1].start, box[0].start)]))
             whole[box] |= mask > 0
     painted = paint_contours(contours, [1] * len(contours), labels.shape)
-    assert len(contours) > 500
+    assert len(contours) > 400
     np.testing.assert_array_equal(painted.inst_map > 0, whole)
     assert painted.hidden_px == 0
 

@@ -56,7 +56,7 @@ def discs(tmp_path):
 def test_nuclei_come_back_to_the_pixel(discs, to, suffix):
     """JSON, to a session or GeoJSON, to label maps: the same instances."""
     folder, labels = discs
-    arguments = [f"--json_dir={folder / 'json'}", f"--output_dir={folder / 'annotation'}", f"--to={to}"]
+    arguments = [f"--input={folder / 'json'}", f"--output_dir={folder / 'annotation'}", f"--to={to}"]
     if convert_format.main(arguments) != 0:
         pytest.fail("convert_format failed")
     made = sorted((folder / "annotation").rglob(f"*{suffix}"))
@@ -103,9 +103,9 @@ def test_unknown_classes_fail_one_image_and_not_the_others(tmp_path, capsys):
         write_geojson(tmp_path / "annotation" / f"{name}.geojson", [[[2, 2], [9, 2], [9, 9], [2, 9]]], names)
     write_rgb(tmp_path / "image" / "alone.png", np.zeros((30, 30, 3), np.uint8))
     assert call(tmp_path) == 1
-    errors = capsys.readouterr().err
-    assert "bad.png: no type for `what` (1)" in errors
-    assert "alone.png: has no partner" in errors
+    printed = capsys.readouterr()
+    assert "bad.png: no type for `what` (1)" in printed.err
+    assert "without a partner: alone.png" in printed.out
     assert label(tmp_path, "good")["inst_type"].tolist() == [[1]]
     assert not (tmp_path / "output" / "bad.mat").exists()
 
