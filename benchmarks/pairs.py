@@ -24,7 +24,7 @@ FORWARD_TOLERANCE = 1e-4
 METRIC_TOLERANCE = 1e-9
 # Today's OpenCV does not take the colours that the original makes without this file.
 TYPE_INFO = Path(__file__).resolve().parents[1] / "type_info.json"
-SHIPPED = Path(__file__).resolve().parents[1] / "pretrained" / "hovernet_fast_w025_20x_interim.tar"
+SHIPPED = Path(__file__).resolve().parents[1] / "pretrained" / "hovernet_fast_w025_20x.tar"
 
 
 @dataclass(frozen=True)

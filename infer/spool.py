@@ -7,13 +7,15 @@ on. A run with other options, weights or another slide of that name has another 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -25,7 +27,10 @@ try:
 except ImportError:  # Windows: two runs at once are not kept apart there
     fcntl = None
 
+logger = logging.getLogger(__name__)
+
 _DIGEST_LENGTH = 16
+_HELD = (errno.EACCES, errno.EAGAIN)  # what flock says when somebody else has the lock
 
 
 class Spool:
@@ -73,19 +78,39 @@ class Spool:
 def locked(path: Path) -> Iterator[bool]:
     """Hold a lock file while the block runs; yields whether it was free.
 
-    The system gives the lock up when its process ends, however it ends: a dead run's slides are taken over.
+    The system gives the lock up when its process ends, however it ends: a dead run's slides are taken over. On a disk
+    that has no locks it is free to everybody, which is said.
     """
     if fcntl is None:
         yield True
         return
-    with open(path, "a") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
+    while True:
+        with open(path, "a") as handle:
+            if not _flock(handle, path):
+                yield False
+                return
+            if not _is_still(handle, path):
+                continue  # its last holder removed it after it was opened here: whoever comes next would make another
+            try:
+                yield True
+            finally:
+                with contextlib.suppress(OSError):
+                    os.unlink(path)
             return
-        try:
-            yield True
-        finally:
-            with contextlib.suppress(OSError):
-                os.unlink(path)
+
+
+def _flock(handle: IO, path: Path) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _HELD:
+            return False
+        logger.warning("%s: no locks on this disk (%s); do not start two runs on this folder", path.parent, error)
+    return True
+
+
+def _is_still(handle: IO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False

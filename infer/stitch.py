@@ -79,6 +79,7 @@ class Stitcher:
         self.tiles = tiles
         self.doubled = self.trimmed = self.united = 0
         self._todo = sorted(range(len(tiles)) if expected is None else expected, reverse=True)
+        self._to_come = set(self._todo)
         self._arrived: dict[int, TileNuclei] = {}
         self._open: dict[int, _Open] = {}  # in row-major order
         self._waiting: list[tuple[int, _Key]] = []  # foreign nuclei, with the tile after which they are decided
@@ -100,8 +101,9 @@ class Stitcher:
         Raises:
             ValueError: the tile is not expected, or has come already.
         """
-        if part.tile in self._arrived or part.tile not in self._todo:
+        if part.tile not in self._to_come:
             raise ValueError(f"tile {part.tile} is not expected, or has come already")
+        self._to_come.remove(part.tile)
         self._arrived[part.tile] = part
         finished: list[Nuclei] = []
         while self._todo and self._todo[-1] in self._arrived:

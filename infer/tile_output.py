@@ -101,7 +101,7 @@ def segment_tile(pred_map: np.ndarray, shape_yx: tuple[int, int], spec: TileSpec
     """Find the nuclei of a tile, on the grid of its image.
 
     Where the network saw a smaller picture than the file holds, its maps are enlarged first: on the 14 images
-    of the interim checkpoint's table that gives Dice .801 instead of .772. Where it saw a larger one, its nuclei
+    of an earlier checkpoint's table that gave Dice .801 instead of .772. Where it saw a larger one, its nuclei
     are found there, since they would be too small on the image's own grid, and then mapped back.
 
     Returns:

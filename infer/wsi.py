@@ -77,7 +77,8 @@ class InferManager(base.InferManager):
         options = run_args if isinstance(run_args, WsiOptions) else WsiOptions.from_dict(run_args)
         paths = find_slides(options)
         run = _Run(self, options)
-        pool = WorkerPool(finish_wsi_tile, run.nr_workers())
+        workers = run.nr_workers()
+        pool = WorkerPool(finish_wsi_tile, workers, queue=workers + 2)  # each that waits holds the maps of a tile
         rows: list[_Row] = []
         interrupted = True
         on_cpu = run.predictor.device.type == "cpu"
@@ -280,7 +281,8 @@ class _Run:
     def _fingerprint(self, path: Path, plan: Plan) -> dict[str, Any]:
         state, options = path.stat(), self.options
         return {
-            "slide": [path.name, state.st_size, state.st_mtime_ns],
+            "slide": [str(path.resolve()), state.st_size, state.st_mtime_ns],
+            "output_dir": str(options.output_dir.resolve()),  # two runs may share a cache folder
             "weights": self.weights,
             "grids": [plan.patches, plan.tiles],
             "tissue": hashlib.sha256(np.packbits(plan.tissue).tobytes()).hexdigest(),

@@ -232,7 +232,7 @@ class SlideStream:
             # every batch has one size: a patch gets the same numbers in whatever company it is, resumed or not
             patches = np.concatenate([patches, np.repeat(patches[-1:], missing, axis=0)])
         for (row, col), output in zip([cell for cell, _ in waiting], self._network(patches), strict=False):
-            self._maps.setdefault(col, {})[row] = output
+            self._maps.setdefault(col, {})[row] = output.copy()  # a view would keep the whole batch
         self.seconds["network"] += time.perf_counter() - start
         bar.update(len(waiting) * self.plan.patches.patch_output**2 / 1e6)
         self._batches += 1

@@ -1,0 +1,135 @@
+"""A made-up slide of any size that takes no time to write: its tiles are few, and their places in the file are shared.
+
+A tiled TIFF says of every tile where its bytes are. Here all tiles of glass point at the same bytes, and all tiles of
+tissue too, so that a slide of 100,000 x 100,000 px is a file of a few MB which readers take for any other.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+TILE_PX = 512
+BLOCK_PX = 8192  # side of what is tissue or glass as a whole; one tile of the smallest level
+DOWNSAMPLES = (1, 4, 16)
+NUCLEI_A_SIDE = 13  # of a tile: 169 in 512 x 512 px, 645 a million px
+RADII_PX = (7, 12)
+_LONG8, _LONG, _SHORT, _RATIONAL = 16, 4, 3, 5
+_SIZES = {_LONG8: "Q", _LONG: "I", _SHORT: "H"}
+
+
+@dataclass(frozen=True)
+class Pyramid:
+    """What a made-up slide holds."""
+
+    path: Path
+    nr_blocks: int
+    nr_tissue: int
+
+    @property
+    def nr_nuclei(self) -> int:
+        """About so many: those at the edges of tissue may be cut."""
+        return self.nr_tissue * (BLOCK_PX // TILE_PX) ** 2 * NUCLEI_A_SIDE**2
+
+
+def write_pyramid(path: Path, size: int, tissue_share: float = 0.3, mpp: float = 0.25, seed: int = 0) -> Pyramid:
+    """Write a slide of `size` x `size` px with tissue in a share of its blocks.
+
+    Args:
+        size: px; a multiple of `BLOCK_PX` is best, since cut blocks hold fewer nuclei.
+    """
+    rng = np.random.default_rng(seed)
+    side = -(-size // BLOCK_PX)
+    tissue = np.zeros(side * side, bool)
+    tissue[rng.permutation(side * side)[: round(tissue_share * side * side)]] = True
+    tissue = tissue.reshape(side, side)
+    pattern = _tissue_tile(rng)
+    with open(path, "wb") as out:
+        out.write(struct.pack("<2sHHHQ", b"II", 43, 8, 0, 0))  # BigTIFF; the place of the first directory comes last
+        places = [[_put(out, _shrunk(picture, factor)) for picture in (None, pattern)] for factor in DOWNSAMPLES]
+        link = 8
+        for factor, shared in zip(DOWNSAMPLES, places, strict=True):
+            link = _directory(
+                out, link, -(-size // factor), tissue, BLOCK_PX // TILE_PX // factor, shared, mpp * factor
+            )
+    return Pyramid(path, side * side, int(tissue.sum()))
+
+
+def _tissue_tile(rng: np.random.Generator) -> np.ndarray:
+    """Paint nuclei as `tests/stubs.py` reads them, some over the edges, which meet those of the next tile."""
+    tile = np.full((TILE_PX, TILE_PX, 3), 128, np.uint8)
+    tile[..., 0] = 170
+    spacing = TILE_PX / NUCLEI_A_SIDE
+    for y, x in np.argwhere(np.ones((NUCLEI_A_SIDE, NUCLEI_A_SIDE))) * spacing:
+        axes, window = rng.integers(*RADII_PX, 2).tolist(), 2 * RADII_PX[1] + 1
+        mask = np.zeros((window, window), np.uint8)
+        cv2.ellipse(mask, (RADII_PX[1],) * 2, tuple(axes), float(rng.uniform(0, 180)), 0, 360, 1, -1)
+        ys, xs = np.nonzero(mask)
+        rows, cols = (np.rint([y, x]).astype(int)[:, None] + [ys, xs]) % TILE_PX
+        tile[rows, cols, 0] = 0
+        for channel, values in ((1, xs), (2, ys)):
+            offset = values - values.mean()
+            tile[rows, cols, channel] = np.rint(128 + 120 * offset / np.abs(offset).max())
+    return tile
+
+
+def _shrunk(picture: np.ndarray | None, factor: int) -> np.ndarray:
+    """Return a tile of a smaller level: glass, or `factor` x `factor` tiles of tissue made small."""
+    if picture is None:
+        return np.full((TILE_PX, TILE_PX, 3), 255, np.uint8)
+    small = cv2.resize(picture, (TILE_PX // factor,) * 2, interpolation=cv2.INTER_AREA)
+    return np.tile(small, (factor, factor, 1))
+
+
+def _put(out, picture: np.ndarray) -> tuple[int, int]:
+    """Write a deflated tile; returns its place and its length."""
+    data = zlib.compress(picture.tobytes(), 6)
+    place = out.tell()
+    out.write(data + b"\0" * (-len(data) % 8))
+    return place, len(data)
+
+
+def _directory(out, link: int, size: int, tissue: np.ndarray, tiles_a_block: int, shared, mpp: float) -> int:
+    """Write the directory of a level and set the pointer at `link` to it; returns where the next pointer goes."""
+    count = -(-size // TILE_PX)
+    index = np.minimum(np.arange(count) // tiles_a_block, len(tissue) - 1)
+    which = tissue[np.ix_(index, index)].ravel().astype(int)
+    offsets, lengths = (np.array([entry[k] for entry in shared])[which] for k in (0, 1))
+    per_cm = round(1e4 / mpp * 1000)
+    tags = {
+        254: (_LONG, [int(link > 8)]),  # a smaller picture of the same
+        256: (_LONG, [size]),
+        257: (_LONG, [size]),
+        258: (_SHORT, [8, 8, 8]),
+        259: (_SHORT, [8]),  # deflate
+        262: (_SHORT, [2]),  # RGB
+        277: (_SHORT, [3]),
+        282: (_RATIONAL, [per_cm, 1000]),
+        283: (_RATIONAL, [per_cm, 1000]),
+        284: (_SHORT, [1]),
+        296: (_SHORT, [3]),  # per cm
+        322: (_LONG, [TILE_PX]),
+        323: (_LONG, [TILE_PX]),
+        324: (_LONG8, offsets.tolist()),
+        325: (_LONG, lengths.tolist()),
+    }
+    entries = []
+    for tag, (kind, values) in tags.items():
+        data = struct.pack(f"<{len(values)}{_SIZES.get(kind, 'I')}", *values)
+        length = 1 if kind == _RATIONAL else len(values)
+        if len(data) > 8:
+            place, data = out.tell(), data + b"\0" * (-len(data) % 8)
+            out.write(data)
+            data = struct.pack("<Q", place)
+        entries.append(struct.pack("<HHQ", tag, kind, length) + data.ljust(8, b"\0"))
+    start = out.tell()
+    out.write(struct.pack("<Q", len(entries)) + b"".join(entries) + struct.pack("<Q", 0))
+    out.seek(link)
+    out.write(struct.pack("<Q", start))
+    out.seek(0, 2)
+    return start + 8 + 20 * len(entries)
