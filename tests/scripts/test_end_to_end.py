@@ -16,6 +16,7 @@ import extract_patches
 import GenerateMasks
 import run_infer
 import run_train
+from models.hovernet import opt_scratch
 from models.hovernet.net_desc import create_model
 from models.hovernet.post_proc import measure
 from models.hovernet.targets import gen_targets
@@ -23,7 +24,6 @@ from models.hovernet.train_step import train_step
 
 CONFIG = """
 from models.hovernet import opt, opt_scratch
-from models.hovernet.net_desc import create_model
 
 class Config:
     def __init__(self):
@@ -35,8 +35,6 @@ class Config:
         shape = opt.SHAPES["fast"]
         sides = {{"input_shape": [shape.act] * 2, "mask_shape": [shape.out] * 2}}
         self.shape_info = {{"train": sides, "valid": sides}}
-        opt_scratch.PHASES = ((3, 2e-3), (2, 1e-3))
-        opt_scratch.WIDTH = 0.125
         self.model_config = opt_scratch.get_config(3, "fast")
 """
 
@@ -62,7 +60,9 @@ def prepare(folder, kumar) -> None:
     )
 
 
-def test_contours_to_scores(tmp_path, kumar, capsys):
+def test_contours_to_scores(tmp_path, kumar, capsys, monkeypatch):
+    monkeypatch.setattr(opt_scratch, "PHASES", ((3, 2e-3), (2, 1e-3)))
+    monkeypatch.setattr(opt_scratch, "WIDTH", 0.125)
     prepare(tmp_path, kumar)
     places = [f"--image_dir={tmp_path / 'images'}", f"--annotation_dir={tmp_path / 'contours'}"]
     labels = tmp_path / "labels"
