@@ -18,8 +18,8 @@ from .opt import get_engines
 from .targets import gen_targets, prep_sample
 
 WIDTH = 0.25  # of HoVer-Net's channels
-# (epochs, learning rate) of each phase; the learning rate falls to 0 in each, and a further one goes on from the weights
-# of the one before. Made for the 784 patches of Kumar's 16 training images at 20x with a step of 82 px.
+# (epochs, learning rate) of each phase; the learning rate falls to 0 in each, and a further phase goes on from the
+# weights of the one before. Made for the 784 patches of Kumar's 16 training images at 20x with a step of 82 px.
 PHASES = ((16, 2.0e-3),)
 WARMUP_STEPS = 60
 
