@@ -252,10 +252,10 @@ def rois(args: dict) -> int:
     import csv
     import io
 
-    from misc.rois import extract_rois
     from tqdm import tqdm
 
     from misc.files import check_unique_stems, list_files, write_atomic
+    from misc.rois import extract_rois
     from misc.slide_sources import is_slide
 
     size, count = _number(args["--size"], "--size", int), _number(args["--per_slide"], "--per_slide", int)

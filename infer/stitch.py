@@ -40,12 +40,13 @@ class _Shape:
 
     Attributes:
         box: (y0, x0, y1, x1) of the slide, px; `mask` lies in it.
-        parts: the nuclei that it is made of, with their number of pixels.
+        parts: the nuclei that it is made of, and whether their tiles saw them cut off; kept here, since a tile may be
+            gone when a later one asks.
     """
 
     box: Box
     mask: np.ndarray
-    parts: dict[_Key, int]
+    parts: dict[_Key, bool]
 
 
 @dataclass
@@ -198,12 +199,12 @@ class Stitcher:
         if key[1] in tile.shapes:
             return tile.shapes[key[1]]
         mask = tile.part.mask(key[1])
-        return _Shape(tuple(tile.boxes[key[1]].tolist()), mask, {key: int(mask.sum())})
+        return _Shape(tuple(tile.boxes[key[1]].tolist()), mask, {key: bool(tile.part.cut[key[1]])})
 
     def _continues(self, rival: _Key, key: _Key, mine: _Shape, shared: int) -> bool:
         """Tell whether an accepted nucleus was cut off by the end of its tile, and this one is the same."""
         theirs = self._shape(rival)
-        if not any(self._open[tile].part.cut[i] for tile, i in theirs.parts if tile in self._open):
+        if not any(theirs.parts.values()):
             return False
         # compared where both could be seen
         seen_mine = np.zeros(mine.mask.shape, bool)
@@ -227,7 +228,7 @@ class Stitcher:
         boxes = np.array([shape.box for shape in shapes])
         box = (*boxes[:, :2].min(axis=0).tolist(), *boxes[:, 2:].max(axis=0).tolist())
         whole = np.zeros((box[2] - box[0], box[3] - box[1]), bool)
-        parts: dict[_Key, int] = {}
+        parts: dict[_Key, bool] = {}
         for shape in shapes:
             whole |= _window(shape, box)
             parts |= shape.parts
@@ -272,9 +273,7 @@ class Stitcher:
         while self._open:
             index, tile = next(iter(self._open.items()))
             ends = [self.tiles.tile(index).outer, *(self._shape(k).box for k in self._grown if k[0] == index)]
-            parts = {part for i in tile.shapes for part, _ in tile.shapes[i].parts if tile.accepted[i]}
-            waits = tile.waiting or max(map(self.tiles.last_touching, ends)) > self._last_done
-            if waits or not parts <= self._open.keys() | {index}:
+            if tile.waiting or max(map(self.tiles.last_touching, ends)) > self._last_done:
                 break
             finished.append(self._written(index, tile))
             self._grown = {key for key in self._grown if key[0] != index}
