@@ -12,7 +12,9 @@ Options:
   --device=<d>      cpu or cuda. [default: cpu]
   --threads=<n>     Threads of post-processing, metrics and targets; the network takes all. [default: 1]
   --runs=<n>        Runs of each, the network's and the tile run's capped at 3. [default: 5]
-  --only=<parts>    Which of forward, process, metrics, tile, targets, loader and step, comma-separated.
+  --slide=<file>    A slide to run both on, for the part `slide`. Memory and cache are measured, too.
+  --mag=<n>         Magnification to read it at. [default: 20]
+  --only=<parts>    Which of forward, process, metrics, tile, slide, targets, loader and step, comma-separated.
                     [default: forward,process,metrics,tile,targets,loader,step]
 """
 
@@ -31,7 +33,7 @@ def main() -> int:
     import cv2
     import torch
 
-    from benchmarks import pairs, pairs_training
+    from benchmarks import pairs, pairs_slide, pairs_training
     from benchmarks.upstream import Upstream
 
     cv2.setNumThreads(int(args["--threads"]))
@@ -45,12 +47,14 @@ def main() -> int:
         "process": lambda: pairs.process(upstream, runs),
         "metrics": lambda: pairs.metrics(upstream, min(runs, 3)),
         "tile": lambda: pairs.tile(upstream, args["--device"], min(runs, 3)),
+        "slide": lambda: pairs_slide.slide(upstream, Path(args["--slide"]), args["--device"], float(args["--mag"])),
         "targets": lambda: pairs_training.targets(upstream, runs),
         "loader": lambda: pairs_training.loader(upstream, runs),
         "step": lambda: pairs_training.step(upstream, args["--device"], min(runs, 3)),
     }
     all_same = True
-    for part in args["--only"].split(","):
+    chosen = args["--only"].split(",") + (["slide"] if args["--slide"] and "slide" not in args["--only"] else [])
+    for part in chosen:
         if part not in parts:
             print(f"compare_upstream.py: --only knows {', '.join(parts)}; got `{part}`", file=sys.stderr)
             return 2

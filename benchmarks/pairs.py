@@ -75,7 +75,7 @@ def forward(upstream: Upstream, device: str, runs: int) -> Iterator[Pair]:
             name = f"forward, {mode}, {nr_types or 'no'} types, 1 patch"
             yield _forward_pair(upstream, name, reference, net, PATCH_SHAPES[mode][0], device, runs)
     net = build_model(load_checkpoint(SHIPPED))
-    with upstream.active(), _channels_scaled(upstream, net.width):
+    with upstream.active(), channels_scaled(upstream, net.width):
         reference = create(mode=net.mode, nr_types=net.nr_types)
     yield _forward_pair(upstream, "forward, shipped weights", reference, net, PATCH_SHAPES[net.mode][0], device, runs)
 
@@ -125,7 +125,7 @@ def _random_statistics(net) -> None:
 
 
 @contextlib.contextmanager
-def _channels_scaled(upstream: Upstream, width: float) -> Iterator[None]:
+def channels_scaled(upstream: Upstream, width: float) -> Iterator[None]:
     """Build the original's network with every channel count times `width`, which it has no option for."""
     layers = torch.nn
     conv, norm = layers.Conv2d, layers.BatchNorm2d

@@ -25,39 +25,38 @@ _SIZES = {_LONG8: "Q", _LONG: "I", _SHORT: "H"}
 
 @dataclass(frozen=True)
 class Pyramid:
-    """What a made-up slide holds."""
+    """A made-up slide: where it is, and about how many nuclei were painted on it."""
 
     path: Path
-    nr_blocks: int
-    nr_tissue: int
-
-    @property
-    def nr_nuclei(self) -> int:
-        """About so many: those at the edges of tissue may be cut."""
-        return self.nr_tissue * (BLOCK_PX // TILE_PX) ** 2 * NUCLEI_A_SIDE**2
+    nr_nuclei: int
 
 
-def write_pyramid(path: Path, size: int, tissue_share: float = 0.3, mpp: float = 0.25, seed: int = 0) -> Pyramid:
-    """Write a slide of `size` x `size` px with tissue in a share of its blocks.
+def write_pyramid(
+    path: Path, shape_yx: tuple[int, int], tissue_share: float = 0.3, mpp: float = 0.25, seed: int = 0
+) -> Pyramid:
+    """Write a slide with tissue in a share of its blocks.
 
     Args:
-        size: px; a multiple of `BLOCK_PX` is best, since cut blocks hold fewer nuclei.
+        shape_yx: height and width, px. The number of nuclei is exact where these are multiples of `BLOCK_PX`.
+        tissue_share: below 1, since Otsu's threshold needs glass beside the tissue.
     """
     rng = np.random.default_rng(seed)
-    side = -(-size // BLOCK_PX)
-    tissue = np.zeros(side * side, bool)
-    tissue[rng.permutation(side * side)[: round(tissue_share * side * side)]] = True
-    tissue = tissue.reshape(side, side)
+    rows, cols = (-(-length // BLOCK_PX) for length in shape_yx)
+    tissue = np.zeros(rows * cols, bool)
+    tissue[rng.permutation(rows * cols)[: round(tissue_share * rows * cols)]] = True
+    tissue = tissue.reshape(rows, cols)
     pattern = _tissue_tile(rng)
     with open(path, "wb") as out:
         out.write(struct.pack("<2sHHHQ", b"II", 43, 8, 0, 0))  # BigTIFF; the place of the first directory comes last
         places = [[_put(out, _shrunk(picture, factor)) for picture in (None, pattern)] for factor in DOWNSAMPLES]
         link = 8
         for factor, shared in zip(DOWNSAMPLES, places, strict=True):
-            link = _directory(
-                out, link, -(-size // factor), tissue, BLOCK_PX // TILE_PX // factor, shared, mpp * factor
-            )
-    return Pyramid(path, side * side, int(tissue.sum()))
+            size = tuple(-(-length // factor) for length in shape_yx)
+            link = _directory(out, link, size, tissue, BLOCK_PX // TILE_PX // factor, shared, mpp * factor)
+    heights, widths = (
+        np.diff(np.minimum(np.arange(-(-length // BLOCK_PX) + 1) * BLOCK_PX, length)) for length in shape_yx
+    )
+    return Pyramid(path, round((np.outer(heights, widths) * tissue).sum() * (NUCLEI_A_SIDE / TILE_PX) ** 2))
 
 
 def _tissue_tile(rng: np.random.Generator) -> np.ndarray:
@@ -94,17 +93,16 @@ def _put(out, picture: np.ndarray) -> tuple[int, int]:
     return place, len(data)
 
 
-def _directory(out, link: int, size: int, tissue: np.ndarray, tiles_a_block: int, shared, mpp: float) -> int:
+def _directory(out, link: int, shape_yx, tissue: np.ndarray, tiles_a_block: int, shared, mpp: float) -> int:
     """Write the directory of a level and set the pointer at `link` to it; returns where the next pointer goes."""
-    count = -(-size // TILE_PX)
-    index = np.minimum(np.arange(count) // tiles_a_block, len(tissue) - 1)
-    which = tissue[np.ix_(index, index)].ravel().astype(int)
+    blocks = [np.arange(-(-length // TILE_PX)) // tiles_a_block for length in shape_yx]
+    which = tissue[np.ix_(*blocks)].ravel().astype(int)
     offsets, lengths = (np.array([entry[k] for entry in shared])[which] for k in (0, 1))
     per_cm = round(1e4 / mpp * 1000)
     tags = {
         254: (_LONG, [int(link > 8)]),  # a smaller picture of the same
-        256: (_LONG, [size]),
-        257: (_LONG, [size]),
+        256: (_LONG, [shape_yx[1]]),
+        257: (_LONG, [shape_yx[0]]),
         258: (_SHORT, [8, 8, 8]),
         259: (_SHORT, [8]),  # deflate
         262: (_SHORT, [2]),  # RGB

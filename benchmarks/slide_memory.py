@@ -45,7 +45,7 @@ def main() -> int:
     for size in (int(text) for text in args["--sizes"].split(",")):
         place = folder / str(size)
         (place / "in").mkdir(parents=True)
-        slide = write_pyramid(place / "in" / "made_up.tif", size, float(args["--tissue"]))
+        slide = write_pyramid(place / "in" / "made_up.tif", (size, size), float(args["--tissue"]))
         peak = measure(place, args)
         nuclei = _nr_nuclei(place / "out" / "summary.csv")
         written = (place / "out" / "json" / "made_up.json").stat().st_size

@@ -56,13 +56,13 @@ class _Open:
     part: TileNuclei
     boxes: np.ndarray
     accepted: np.ndarray
-    waiting: int = 0
+    pending: np.ndarray  # (N,) bool, not decided yet
     shapes: dict[int, _Shape] = field(default_factory=dict)
 
     @classmethod
     def of(cls, part: TileNuclei) -> _Open:
         boxes = part.nuclei.boxes_yx.reshape(-1, 4).astype(np.int64)
-        return cls(part, boxes, np.zeros(len(part), bool))
+        return cls(part, boxes, np.zeros(len(part), bool), np.zeros(len(part), bool))
 
 
 class Stitcher:
@@ -129,11 +129,11 @@ class Stitcher:
             rows, cols = self.tiles.cores_touching(tuple(tile.boxes[i].tolist()))
             last = (rows[1] - 1) * self.tiles.cols + cols[1] - 1
             self._waiting.append((last, (part.tile, int(i))))
-            tile.waiting += 1
+            tile.pending[i] = True
         due = sorted(key for last, key in self._waiting if last <= self._last_done)
         self._waiting = [entry for entry in self._waiting if entry[0] > self._last_done]
         for key in due:
-            self._open[key[0]].waiting -= 1
+            self._open[key[0]].pending[key[1]] = False
             self._decide(key)
 
     def _contested(self, index: int, boxes: np.ndarray) -> np.ndarray:
@@ -176,23 +176,37 @@ class Stitcher:
         if matched or free.sum() <= (1 - SAME_SHARE) * mine.mask.sum():
             self.doubled += 1
             return
-        self._cut_back(key, mine, free, rivals)
+        self._cut_back(key, mine, free)
 
     def _rivals(self, key: _Key, mine: _Shape) -> dict[_Key, int]:
         """Return the accepted nuclei of other tiles that have pixels of this one, and how many."""
+        near = [index for index in self._open_near(mine.box) if index != key[0]]
+        return self._sharing(mine.mask, mine.box, near)
+
+    def _sharing(self, mask: np.ndarray, box: Box, tiles: Iterable[int]) -> dict[_Key, int]:
+        """Return the accepted nuclei of some tiles, and the united ones, that have pixels of a mask, and how many."""
         found = set(self._grown)
-        for index in self._open_near(mine.box):
-            if index != key[0]:
-                other = self._open[index]
-                hits = other.accepted & _overlap(other.boxes, mine.box)
-                found |= {(index, int(i)) for i in np.flatnonzero(hits)}
+        for index in tiles:
+            other = self._open[index]
+            found |= {(index, int(i)) for i in np.flatnonzero(other.accepted & _overlap(other.boxes, box))}
         shared = {}
-        for rival in sorted(found):
-            if self._open[rival[0]].accepted[rival[1]]:
-                pixels = np.count_nonzero(mine.mask & _window(self._shape(rival), mine.box))
+        for key in sorted(found):
+            if self._open[key[0]].accepted[key[1]]:
+                pixels = np.count_nonzero(mask & _window(self._shape(key), box))
                 if pixels:
-                    shared[rival] = pixels
+                    shared[key] = pixels
         return shared
+
+    def _filled(self, mask: np.ndarray, box: Box) -> np.ndarray:
+        """Fill the holes of a nucleus and drop the nuclei in them: contours have no holes, so they would overlap."""
+        filled = ndimage.binary_fill_holes(mask)
+        holes = filled & ~mask
+        if holes.any():
+            for tile, i in self._sharing(holes, box, self._open_near(box)):
+                self._open[tile].accepted[i] = False
+                self._grown.discard((tile, i))
+                self.doubled += 1
+        return filled
 
     def _shape(self, key: _Key) -> _Shape:
         tile = self._open[key[0]]
@@ -235,11 +249,11 @@ class Stitcher:
         for tile, i in partners[1:]:
             self._open[tile].accepted[i] = False
             self._grown.discard((tile, i))
-        self._set(partners[0], _Shape(box, whole, dict(sorted(parts.items()))))
+        self._set(partners[0], _Shape(box, self._filled(whole, box), dict(sorted(parts.items()))))
         self._grown.add(partners[0])
         self.united += 1
 
-    def _cut_back(self, key: _Key, mine: _Shape, free: np.ndarray, rivals: Iterable[_Key]) -> None:
+    def _cut_back(self, key: _Key, mine: _Shape, free: np.ndarray) -> None:
         """Accept the largest piece of the free pixels of a nucleus."""
         labels, count = ndimage.label(free)
         sizes = np.bincount(labels.ravel(), minlength=2)[1:]
@@ -247,14 +261,7 @@ class Stitcher:
         if piece.sum() < MIN_SIZE_PX:
             self.doubled += 1
             return
-        filled = ndimage.binary_fill_holes(piece)
-        for tile, i in rivals:
-            # a nucleus in a hole of this one: contours have no holes, so the two would overlap
-            if (filled & _window(self._shape((tile, i)), mine.box)).any():
-                self._open[tile].accepted[i] = False
-                self._grown.discard((tile, i))
-                self.doubled += 1
-                piece = filled
+        piece = self._filled(piece, mine.box)
         rows, cols = np.flatnonzero(piece.any(axis=1)), np.flatnonzero(piece.any(axis=0))
         y0, x0, y1, x1 = int(rows[0]), int(cols[0]), int(rows[-1]) + 1, int(cols[-1]) + 1
         box = (mine.box[0] + y0, mine.box[1] + x0, mine.box[0] + y1, mine.box[1] + x1)
@@ -273,12 +280,17 @@ class Stitcher:
         while self._open:
             index, tile = next(iter(self._open.items()))
             ends = [self.tiles.tile(index).outer, *(self._shape(k).box for k in self._grown if k[0] == index)]
-            if tile.waiting or max(map(self.tiles.last_touching, ends)) > self._last_done:
+            if max(map(self.tiles.last_touching, ends)) > self._last_done or any(map(self._holds_pending, ends)):
                 break
             finished.append(self._written(index, tile))
             self._grown = {key for key in self._grown if key[0] != index}
             del self._open[index]
         return [nuclei for nuclei in finished if len(nuclei)]
+
+    def _holds_pending(self, box: Box) -> bool:
+        """Tell whether a nucleus, of any tile, that is still to be decided reaches into a box."""
+        near = (self._open[index] for index in self._open_near(box))
+        return any((tile.pending & _overlap(tile.boxes, box)).any() for tile in near)
 
     def _written(self, index: int, tile: _Open) -> Nuclei:
         """Return the accepted nuclei of a tile in its order, those with another shape measured anew."""

@@ -1,0 +1,169 @@
+"""A whole slide through the original and through ours: seconds, memory, bytes of cache, and which nuclei both have.
+
+Each runs in a process of its own, one after the other, so that their memory can be told apart.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import resource
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from .pairs import SHIPPED, Pair, channels_scaled
+from .upstream import Upstream
+
+# From the edge of what the original predicts, px: nearer nuclei are cut off in its result.
+EDGE_PX = 64
+MATCH_IOU = 0.5
+POLL_S = 0.05
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run took: seconds, peak RSS in bytes, and the most bytes that its cache folder held."""
+
+    seconds: float
+    peak: int
+    cache: int
+
+
+def slide(upstream: Upstream, path: Path, device: str, mag: float) -> Iterator[Pair]:
+    """Segment a slide with the shipped weights at `mag`."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        (root / "in").mkdir()
+        (root / "in" / path.name).symlink_to(path.resolve())
+        theirs = measured(run_theirs, root, upstream.folder, device, mag)
+        ours = measured(run_ours, root, upstream.folder, device, mag)
+        files = (root / side / "json" / f"{path.stem}.json" for side in ("theirs", "ours"))
+        nuclei = [json.loads(file.read_text())["nuc"] for file in files]
+    found, inner, missed = compare(*nuclei)
+    remark = (
+        f"{found} of {inner} of theirs away from the edges are ours; {missed} more of ours at the edges; peak RSS "
+        f"{theirs.peak / 1e9:.2f} and {ours.peak / 1e9:.2f} GB; cache {theirs.cache / 1e6:.0f} and "
+        f"{ours.cache / 1e6:.1f} MB"
+    )
+    yield Pair(f"slide run, {path.name}, {mag:g}x", theirs.seconds, ours.seconds, found >= 0.995 * inner, remark)
+
+
+def measured(function, root: Path, folder: Path, device: str, mag: float) -> Run:
+    """Run a function in a process and watch its cache folder."""
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=_report, args=(queue, function, root, folder, device, mag))
+    cache, done = [0], threading.Event()
+
+    def watch():
+        while not done.wait(POLL_S):
+            with contextlib.suppress(OSError):
+                held = sum(path.stat().st_size for path in (root / "cache").rglob("*") if path.is_file())
+                cache[0] = max(cache[0], held)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    process.start()
+    process.join()
+    done.set()
+    watcher.join()
+    if process.exitcode:
+        raise SystemExit(f"{function.__name__} ended with {process.exitcode}")
+    seconds, peak = queue.get()
+    return Run(seconds, peak, cache[0])
+
+
+def _report(queue, function, *arguments) -> None:
+    start = time.perf_counter()
+    function(*arguments)
+    peaks = [resource.getrusage(who).ru_maxrss * 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    queue.put((time.perf_counter() - start, max(peaks)))
+
+
+def run_ours(root: Path, _: Path, device: str, mag: float) -> None:
+    """Segment the slides in `root/in`."""
+    from infer.wsi import InferManager
+
+    manager = InferManager({"model_path": SHIPPED}, gpu="" if device == "cpu" else "0")
+    options = {"input_dir": root / "in", "output_dir": root / "ours", "cache_path": root / "cache"}
+    workers = {"nr_inference_workers": 2, "nr_post_proc_workers": 1}
+    if manager.process_wsi_list({**options, **workers, "proc_mag": mag, "batch_size": 4}).exit_code:
+        raise SystemExit(1)
+
+
+def run_theirs(root: Path, folder: Path, device: str, mag: float) -> None:
+    """The same with the original; its helper processes become threads, since they could not import it."""
+    from multiprocessing.pool import ThreadPool
+
+    import torch
+
+    from models.hovernet.checkpoint import load_checkpoint
+
+    checkpoint = load_checkpoint(SHIPPED)
+    torch.save({"desc": checkpoint.state_dict}, root / "theirs.tar")
+    upstream = Upstream(folder, device)
+    for name in ("theirs", "cache", "theirs/json", "theirs/thumb", "theirs/mask"):
+        (root / name).mkdir(exist_ok=True)
+    module = upstream.load("infer.wsi")
+    module.Pool = ThreadPool
+    method = {"model_path": str(root / "theirs.tar"), "model_args": {"nr_types": None, "mode": checkpoint.mode}}
+    run_args = {
+        "batch_size": 4,
+        "nr_inference_workers": 0,
+        "nr_post_proc_workers": 0,
+        "patch_input_shape": 256,
+        "patch_output_shape": 164,
+        "input_dir": str(root / "in"),
+        "output_dir": str(root / "theirs"),
+        "input_mask_dir": "",
+        "cache_path": str(root / "cache"),
+        "proc_mag": mag,
+        "ambiguous_size": 128,
+        "chunk_shape": 10000,
+        "tile_shape": 2048,
+        "save_thumb": False,
+        "save_mask": False,
+    }
+    os.chdir(root)  # it writes its log there
+    with upstream.active(), channels_scaled(upstream, checkpoint.width):
+        manager = module.InferManager(type_info_path=None, method=method)
+        manager.process_wsi_list(run_args)
+
+
+def compare(theirs: dict, ours: dict) -> tuple[int, int, int]:
+    """Return how many of their nuclei away from the edges are ours too, how many those are, and how many of ours lie
+    where they predict nothing.
+    """
+    from metrics.stats_utils import get_fast_pq, remap_label
+
+    points = np.concatenate([np.array(nucleus["contour"]) for nucleus in theirs.values()])
+    low, high = points.min(axis=0), points.max(axis=0)
+    everything = np.concatenate([points, *(np.array(nucleus["contour"]) for nucleus in ours.values())])
+    shape = tuple((everything.max(axis=0) + 1)[::-1].tolist())
+
+    def is_inner(nucleus: dict) -> bool:
+        xy = np.array(nucleus["contour"])
+        return bool((xy >= low + EDGE_PX).all() and (xy <= high - EDGE_PX).all())
+
+    inner = {key: nucleus for key, nucleus in theirs.items() if is_inner(nucleus)}
+    true, pred = (remap_label(_painted(nuclei, shape)) for nuclei in (inner, ours))
+    paired = get_fast_pq(true, pred, match_iou=MATCH_IOU)[1][0]
+    centres = np.array([nucleus["centroid"] for nucleus in ours.values()])
+    beyond = ((centres < low) | (centres > high)).any(axis=1)
+    return len(paired), int(true.max()), int(beyond.sum())
+
+
+def _painted(nuclei: dict, shape: tuple[int, int]) -> np.ndarray:
+    labels = np.zeros(shape, np.int32)
+    for index, nucleus in enumerate(nuclei.values(), 1):
+        cv2.fillPoly(labels, [np.array(nucleus["contour"], np.int32)], index)
+    return labels
