@@ -98,6 +98,13 @@ def _todays_libraries() -> Iterator[None]:
         return remove_small(ar, max_size=min_size - 1, **kwargs)
 
     morphology.remove_small_objects = remove_smaller
+    open_memmap = np.lib.format.open_memmap
+
+    def open_memmap_of_ints(*args, shape=None, **kwargs):
+        # NumPy 2 writes its own integers into the header as np.int64(...), and cannot read that
+        return open_memmap(*args, shape=None if shape is None else tuple(map(int, shape)), **kwargs)
+
+    np.lib.format.open_memmap = open_memmap_of_ints
     with_sctypes = not hasattr(np, "sctypes")
     if with_sctypes:  # imgaug 0.4.0
         np.sctypes = {"float": [np.float16, np.float32, np.float64], "int": [np.int8, np.int16, np.int32, np.int64]}
@@ -108,6 +115,7 @@ def _todays_libraries() -> Iterator[None]:
         warnings.warn = warn
         del np.lib.pad
         morphology.remove_small_objects = remove_small
+        np.lib.format.open_memmap = open_memmap
         if with_sctypes:
             del np.sctypes
 

@@ -352,7 +352,12 @@ def test_memory_does_not_grow_with_the_number_of_images(weights, tmp_path):
     assert peaks[1][1] < 1.1 * peaks[0][1]
 
 
-KILL_SCRIPT = PEAK_SCRIPT.replace("manager.net = StubNet()", "manager.net = StubNet(); print('go', flush=True)")
+# The network takes its time here, lest all images are done before the signal comes.
+SLOW_STUB = (
+    "manager.net = StubNet(); forward = manager.net.forward; "
+    "manager.net.forward = lambda imgs: (__import__('time').sleep(0.05), forward(imgs))[1]; print('go', flush=True)"
+)
+KILL_SCRIPT = PEAK_SCRIPT.replace("manager.net = StubNet()", SLOW_STUB)
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
