@@ -41,6 +41,7 @@ DEFAULT_MAG = 40.0
 WORKER_MEMORY = 0.5
 # Folder in the output folder for the spool, when no --cache_path is given.
 CACHE_DIR = ".cache"
+BUSY = "another run is at work on it"
 SUMMARY_COLUMNS = ("slide", "status", "reason", "nuclei", "seconds", "mpp", "magnification", "tissue_share")
 
 
@@ -86,6 +87,10 @@ class InferManager(base.InferManager):
             with reused_memory_pages() if on_cpu else contextlib.nullcontext():
                 for path in paths:
                     rows.append(run.one(path, pool))
+                for place, row in enumerate(rows):
+                    if row.reason == BUSY:  # the run that had it may be dead by now
+                        run.report.skipped.remove(full_stem(row.slide))
+                        rows[place] = run.one(paths[place], pool)
             interrupted = False
         finally:
             pool.close(cancel=interrupted)
@@ -115,11 +120,18 @@ def find_slides(options: WsiOptions) -> list[Path]:
 
 
 def write_summary(path: Path, rows: list[_Row]) -> None:
-    """Write what became of each slide as CSV."""
+    """Write what became of each slide as CSV; what earlier runs, or one beside this, say of slides they did stays."""
+    lines: dict[str, dict] = {}
+    if path.is_file():
+        with open(path, newline="", encoding="utf-8") as handle:
+            lines = {line["slide"]: line for line in csv.DictReader(handle) if line.keys() == set(SUMMARY_COLUMNS)}
+    for row in rows:
+        if row.status != "skipped" or lines.get(row.slide, {}).get("status") != "done":
+            lines[row.slide] = vars(row)
     text = io.StringIO()
     writer = csv.DictWriter(text, SUMMARY_COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(vars(row) for row in rows)
+    writer.writerows(lines[slide] for slide in sorted(lines))
     write_atomic(path, text.getvalue())
 
 
@@ -167,7 +179,7 @@ class _Run:
         name, row, start = full_stem(path), _Row(path.name), time.perf_counter()
         with locked(self.paths(name)["json"].parent / f".{name}.lock") as free:
             if not free:
-                row.status, row.reason = "skipped", "another run is at work on it"
+                row.status, row.reason = "skipped", BUSY
             elif not self.options.overwrite and all(file.exists() for file in self.paths(name).values()):
                 row.status, row.reason = "skipped", "its results are there"
             else:
@@ -215,8 +227,10 @@ class _Run:
         if finished:
             logger.info("%s: %d of %d rows of tiles are there already", path.name, len(finished), plan.tiles.rows)
         try:
-            total = float(plan.tissue.sum()) * plan.patches.patch_output**2 / 1e6
-            with tqdm(total=total, unit="Mpx", desc=path.name, smoothing=0.1) as bar:
+            total = (
+                int(plan.tissue.sum()) * plan.patches.patch_output**2
+            )  # whole px: shares of a Mpx add up to too much
+            with tqdm(total=total, unit="px", unit_scale=True, desc=path.name, smoothing=0.1) as bar:
                 stream.run(finished, bar)
             self._write(spool, plan, files, header, stream, row)
         except (SlideError, SlideFailedError):

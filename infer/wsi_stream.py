@@ -145,7 +145,7 @@ class SlideStream:
         first = next((band.tile_row for band in todo if band.tile_row not in done_rows), None)
         if first is None:
             return
-        everything = bands(self.plan.patches, self.plan.tiles)
+        everything = self._bands = bands(self.plan.patches, self.plan.tiles)
         self._waiting = {row: tiles for row, tiles in self._waiting.items() if row >= first}
         self._start = time.perf_counter()
         self._batches = 0
@@ -167,36 +167,54 @@ class SlideStream:
 
     def _run_band(self, band: Band, rows: Range, threads: ThreadPoolExecutor, bar: tqdm) -> None:
         self._next_col = 0  # of tiles
-        waiting: list[tuple[tuple[int, int], np.ndarray]] = []
-        cut, predicted = 0, 0  # patches
-        marks: deque[tuple[int, int]] = deque()  # once so many are predicted, so many columns are complete
-        for block in self._read_ahead(rows, threads):
+        groups = self._groups(band, rows)
+        # patches that wait for the network, with their number in the order of cutting; each group has batches of its own
+        waiting: list[list[tuple[int, tuple[int, int], np.ndarray]]] = [[] for _ in groups]
+        marks: deque[tuple[int, int]] = deque()  # (patches cut so far, columns that are complete with them)
+        cut = 0
+        for group, block in self._read_ahead(groups, threads):
             for cell, patch in self._cut(block):
-                waiting.append((cell, patch))
+                waiting[group].append((cut, cell, patch))
                 cut += 1
-                if len(waiting) == self.predictor.batch_size:
-                    predicted += self._predict(waiting, bar)
-                    waiting = []
+                if len(waiting[group]) == self.predictor.batch_size:
+                    self._predict(waiting[group], bar)
+                    waiting[group] = []
             marks.append((cut, block.cols_done))
-            while marks and marks[0][0] <= predicted:
+            first_waiting = min((patches[0][0] for patches in waiting if patches), default=cut)
+            while marks and marks[0][0] <= first_waiting:
                 self._hand_on(band, marks.popleft()[1], bar)
-        if waiting:
-            self._predict(waiting, bar)
+        for patches in waiting:
+            if patches:
+                self._predict(patches, bar)
         self._hand_on(band, self.plan.patches.cols, bar)
 
-    def _read_ahead(self, rows: Range, threads: ThreadPoolExecutor) -> Iterator[_Block]:
-        """Yield the blocks of a band from left to right, with some more being read meanwhile."""
+    def _groups(self, band: Band, rows: Range) -> list[Range]:
+        """Part the rows of a band: above it, its own, and those that the next band looks at too.
+
+        A resumed run predicts the last of them again. In batches of their own, so that a patch comes in the same
+        company, and to the last bit with the same numbers, in both.
+        """
+        following = self._bands[band.tile_row + 1 :][:1]
+        cuts = [rows[0], band.rows[0], *(min(max(b.needed_from, rows[0]), rows[1]) for b in following), rows[1]]
+        cuts = sorted({min(max(cut, rows[0]), rows[1]) for cut in cuts})
+        return list(itertools.pairwise(cuts))
+
+    def _read_ahead(self, groups: list[Range], threads: ThreadPoolExecutor) -> Iterator[tuple[int, _Block]]:
+        """Yield the blocks of a band from left to right, with their group, with some more being read meanwhile."""
         side = min(self.chunk_px, max(READ_SIDE_PX, self.plan.patches.patch_input))
-        blocks = self.plan.patches.chunks(rows, (0, self.plan.patches.cols), side) if rows[0] < rows[1] else iter(())
-        queue: deque[_Block] = deque()
-        for block_rows, block_cols in blocks:
-            queue.append(self._block(block_rows, block_cols, rows, threads))
-            if len(queue) > max(self.readers, 1) + 1:
-                yield queue.popleft()
+        if not groups:
+            return
+        queue: deque[tuple[int, _Block]] = deque()
+        for _, cols in self.plan.patches.chunks((0, 1), (0, self.plan.patches.cols), side):
+            for group, rows in enumerate(groups):
+                for block_rows, _ in self.plan.patches.chunks(rows, cols, side):
+                    is_last = block_rows[1] == groups[-1][1]
+                    queue.append((group, self._block(block_rows, cols, cols[is_last], threads)))
+                    if len(queue) > max(self.readers, 1) + 1:
+                        yield queue.popleft()
         yield from queue
 
-    def _block(self, rows: Range, cols: Range, band_rows: Range, threads: ThreadPoolExecutor) -> _Block:
-        cols_done = cols[1] if rows[1] == band_rows[1] else cols[0]
+    def _block(self, rows: Range, cols: Range, cols_done: int, threads: ThreadPoolExecutor) -> _Block:
         cells = np.argwhere(self.plan.tissue[rows[0] : rows[1], cols[0] : cols[1]]) + (rows[0], cols[0])
         if not len(cells):
             return _Block(cells, cols_done, None)
@@ -223,25 +241,24 @@ class SlideStream:
             y, x = row * grid.patch_output - grid.margin - block.top, col * grid.patch_output - grid.margin - block.left
             yield (row, col), region[y : y + grid.patch_input, x : x + grid.patch_input]
 
-    def _predict(self, waiting: list[tuple[tuple[int, int], np.ndarray]], bar: tqdm) -> int:
-        """Predict patches and keep what comes out; returns how many."""
+    def _predict(self, waiting: list[tuple[int, tuple[int, int], np.ndarray]], bar: tqdm) -> None:
+        """Predict a batch and keep what comes out."""
         start = time.perf_counter()
-        patches = np.stack([patch for _, patch in waiting])
+        patches = np.stack([patch for _, _, patch in waiting])
         missing = self.predictor.batch_size - len(patches)
         if missing > 0:
             # every batch has one size: a patch gets the same numbers in whatever company it is, resumed or not
             patches = np.concatenate([patches, np.repeat(patches[-1:], missing, axis=0)])
-        for (row, col), output in zip([cell for cell, _ in waiting], self._network(patches), strict=False):
+        for (row, col), output in zip([cell for _, cell, _ in waiting], self._network(patches), strict=False):
             self._maps.setdefault(col, {})[row] = output.copy()  # a view would keep the whole batch
         self.seconds["network"] += time.perf_counter() - start
-        bar.update(len(waiting) * self.plan.patches.patch_output**2 / 1e6)
+        bar.update(len(waiting) * self.plan.patches.patch_output**2)
         self._batches += 1
         if self._batches == BATCHES_TO_ESTIMATE:
             done = self._batches * self.predictor.batch_size / max(self._todo, 1)
             rest = (time.perf_counter() - self._start) * max(1 / done - 1, 0)
             logger.info("about %.1f minutes for the rest of this slide", rest / 60)
         self._collect(bar)
-        return len(waiting)
 
     def _network(self, patches: np.ndarray) -> np.ndarray:
         try:
