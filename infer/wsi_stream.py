@@ -168,7 +168,7 @@ class SlideStream:
     def _run_band(self, band: Band, rows: Range, threads: ThreadPoolExecutor, bar: tqdm) -> None:
         self._next_col = 0  # of tiles
         groups = self._groups(band, rows)
-        # patches that wait for the network, with their number in the order of cutting; each group has batches of its own
+        # patches that wait for the network, with their number in the order of cutting; batches are of one group each
         waiting: list[list[tuple[int, tuple[int, int], np.ndarray]]] = [[] for _ in groups]
         marks: deque[tuple[int, int]] = deque()  # (patches cut so far, columns that are complete with them)
         cut = 0
@@ -282,8 +282,11 @@ class SlideStream:
                 self.seconds["waiting for post-processing"] += time.perf_counter() - start
                 self._collect(bar)
             self._next_col += 1
-            if self._next_col < tiles.cols and band.tile_row + 1 < tiles.rows:
-                self._forget(band, tiles.tile(index + 1).outer[1], tiles.tile(index + tiles.cols).outer[0])
+            if self._next_col < tiles.cols:
+                last_row = band.tile_row + 1 == tiles.rows  # nobody looks at what is above its end
+                below = self.plan.patches.rows * self.plan.patches.patch_output if last_row else None
+                below = tiles.tile(index + tiles.cols).outer[0] if below is None else below
+                self._forget(band, tiles.tile(index + 1).outer[1], below)
 
     def _assemble(self, outer: Box) -> np.ndarray:
         """Put together the maps of a tile from the patches that predict them."""
