@@ -283,10 +283,10 @@ class SlideStream:
                 self._collect(bar)
             self._next_col += 1
             if self._next_col < tiles.cols:
-                last_row = band.tile_row + 1 == tiles.rows  # nobody looks at what is above its end
-                below = self.plan.patches.rows * self.plan.patches.patch_output if last_row else None
-                below = tiles.tile(index + tiles.cols).outer[0] if below is None else below
-                self._forget(band, tiles.tile(index + 1).outer[1], below)
+                below = self.plan.patches.rows * self.plan.patches.patch_output  # nobody looks at the last row again
+                if band.tile_row + 1 < tiles.rows:
+                    below = tiles.tile(index + tiles.cols).outer[0]
+                self._forget(tiles.tile(index + 1).outer[1], below)
 
     def _assemble(self, outer: Box) -> np.ndarray:
         """Put together the maps of a tile from the patches that predict them."""
@@ -304,7 +304,7 @@ class SlideStream:
                 ]
         return maps
 
-    def _forget(self, band: Band, left: int, below: int) -> None:
+    def _forget(self, left: int, below: int) -> None:
         """Drop patches that end left of `left`, where the next tile begins, and above the next band's first px."""
         size = self.plan.patches.patch_output
         for col in [col for col in self._maps if (col + 1) * size <= left]:

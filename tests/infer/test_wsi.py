@@ -421,6 +421,26 @@ def test_memory_of_predicted_patches_does_not_go_with_the_slide(manager, tmp_pat
     assert peaks[0] == peaks[1] <= 12
 
 
+def test_memory_of_the_last_row_of_tiles_does_not_go_with_its_width(manager, tmp_path, monkeypatch):
+    """Nothing lies below it, so nothing of it is kept: half as wide again, the same peak."""
+    peaks = []
+    predict = infer.wsi_stream.SlideStream._predict
+    for width in (3200, 4800):
+        folder = tmp_path / str(width)
+        paint(folder, shape=(300, width), spacing=50)
+        peak = [0]
+
+        def look(self, *args, peak=peak):
+            result = predict(self, *args)
+            peak[0] = max(peak[0], sum(len(column) for column in self._maps.values()))
+            return result
+
+        monkeypatch.setattr(infer.wsi_stream.SlideStream, "_predict", look)
+        run(manager, folder, tile_shape=400, ambiguous_size=20, chunk_shape=600)
+        peaks.append(peak[0])
+    assert peaks[0] == peaks[1]
+
+
 def test_a_slide_without_tissue_has_an_empty_file(manager, tmp_path, monkeypatch):
     paint(tmp_path)
     monkeypatch.setattr(infer.wsi, "otsu_mask", lambda thumb: TissueMask(np.zeros((3, 3), bool), "otsu"))
