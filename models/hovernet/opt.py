@@ -100,8 +100,13 @@ def get_config(nr_type: int | None, mode: str) -> dict:
     }
 
 
-def get_engines(nr_type: int | None) -> dict:
-    """Return what runs in every phase: the steps, and the callbacks in the order in which they run."""
+def get_engines(nr_type: int | None, keep_every: int = 10) -> dict:
+    """Return what runs in every phase: the steps, and the callbacks in the order in which they run.
+
+    Args:
+        nr_type: as in `get_config`.
+        keep_every: checkpoints of every k-th epoch stay, of the others the last one.
+    """
     return {
         "train": {
             "nr_procs": 16,  # processes that load; never more than the machine has cores
@@ -123,7 +128,7 @@ def get_engines(nr_type: int | None) -> dict:
                     ValidateImages(per_n_epoch=5),
                     ScheduleLr(),
                     ConditionalSaver(("valid-img_pq", "valid-np_dice")),
-                    PeriodicSaver(keep_every=10),  # last: what a kill interrupts before it is done again
+                    PeriodicSaver(keep_every=keep_every),  # last: what a kill interrupts before it is done again
                 ],
             },
         },

@@ -20,8 +20,9 @@ from .targets import gen_targets, prep_sample
 WIDTH = 0.25  # of HoVer-Net's channels
 # (epochs, learning rate) of each phase; the learning rate falls to 0 in each, and a further phase goes on from the
 # weights of the one before. Made for the 784 patches of Kumar's 16 training images at 20x with a step of 82 px.
-PHASES = ((16, 2.0e-3),)
+PHASES = ((20, 2.0e-3),)
 WARMUP_STEPS = 60
+KEEP_EVERY = 2  # epochs between checkpoints that stay, for a learning curve
 
 
 def get_config(nr_type: int | None, mode: str) -> dict:
@@ -54,7 +55,7 @@ def get_config(nr_type: int | None, mode: str) -> dict:
             "nr_epochs": nr_epochs,
         }
 
-    engines = get_engines(nr_type)
+    engines = get_engines(nr_type, KEEP_EVERY)
     engines["train"]["stain_jitter"] = True
     # by step, not by epoch: the schedule is the same for any number of patches
     events = engines["train"]["callbacks"]
