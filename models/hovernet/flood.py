@@ -46,11 +46,9 @@ def flood_regions(
     Returns:
         False where only flooding the whole map gives the whole map's answer; `inst_map` is then incomplete.
     """
-    # mirrored as the blur mirrors the border of the whole map
-    framed = [cv2.copyMakeBorder(image, *[_RIM_PX] * 4, cv2.BORDER_REFLECT_101) for image in (edges, mask)]
     batch = np.cumsum((regions.boxes[:, 2:] - regions.boxes[:, :2]).prod(axis=1)) // _BATCH_PX
     for chosen in np.split(np.arange(len(batch)), np.flatnonzero(np.diff(batch)) + 1):
-        if not _flood_packed(inst_map, regions.ids[chosen], regions.boxes[chosen], labels, markers, framed):
+        if not _flood_packed(inst_map, regions.ids[chosen], regions.boxes[chosen], labels, mask, markers, edges):
             return False
     return True
 
@@ -60,10 +58,11 @@ def _flood_packed(
     ids: np.ndarray,
     boxes: np.ndarray,
     labels: np.ndarray,
+    mask: np.ndarray,
     markers: np.ndarray,
-    framed: list[np.ndarray],
+    edges: np.ndarray,
 ) -> bool:
-    """Flood the components `ids` in one packed image; `framed` are edges and mask with their rim."""
+    """Flood the components `ids` in one packed image; the images as in `flood_regions`."""
     sources = box_slices(boxes)
     packed, shape = _pack(boxes[:, 2:] - boxes[:, :2] + 2 * _RIM_PX)
     places = box_slices(packed + np.array([1, 1, -1, -1]) * _RIM_PX)
@@ -72,7 +71,7 @@ def _flood_packed(
         inside = labels[source] == label
         np.multiply(inside, label, out=component[place])
         np.multiply(inside, markers[source], out=marker[place])
-    height = _packed_relief(framed, boxes, packed, shape)
+    height = _packed_relief(edges, mask, boxes, packed, shape)
     free = (component > 0) & (marker == 0)
     # marker pixels without a free neighbour reach nothing and are left out
     seed = (marker > 0) & (cv2.dilate(free.view(np.uint8), _CROSS) > 0)
@@ -97,14 +96,21 @@ def _relief(edges: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def _packed_relief(
-    framed: list[np.ndarray], boxes: np.ndarray, packed: np.ndarray, shape: tuple[int, int]
+    edges: np.ndarray, mask: np.ndarray, boxes: np.ndarray, packed: np.ndarray, shape: tuple[int, int]
 ) -> np.ndarray:
     """Return the relief of the (N, 4) `boxes`, each in its `packed` place, rim included."""
-    edges, mask = np.zeros(shape, np.float32), np.zeros(shape, np.uint8)
-    rims = box_slices(boxes + np.array([0, 0, 2, 2]) * _RIM_PX)
-    for source, place in zip(rims, box_slices(packed), strict=True):
-        edges[place], mask[place] = framed[0][source], framed[1][source]
-    return _relief(edges, mask)
+    packed_edges, packed_mask = np.zeros(shape, np.float32), np.zeros(shape, np.uint8)
+    rims = boxes + np.array([-1, -1, 1, 1]) * _RIM_PX
+    insides = np.clip(rims, 0, np.array(mask.shape * 2))
+    overhangs = np.abs(rims - insides)[:, [0, 2, 1, 3]]  # top, bottom, left, right
+    for inside, place, overhang in zip(box_slices(insides), box_slices(packed), overhangs.tolist(), strict=True):
+        if any(overhang):  # mirrored as the blur mirrors the border of the whole map
+            packed_edges[place], packed_mask[place] = (
+                cv2.copyMakeBorder(image[inside], *overhang, cv2.BORDER_REFLECT_101) for image in (edges, mask)
+            )
+        else:
+            packed_edges[place], packed_mask[place] = edges[inside], mask[inside]
+    return _relief(packed_edges, packed_mask)
 
 
 def _order_matters(

@@ -252,7 +252,9 @@ def _fill_holes(mask: np.ndarray) -> np.ndarray:
 
 def _grow(blob: _Layer, markers: _Layer, edges: np.ndarray) -> np.ndarray:
     """Give every nuclear pixel of a component with markers to one of them; (H, W) int32, values of the markers."""
-    runs = find_runs(markers.mask & blob.mask)  # a filled hole can lie outside the nuclear pixels
+    inside = cv2.bitwise_and(markers.mask, blob.mask)
+    # a filled hole can lie outside the nuclear pixels
+    runs = markers.runs if np.array_equal(inside, markers.mask) else find_runs(inside)
     component, marker = blob.labels[runs.y, runs.x0], markers.labels[runs.y, runs.x0]
     owner = np.zeros(blob.nr_labels, np.int32)
     owner[component] = marker

@@ -1,5 +1,7 @@
 """The flooding of some components must equal the flooding of the whole map, or say that it cannot."""
 
+import itertools
+
 import cv2
 import numpy as np
 import pytest
@@ -98,9 +100,20 @@ def test_a_component_at_the_border_is_blurred_as_in_the_whole_map():
     edges = np.linspace(0, 1, 15, dtype=np.float32).reshape(3, 5)
     boxes = np.array([[0, 0, 1, 4]])
     packed, shape = flood._pack(np.array([[3, 6]]))
-    framed = [cv2.copyMakeBorder(image, 1, 1, 1, 1, cv2.BORDER_REFLECT_101) for image in (edges, mask)]
-    part = flood._packed_relief(framed, boxes, packed, shape)
+    part = flood._packed_relief(edges, mask, boxes, packed, shape)
     assert np.array_equal(part[1:2, 1:5], flood._relief(edges, mask)[0:1, 0:4])
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (2, 2), (7, 5)])
+def test_every_box_of_a_small_map_has_the_relief_of_the_whole(shape):
+    rng = np.random.default_rng(5)
+    edges, mask = rng.random(shape, np.float32), rng.integers(0, 2, shape).astype(np.uint8)
+    whole = flood._relief(edges, mask)
+    for y0, y1 in itertools.combinations(range(shape[0] + 1), 2):
+        for x0, x1 in itertools.combinations(range(shape[1] + 1), 2):
+            packed, packed_shape = flood._pack(np.array([[y1 - y0 + 2, x1 - x0 + 2]]))
+            part = flood._packed_relief(edges, mask, np.array([[y0, x0, y1, x1]]), packed, packed_shape)
+            assert np.array_equal(part[1 : y1 - y0 + 1, 1 : x1 - x0 + 1], whole[y0:y1, x0:x1])
 
 
 def test_pack_keeps_boxes_apart():
