@@ -1,20 +1,24 @@
 """Convert a HoVer-Net checkpoint of another framework to the `.tar` of this repository.
 
-Reads TensorFlow's .npz (the authors' first repository), and MONAI's, tiatoolbox's and DataParallel's files too.
+Reads TensorFlow's .npz (the authors' first repository), and MONAI's, tiatoolbox's and DataParallel's files too. Of a
+checkpoint of run_train.py it keeps what inference needs: the weights, and what they say of themselves.
 
 Usage:
-  convert_chkpt_tf2pytorch.py [--overwrite] --tf_path=<file> --pt_path=<file>
+  convert_chkpt_tf2pytorch.py [--overwrite] [--half] [--meta=<file>] --tf_path=<file> --pt_path=<file>
   convert_chkpt_tf2pytorch.py (-h | --help)
 
 Options:
   -h --help         Show this text.
   --tf_path=<file>  Checkpoint to convert, for example hovernet_original_kumar_notype.npz.
   --pt_path=<file>  File to write, by custom named .tar.
+  --half            Store the weights in half precision, half as large; they are loaded as float32.
+  --meta=<file>     JSON object to add to what the checkpoint says of itself, e.g. {"mpp": 0.5, "scores": {...}}.
   --overwrite       Replace the file if it is there.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -30,9 +34,12 @@ def main() -> int:
         if target.exists() and not args["--overwrite"]:
             raise ValueError(f"{target} exists; name another file or add --overwrite")
         checkpoint = load_checkpoint(args["--tf_path"])
-        net = build_model(checkpoint)
+        meta = checkpoint.meta | (read_meta(args["--meta"]) if args["--meta"] else {})
+        weights = build_model(checkpoint).state_dict()
+        if args["--half"]:
+            weights = {name: v.half() if v.is_floating_point() else v for name, v in weights.items()}
         target.parent.mkdir(parents=True, exist_ok=True)
-        save_weights(target, net.state_dict(), checkpoint.meta)
+        save_weights(target, weights, meta)
     except (ValueError, OSError) as error:
         print(f"convert_chkpt_tf2pytorch.py: {error}", file=sys.stderr)
         return 1
@@ -41,6 +48,21 @@ def main() -> int:
         f"width {checkpoint.width:g}, {len(checkpoint.state_dict)} tensors"
     )
     return 0
+
+
+def read_meta(path: str) -> dict:
+    """Read a JSON object.
+
+    Raises:
+        ValueError, FileNotFoundError: it is none, or there is no such file.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: no JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: a JSON object was expected, got a {type(content).__name__}")
+    return content
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ results: `network` (blurred, with noise in all channels) and `ramps` (exact dist
 """
 
 from pathlib import Path
-from time import perf_counter
+from time import thread_time
 
 import cv2
 import numpy as np
@@ -377,9 +377,9 @@ def test_p18_time_is_linear():
     def best_time(inst_map):
         times = []
         for _ in range(3):
-            start = perf_counter()
+            start = thread_time()
             found = post_proc.measure(inst_map, inst_map % 3)
-            times.append(perf_counter() - start)
+            times.append(thread_time() - start)
         assert len(found) + post_proc.count_dropped(inst_map, found) == inst_map.max()
         return min(times)
 

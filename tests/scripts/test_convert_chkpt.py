@@ -40,3 +40,23 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys):
     assert call(monkeypatch, f"--tf_path={tmp_path / 'no.npz'}", f"--pt_path={tmp_path / 'a.tar'}") == 1
     assert "no.npz" in capsys.readouterr().err
     assert not (tmp_path / "a.tar").exists()
+
+
+def test_half_precision_and_what_the_checkpoint_says(tmp_path, monkeypatch, capsys):
+    net = create_model("fast", width=0.125)
+    training = {"desc": net.state_dict(), "optimizer": {"x": torch.ones(3)}, "meta": {"mpp": 0.5, "seed": 10}}
+    torch.save(training, tmp_path / "a.tar")
+    (tmp_path / "meta.json").write_text('{"scores": {"all": {"PQ": 0.5}}, "seed": 11}')
+    argv = [f"--tf_path={tmp_path / 'a.tar'}", f"--pt_path={tmp_path / 'b.tar'}", "--half"]
+    assert call(monkeypatch, *argv, f"--meta={tmp_path / 'meta.json'}") == 0
+    assert (tmp_path / "b.tar").stat().st_size < 0.65 * (tmp_path / "a.tar").stat().st_size
+    stored = torch.load(tmp_path / "b.tar", weights_only=True)
+    assert stored.keys() == {"desc", "meta"}
+    assert stored["desc"]["conv0./.weight"].dtype == torch.float16
+    loaded = load_checkpoint(tmp_path / "b.tar")
+    assert loaded.meta == {"mpp": 0.5, "seed": 11, "scores": {"all": {"PQ": 0.5}}}
+    weight = net.state_dict()["conv0./.weight"]
+    assert torch.equal(loaded.state_dict["conv0./.weight"], weight.half().float())
+    (tmp_path / "list.json").write_text("[1]")
+    assert call(monkeypatch, "--overwrite", *argv, f"--meta={tmp_path / 'list.json'}") == 1
+    assert "a JSON object was expected" in capsys.readouterr().err

@@ -1,0 +1,168 @@
+"""What each choice is worth: one thing changed at a time, the same images, the same training.
+
+Usage:
+  ablations.py inference --model_path=<file> [options] <folder>...
+  ablations.py training --patches=<dir> [--epochs=<n>] [--seed=<n>] [--log_dir=<dir>] [options] <folder>...
+  ablations.py (-h | --help)
+
+`inference` changes how one checkpoint is used: window of the network, precision, smallest nucleus, and what the maps
+are stretched by before post-processing. `training` trains the recipe `opt_scratch` once for each axis of the loss
+term `msge`, equally long and with the same batches, and scores each. Each folder has Images/ and Labels/.
+
+Options:
+  -h --help            Show this text.
+  --model_path=<file>  Checkpoint.
+  --patches=<dir>      Training patches (.npy) of 0.5 um/px, as pretrained/README.md makes them.
+  --epochs=<n>         Epochs of each training. [default: 2]
+  --seed=<n>           Seed of each training. [default: 10]
+  --log_dir=<dir>      Where the trainings go; those that are there are taken up. [default: logs/ablations]
+  --mpp=<um>           um/px of the images in the folders. [default: 0.25]
+  --gpu=<ids>          GPUs; empty for the CPU. [default: 0]
+  --bootstrap=<n>      Resamples of the images for the 95 % intervals. [default: 2000]
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+from docopt import docopt
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+SHOWN = ("Dice", "AJI", "DQ", "SQ", "PQ")
+WINDOWS_PX = (256, 512, 1024)
+MIN_SIZES_PX = (10, 20, 40, 80)
+# msge: axis and weight
+AXES = {"paper": ("paper", 1), "upstream": ("upstream", 1), "none": ("paper", 0)}
+
+
+def main() -> int:
+    args = docopt(__doc__)
+    logging.basicConfig(level=logging.WARNING)
+    folders = [Path(folder) for folder in args["<folder>"]]
+    part = inference if args["inference"] else training
+    print(f"| {part.__name__} | {' | '.join(SHOWN)} | PQ less the first row's | s an image |")
+    print("|---" * (len(SHOWN) + 3) + "|")
+    first = None
+    try:
+        for name, values, seconds in part(args, folders):
+            first = values if first is None else first
+            print(row(name, values, first, seconds, int(args["--bootstrap"])), flush=True)
+    except (ValueError, OSError) as error:
+        print(f"ablations.py: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def row(name: str, values: np.ndarray, first: np.ndarray, seconds: float, resamples: int) -> str:
+    """Return a row of the table; the difference of PQ to the first row is paired, image by image."""
+    from benchmarks.accuracy import interval
+    from metrics.folders import INSTANCE_SCORES
+
+    means = dict(zip(INSTANCE_SCORES, np.nanmean(values, axis=1), strict=True))
+    pq = INSTANCE_SCORES.index("PQ")
+    mean, low, high = (float(v[0]) for v in interval((values - first)[pq : pq + 1], resamples))
+    difference = "" if values is first else f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"
+    return f"| {name} | {' | '.join(f'{means[s]:.3f}' for s in SHOWN)} | {difference} | {seconds:.1f} |"
+
+
+def inference(args: dict, folders: list[Path]) -> Iterator[tuple[str, np.ndarray, float]]:
+    """Yield name, (6, N) scores and seconds an image of each way to use a checkpoint."""
+    from infer.tile import InferManager
+    from models.hovernet import post_proc
+
+    def score(precision: str = "fp32", **options) -> tuple[np.ndarray, float]:
+        manager = InferManager({"model_path": args["--model_path"]}, gpu=args["--gpu"], precision=precision)
+        return scored(manager, folders, {"mpp": float(args["--mpp"]), "nr_post_proc_workers": 0, **options})
+
+    yield "as it is: patch of the mode, fp32", *score()
+    for window in WINDOWS_PX:
+        yield f"window of {window} px", *score(patch_input_shape=window)
+    yield "bf16", *score(precision="bf16")
+    for size in MIN_SIZES_PX:
+        with mock.patch.object(post_proc, "MIN_SIZE_PX", size):
+            yield f"smallest nucleus {size} px", *score()
+    ranges = typical_ranges(score)
+    with fixed_normalisation(ranges):
+        yield "HV maps and slopes stretched by fixed numbers", *score()
+
+
+def training(args: dict, folders: list[Path]) -> Iterator[tuple[str, np.ndarray, float]]:
+    """Yield name, (6, N) scores and seconds an image of a training with each axis of `msge`."""
+    from infer.tile import InferManager
+
+    for name, (axis, weight) in AXES.items():
+        path = train(name, axis, weight, args)
+        manager = InferManager({"model_path": path}, gpu=args["--gpu"])
+        yield f"msge axis: {name}", *scored(manager, folders, {"mpp": float(args["--mpp"])})
+
+
+def scored(manager, folders: list[Path], options: dict) -> tuple[np.ndarray, float]:
+    """Return the (6, N) scores of all folders together, and seconds an image."""
+    from benchmarks.accuracy import score_folder
+
+    start = time.perf_counter()
+    values = np.concatenate([score_folder(manager, folder, options).values for folder in folders], axis=1)
+    return values, (time.perf_counter() - start) / values.shape[1]
+
+
+def train(name: str, axis: str, weight: float, args: dict) -> Path:
+    """Train once and return the checkpoint; a training that is there already is taken as it is."""
+    from pretrained.config import Config
+    from run_train import Commands
+
+    manager = type("TrainManager", (Commands, Config), {})()
+    epochs = int(args["--epochs"])
+    manager.seed, manager.log_dir = int(args["--seed"]), str(Path(args["--log_dir"]) / name)
+    manager.train_dir_list = manager.valid_dir_list = [args["--patches"]]
+    (phase,) = manager.model_config["phase_list"]
+    phase["nr_epochs"] = epochs
+    extra = phase["run_info"]["net"]["extra_info"]
+    extra["msge_axis"], extra["loss"]["hv"]["msge"] = axis, weight
+    path = Path(manager.log_dir) / f"net_epoch={epochs}.tar"
+    if not path.exists():
+        manager.run(args["--gpu"], resume=Path(manager.log_dir).exists())
+    return path
+
+
+def typical_ranges(score: Callable) -> list[tuple[float, float]]:
+    """Return the medians over all images of what each of the four maps, h, its slope, v, its slope, spans."""
+    from models.hovernet import post_proc
+
+    spans: list[tuple[float, float]] = []
+    plain = post_proc.cv2.normalize
+
+    def watching(source, *arguments, **options):
+        spans.append((float(source.min()), float(source.max())))
+        return plain(source, *arguments, **options)
+
+    with mock.patch.object(post_proc.cv2, "normalize", watching):
+        score()
+    return [tuple(np.median(np.array(spans[k::4]), axis=0).tolist()) for k in range(4)]
+
+
+@contextlib.contextmanager
+def fixed_normalisation(ranges: list[tuple[float, float]]) -> Iterator[None]:
+    """Stretch every image by the same numbers instead of its own extremes; what lies beyond is cut off."""
+    from models.hovernet import post_proc
+
+    calls = iter(range(sys.maxsize))
+
+    def stretched(source, out, **_):
+        low, high = ranges[next(calls) % 4]
+        out[:] = np.clip((source - low) / (high - low), 0, 1)
+        return out
+
+    with mock.patch.object(post_proc.cv2, "normalize", stretched):
+        yield
+
+
+if __name__ == "__main__":
+    sys.exit(main())
