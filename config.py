@@ -39,9 +39,9 @@ class Config:
         self.type_info_path = None  # type_info.json: names and colours of the types, said in the checkpoint too
 
         # ---------------------------------------------------------------- what follows from the values above
-        if self.type_classification and (nr_type is None or nr_type < 2):
-            raise ValueError(f"config.py: nr_type counts the background too, so at least 2; got {nr_type}")
-        opt = importlib.import_module(f"models.{model_name}.opt")
+        if self.type_classification and (not isinstance(nr_type, int) or nr_type < 2):
+            raise ValueError(f"config.py: nr_type counts the background too, so a number from 2 up; got {nr_type!r}")
+        opt = _import(f"models.{model_name}.opt", "model_name")
         if model_mode not in opt.SHAPES:
             raise ValueError(f"config.py: model_mode must be one of {list(opt.SHAPES)}, got `{model_mode}`")
         self.model_mode = model_mode
@@ -52,5 +52,14 @@ class Config:
             "train": {"input_shape": act_shape, "mask_shape": out_shape},
             "valid": {"input_shape": act_shape, "mask_shape": out_shape},
         }
-        module = importlib.import_module(f"models.{model_name}.{recipe}")
+        module = _import(f"models.{model_name}.{recipe}", "recipe")
         self.model_config = module.get_config(nr_type if self.type_classification else None, model_mode)
+
+
+def _import(module: str, setting: str):
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not module.startswith(error.name):
+            raise  # a module that the recipe itself imports
+        raise ValueError(f"config.py: {setting}: there is no {module.replace('.', '/')}.py") from error

@@ -19,8 +19,8 @@ _FAST_TYPES = (np.uint8, np.uint16, np.int16)
 class FileLoader(Dataset):
     """Loads patches, augments them, and makes the training targets.
 
-    A sample depends on the seed, the epoch and its number alone: not on the worker that loads it, nor on what was
-    loaded before. So a run that was interrupted goes on with the same batches.
+    A sample depends on the seed, the epoch, its number, and how often the epoch had it before: not on the worker that
+    loads it, nor on what else was loaded before. So a run that was interrupted goes on with the same batches.
 
     Args:
         file_list: `.npy` patches (H, W, 4) [R, G, B, instance] or (H, W, 5) with types.
@@ -61,7 +61,7 @@ class FileLoader(Dataset):
         self.target_gen_func, self.target_gen_kwargs = target_gen
         self.stain_jitter = stain_jitter
         self.seed = seed
-        self.epoch = 0
+        self.epoch = self.occurrence = 0
         self.shape_augs = self.input_augs = None
         self.setup_augmentor(0, seed)
 
@@ -74,9 +74,9 @@ class FileLoader(Dataset):
         else:
             self.shape_augs, self.input_augs = augs.valid_shape_augs(self.input_shape), None
 
-    def set_epoch(self, epoch: int) -> None:
-        """Go to an epoch: other random numbers."""
-        self.epoch = epoch
+    def set_epoch(self, epoch: int, occurrence: int = 0) -> None:
+        """Go to an epoch, and to the n-th repetition of a sample within it: other random numbers."""
+        self.epoch, self.occurrence = epoch, occurrence
 
     def __len__(self) -> int:
         return len(self.info_list)
@@ -92,7 +92,10 @@ class FileLoader(Dataset):
             ValueError: the patch cannot be read, or has no types although they are asked for.
         """
         patch = _read(self.info_list[index], self.with_type)
-        shape_seed, input_seed = np.random.SeedSequence((self.seed, self.epoch, index)).generate_state(2).tolist()
+        place = (self.seed, self.epoch, index)
+        if self.occurrence:
+            place += (self.occurrence,)
+        shape_seed, input_seed = np.random.SeedSequence(place).generate_state(2).tolist()
         # image and labels in one array: what is done to one is done to the other
         self.shape_augs.seed_(shape_seed)
         patch = self.shape_augs.augment_image(_at_least(patch, self.input_shape))

@@ -6,7 +6,10 @@
 
 from __future__ import annotations
 
+import pickle
 import re
+import shutil
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,11 +17,15 @@ import torch
 
 from misc.files import atomic_path
 
+from .disk_full import SaveError, is_disk_full
+from .plain_values import storable
+
 _EPOCH_NAME = re.compile(r"_epoch=(\d+)\.tar$")
-
-
-class SaveError(OSError):
-    """A checkpoint could not be written; the one before it is still whole."""
+# What torch's message calls the first object that it refuses to load.
+_REFUSED = re.compile(r"GLOBAL ([\w.]+)")
+# Temporary names of the files of a phase, which `misc.files.atomic_path` made.
+_PARTS = (".*_*.part.tar", ".stats.*.part.json", ".config.*.part.json", ".steps.*.part.csv")
+_MB = 1e6
 
 
 @dataclass(frozen=True)
@@ -49,27 +56,69 @@ def save_checkpoint(path: str | Path, net_info: dict, meta: dict, resume: dict) 
 
     Raises:
         SaveError: it could not be written, e.g. the disk is full.
+        ValueError: something in it is no plain value.
     """
     path = Path(path)
-    network = getattr(net_info["desc"], "module", net_info["desc"])
-    content = {
-        "desc": network.state_dict(),
-        "optimizer": net_info["optimizer"].state_dict(),
-        "lr_scheduler": net_info["lr_scheduler"].state_dict(),
-        "meta": meta,
-        "resume": resume,
-    }
-    if net_info.get("scaler") is not None:
-        content["scaler"] = net_info["scaler"].state_dict()
+    content = {"desc": _network(net_info).state_dict(), **_states(net_info), "meta": meta, "resume": resume}
+    content = {key: value if key == "desc" else storable(value, key) for key, value in content.items()}
+    # looked up before saving: torch keeps an unfinished file open as long as its error is handled
+    needed, free = _size(content), shutil.disk_usage(path.parent).free
     try:
         with atomic_path(path) as temporary:
             torch.save(content, temporary)
     except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
-        last = last_checkpoint(path.parent, path.name.split("_")[0])
-        kept = (
-            f"the last good checkpoint is {last}; make room and go on with --resume" if last else "none was saved yet"
-        )
-        raise SaveError(f"could not save {path} ({str(error).splitlines()[0]}); {kept}") from error
+        full = is_disk_full(error) or free < needed
+        raise SaveError(
+            f"could not save {path} ({'disk full' if full else str(error).splitlines()[0]}; {needed / _MB:.1f} MB "
+            f"needed, {free / _MB:.1f} MB free); {what_is_left(path.parent, path.name.split('_')[0])}"
+        ) from error
+
+
+def what_is_left(log_dir: Path, net_name: str = "net") -> str:
+    """Name the last good checkpoint of a phase, or of the phase before where it has none yet, and say how to go on."""
+    is_phase = re.fullmatch(r"\d\d", log_dir.name)
+    earlier = [path for path in log_dir.parent.glob("[0-9][0-9]") if is_phase and path.name < log_dir.name]
+    for folder in (log_dir, *sorted(earlier, reverse=True)):
+        try:
+            last = read_resume(folder, net_name).path
+        except ValueError:
+            last = last_checkpoint(folder, net_name)
+        if last is not None:
+            return f"the last good checkpoint is {last}; make room and go on with --resume"
+    return "none was saved yet; make room and go on with --resume"
+
+
+def check_storable(net_info: dict, name: str) -> None:
+    """Check that optimizer and schedule can be saved.
+
+    Args:
+        net_info: `optimizer` and `lr_scheduler`, before any step.
+        name: of phase and network, for the message.
+
+    Raises:
+        ValueError: they hold something that no checkpoint can hold.
+    """
+    for key, state in _states(net_info).items():
+        storable(state, f"{name}: {key}")
+
+
+def _network(net_info: dict) -> torch.nn.Module:
+    return getattr(net_info["desc"], "module", net_info["desc"])
+
+
+def _states(net_info: dict) -> dict:
+    """Return what optimizer, schedule and loss scale have to remember."""
+    parts = ("optimizer", "lr_scheduler", "scaler")
+    return {name: net_info[name].state_dict() for name in parts if net_info.get(name) is not None}
+
+
+def _size(content) -> int:
+    """Bytes of the tensors in a checkpoint, which is nearly all of it."""
+    if isinstance(content, torch.Tensor):
+        return content.numel() * content.element_size()
+    if isinstance(content, dict):
+        return sum(map(_size, content.values()))
+    return sum(map(_size, content)) if isinstance(content, list | tuple) else 0
 
 
 def last_checkpoint(log_dir: str | Path, net_name: str) -> Path | None:
@@ -103,7 +152,7 @@ def restore(net_info: dict, resume: Resume) -> None:
     Raises:
         ValueError: the checkpoint is of another network or optimizer.
     """
-    content, network = resume.content, getattr(net_info["desc"], "module", net_info["desc"])
+    content, network = resume.content, _network(net_info)
     weights = {name.removeprefix("module."): value for name, value in content["desc"].items()}
     try:
         network.load_state_dict(weights)
@@ -121,10 +170,44 @@ def restore(net_info: dict, resume: Resume) -> None:
         net_info["scaler"].load_state_dict(content["scaler"])
 
 
-def remove_parts(log_dir: str | Path, net_name: str) -> None:
-    """Remove the temporary files that a killed run left while saving; they have no other name."""
-    for path in Path(log_dir).glob(f".{net_name}_*.part.tar"):
-        path.unlink()
+def remove_parts(log_dir: str | Path) -> None:
+    """Remove the temporary files that a killed run left while writing; they have no other name."""
+    for pattern in _PARTS:
+        for path in Path(log_dir).glob(pattern):
+            path.unlink()
+
+
+def remove_obsolete(resume: Resume) -> None:
+    """Remove the checkpoints that the one to go on from replaces, where a kill came between saving and removing."""
+    callbacks = resume.content.get("resume", {}).get("callbacks", {})
+    for name in (name for state in callbacks.values() for name in state.get("obsolete", [])):
+        path = resume.path.parent / Path(name).name
+        if path != resume.path and path.suffix == ".tar":
+            path.unlink(missing_ok=True)
+
+
+def read_checkpoint(path: Path) -> dict:
+    """Read a training checkpoint, tensors on the CPU.
+
+    Raises:
+        ValueError: it cannot be read; the message says why, and what to do.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(content, dict):
+            raise TypeError(f"it holds a {type(content).__name__}")
+    except Exception as error:  # a damaged file makes the unpickler raise anything, struct.error included
+        refused = _REFUSED.search(str(error))
+        if refused and isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path):
+            raise ValueError(
+                f"{path} is whole, but holds Python objects besides tensors ({refused[1]}), which are not loaded since "
+                "that can run code; save it again with plain values in their place"
+            ) from error
+        raise ValueError(
+            f"{path} is damaged ({(str(error) or type(error).__name__).splitlines()[0]}); remove it to go on from the "
+            "one before"
+        ) from error
+    return content
 
 
 def _number(path: Path) -> re.Match | None:
@@ -132,13 +215,8 @@ def _number(path: Path) -> re.Match | None:
 
 
 def _read(path: Path, default: dict) -> Resume:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        missing = [key for key in ("desc", "optimizer", "lr_scheduler") if key not in content]
-    except Exception as error:  # a damaged file makes the unpickler raise anything, struct.error included
-        raise ValueError(
-            f"{path} is damaged ({str(error).splitlines()[0]}); remove it to go on from the one before"
-        ) from error
+    content = read_checkpoint(path)
+    missing = [key for key in ("desc", "optimizer", "lr_scheduler") if key not in content]
     if missing:
         raise ValueError(f"{path} cannot be resumed from, it lacks {missing}; name it in `pretrained` instead")
     where = {**default, **content.get("resume", {})}

@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, found before the first step and said in one line."""
+"""What is wrong with the data of a run, found before the first step and said in one line."""
 
 from __future__ import annotations
 
@@ -89,54 +89,6 @@ def _check_patch(path: Path, nr_types: int | None) -> np.ndarray | None:
             f"{nr_types - 1}"
         )
     return np.bincount(types.astype(np.int64).ravel(), minlength=nr_types)
-
-
-def check_recipe(model_config: dict, nr_types: int | None, first_fresh: int = 0) -> None:
-    """Check what a hand-edited recipe often gets wrong.
-
-    Args:
-        model_config: what `get_config` returned.
-        nr_types: number of types with the background, or `None`.
-        first_fresh: the first phase that starts at its beginning, and so needs its `pretrained` file.
-
-    Raises:
-        ValueError, FileNotFoundError: a value that would stop the run later; the message names it.
-    """
-    from models.hovernet.encoder_init import check_pretrained
-
-    engines = model_config["run_engine"]
-    if "train" not in engines:
-        raise ValueError("the recipe has no `train` engine in `run_engine`")
-    for name, engine in engines.items():
-        for callbacks in engine["callbacks"].values():
-            for callback in callbacks:
-                target = getattr(callback, "triggered_engine_name", None)
-                if target is not None and target not in engines:
-                    raise ValueError(f"a callback of `{name}` triggers `{target}`, which `run_engine` does not have")
-    for index, phase in enumerate(model_config["phase_list"]):
-        _check_phase(phase, index, engines, nr_types)
-        for net_info in phase["run_info"].values():
-            pretrained = net_info["pretrained"]
-            if pretrained == -1 and index == 0:
-                raise ValueError("phase 0 has `pretrained: -1`, but there is no phase before it; name a file, or None")
-            if pretrained not in (None, -1) and index >= first_fresh:
-                check_pretrained(pretrained)
-
-
-def _check_phase(phase: dict, index: int, engines: dict, nr_types: int | None) -> None:
-    for name in engines:
-        if not isinstance(phase["batch_size"].get(name), int) or phase["batch_size"][name] < 1:
-            raise ValueError(
-                f"phase {index}: batch_size of `{name}` must be at least 1, got {phase['batch_size'].get(name)}"
-            )
-    if phase["nr_epochs"] < 1:
-        raise ValueError(f"phase {index}: nr_epochs must be at least 1, got {phase['nr_epochs']}")
-    for net_info in phase["run_info"].values():
-        weights = net_info["extra_info"].get("tp_class_weights")
-        if weights is not None and len(weights) != nr_types:
-            raise ValueError(
-                f"phase {index}: tp_class_weights has {len(weights)} values for {nr_types} types (0 included)"
-            )
 
 
 def source_images(patches: Sequence[Path]) -> list[str]:

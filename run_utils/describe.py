@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import platform
-from pathlib import Path
 
 import torch
+
+from .plain_values import plain_scalar
 
 # State of a schedule that changes while it runs, and so is no configuration.
 _SCHEDULE_STATE = ("last_epoch", "lr_lambdas")
@@ -51,13 +52,14 @@ def _describe_net(info: dict, recipe: dict) -> dict:
 
 def plain(value):
     """Turn a value into None, bool, int, float, str, list or dict; functions and classes become their names."""
+    value = plain_scalar(value)
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, dict):
         return {_key(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [plain(entry) for entry in value]
-    if isinstance(value, Path | torch.device):
+    if isinstance(value, torch.device):
         return str(value)
     if callable(value):
         return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__name__)}"

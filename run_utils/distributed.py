@@ -6,6 +6,7 @@ Without torchrun every function here does what is right for one process, so call
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -79,9 +80,24 @@ def gather(value) -> list:
     return gathered
 
 
-def wait_for_all() -> None:
-    """Return when every rank has come here, so that what one of them wrote can be read by all."""
-    gather(None)
+def on_main(function: Callable, *arguments):
+    """Call `function` on rank 0 alone; every rank gets what it returned, or raises what it raised.
+
+    For what only the one that writes can know: on several machines the others may not see its files.
+    """
+    result = error = None
+    if is_main():
+        try:
+            result = function(*arguments)
+        except (ValueError, OSError) as caught:
+            error = caught
+    if is_running():
+        shared = [(result, error)]
+        dist.broadcast_object_list(shared, src=0)
+        result, error = shared[0]
+    if error is not None:
+        raise error
+    return result
 
 
 def gather_lists(raw: dict[str, list]) -> dict[str, list]:

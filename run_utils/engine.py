@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 from .seeding import seed_everything
 
-# Steps that are timed before the length of an epoch is announced; the first one, which warms up, is left out.
+# Steps that are timed before the length of an epoch is announced; the first one, which warms up, is left out. An epoch
+# that has fewer is announced at its end.
 _TIMED_STEPS = 3
 
 
@@ -196,7 +197,7 @@ class RunEngine:
                 bar.set_postfix_str(self._postfix(pace.patches_per_second), refresh=False)
                 bar.update()
                 if shown and self.engine_name == "train":
-                    self._announce(pace.seconds_per_step)
+                    self._announce(pace, pace.nr_timed >= _TIMED_STEPS or state.curr_epoch_step == state.nr_epoch_steps)
 
     def _postfix(self, rate: float) -> str:
         text = f"{rate:.1f} patches/s"
@@ -205,13 +206,13 @@ class RunEngine:
             text += f", loss {now:.4f}, average {self.state.tracked_step_output['scalar'].get('overall_loss', now):.4f}"
         return text
 
-    def _announce(self, seconds_per_step: float | None) -> None:
+    def _announce(self, pace: _Pace, is_known: bool) -> None:
         """Say once, after a few steps, how long an epoch takes."""
-        if self._announced or seconds_per_step is None:
+        if self._announced or not is_known:
             return
-        nr_steps = self.state.nr_epoch_steps
-        time_text = _duration(seconds_per_step * nr_steps)
-        tqdm.write(f"{seconds_per_step:.2f} s a step: an epoch of {nr_steps} steps takes about {time_text}")
+        seconds, nr_steps = pace.seconds_per_step, self.state.nr_epoch_steps
+        time_text = _duration(seconds * nr_steps)
+        tqdm.write(f"{seconds:.2f} s a step: an epoch of {nr_steps} steps takes about {time_text}")
         self._announced = True
 
     def _seed(self) -> None:
@@ -239,10 +240,16 @@ class _Pace:
         return self._patches / (self._now - self._started)
 
     @property
-    def seconds_per_step(self) -> float | None:
-        """Mean without the first step; `None` until enough were timed."""
-        timed = self._steps - 1
-        return (self._now - self._first_step_at) / timed if timed >= _TIMED_STEPS else None
+    def nr_timed(self) -> int:
+        """Steps after the first one."""
+        return self._steps - 1
+
+    @property
+    def seconds_per_step(self) -> float:
+        """Mean without the first step, unless that is all there is."""
+        if self.nr_timed:
+            return (self._now - self._first_step_at) / self.nr_timed
+        return self._now - self._started
 
 
 def _duration(seconds: float) -> str:

@@ -10,10 +10,10 @@ from .sampling import EpochBatchSampler
 
 
 class EpochDataset(Dataset):
-    """A data set whose samples are asked for by (epoch, number), so that workers that stay know the epoch too.
+    """A data set whose samples are asked for by (epoch, number, occurrence), so that workers that stay know all three.
 
     Args:
-        dataset: has `set_epoch(epoch)` and `__getitem__(number)`.
+        dataset: has `set_epoch(epoch, occurrence)` and `__getitem__(number)`.
     """
 
     def __init__(self, dataset):
@@ -22,9 +22,9 @@ class EpochDataset(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, key: tuple[int, int]) -> dict:
-        epoch, index = key
-        self.dataset.set_epoch(epoch)
+    def __getitem__(self, key: tuple[int, int, int]) -> dict:
+        epoch, index, occurrence = key
+        self.dataset.set_epoch(epoch, occurrence)
         return self.dataset[index]
 
 

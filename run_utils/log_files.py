@@ -12,6 +12,9 @@ from tqdm import tqdm
 from misc.files import write_atomic
 
 from .callbacks.serialize import serialize
+from .disk_full import writing
+
+_STEP_COLUMNS = ["epoch", "step"]
 
 
 def read_stats(path: str | Path) -> dict[str, dict[str, float]]:
@@ -33,19 +36,27 @@ def truncate_logs(log_dir: str | Path, epoch: int, epoch_step: int) -> None:
     """Drop what was logged after the moment that a run is taken up from; it will be logged again."""
     stats_file, steps_file = Path(log_dir, "stats.json"), Path(log_dir, "steps.csv")
     stats = read_stats(stats_file)
-    write_atomic(stats_file, json.dumps({key: value for key, value in stats.items() if int(key) <= epoch}))
-    if steps_file.is_file():
-        with open(steps_file, newline="") as handle:
-            header, *rows = csv.reader(handle)
-        # a line that a killed run left unfinished is later than any checkpoint
-        rows = [row for row in rows if len(row) == len(header) and _before(row, epoch, epoch_step)]
-        text = io.StringIO()
-        csv.writer(text).writerows([header, *rows])
+    with writing(stats_file):
+        write_atomic(stats_file, json.dumps({key: value for key, value in stats.items() if int(key) <= epoch}))
+    if not steps_file.is_file():
+        return
+    with open(steps_file, newline="", errors="replace") as handle:
+        lines = handle.readlines()
+    # a run killed at its first step leaves an empty file, or a piece of the header
+    if not lines or not lines[0].endswith("\n") or not lines[0].startswith(",".join(_STEP_COLUMNS)):
+        steps_file.unlink()
+        return
+    header = next(csv.reader(lines[:1]))
+    # a line that a killed run left unfinished is later than any checkpoint
+    rows = [row for row in csv.reader(line for line in lines[1:] if "\0" not in line) if len(row) == len(header)]
+    text = io.StringIO()
+    csv.writer(text).writerows([header, *(row for row in rows if _before(row, epoch, epoch_step))])
+    with writing(steps_file):
         write_atomic(steps_file, text.getvalue())
 
 
 def _before(row: list[str], epoch: int, epoch_step: int) -> bool:
-    return (int(row[0]) - 1, int(row[1])) <= (epoch, epoch_step)
+    return all(map(str.isdigit, row[:2])) and (int(row[0]) - 1, int(row[1])) <= (epoch, epoch_step)
 
 
 def log_epoch(log_info: dict, epoch: int, engine_name: str, output: dict) -> None:
@@ -64,11 +75,15 @@ def log_epoch(log_info: dict, epoch: int, engine_name: str, output: dict) -> Non
     stats = read_stats(log_info["json_file"])
     numbers = {name: number for kind, name, value in named if (number := serialize(value, kind, "json")) is not None}
     stats[str(epoch)] = {**stats.get(str(epoch), {}), **numbers}
-    write_atomic(log_info["json_file"], json.dumps(stats, indent=1))
-
+    with writing(log_info["json_file"]):
+        write_atomic(log_info["json_file"], json.dumps(stats, indent=1))
     writer = log_info.get("tfwriter")
-    if writer is None:
-        return
+    if writer is not None:
+        with writing(f"TensorBoard's events beside {log_info['json_file']}"):
+            _log_to_tensorboard(writer, named, epoch)
+
+
+def _log_to_tensorboard(writer, named: list[tuple], epoch: int) -> None:
     for kind, name, value in named:
         if kind == "scalar":
             writer.add_scalar(name, serialize(value, kind, "tensorboard"), epoch)
@@ -80,9 +95,9 @@ def log_epoch(log_info: dict, epoch: int, engine_name: str, output: dict) -> Non
 def append_step(path: str | Path, epoch: int, step: int, values: dict[str, float]) -> None:
     """Append a line to `steps.csv`; epoch and step count from 1, numbers keep every digit."""
     path = Path(path)
-    new = not path.is_file()
-    with open(path, "a", newline="") as handle:
+    new = not path.is_file() or path.stat().st_size == 0
+    with writing(path), open(path, "a", newline="") as handle:
         writer = csv.writer(handle)
         if new:
-            writer.writerow(["epoch", "step", *values])
+            writer.writerow([*_STEP_COLUMNS, *values])
         writer.writerow([epoch, step, *map(repr, values.values())])

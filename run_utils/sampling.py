@@ -16,7 +16,7 @@ def plan_batches(order: np.ndarray, batch_size: int, world_size: int) -> list[li
     where the processes do not divide the samples.
 
     Args:
-        order: (N,) sample numbers in the order of the epoch.
+        order: (N, ...) sample numbers in the order of the epoch, and maybe what goes with each.
         batch_size: largest batch of one process.
         world_size: number of processes.
 
@@ -41,8 +41,19 @@ def share_batches(order: np.ndarray, batch_size: int, rank: int, world_size: int
     return [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
 
 
+def occurrences(order: np.ndarray) -> np.ndarray:
+    """Return how often each entry of `order`, (N,), came before its place: 0 the first time."""
+    by_number = np.argsort(order, kind="stable")
+    alike = order[by_number]
+    counts = np.empty(len(order), np.int64)
+    counts[by_number] = np.arange(len(order)) - np.searchsorted(alike, alike)
+    return counts
+
+
 class EpochBatchSampler:
-    """Batches of (epoch, sample number) for the `DataLoader` of one process.
+    """Batches of (epoch, sample number, occurrence) for the `DataLoader` of one process.
+
+    The occurrence counts how often the epoch had that sample before, so that each repetition is augmented anew.
 
     Args:
         length: number of samples.
@@ -84,16 +95,17 @@ class EpochBatchSampler:
         """Number of steps of a whole epoch."""
         return self._nr_steps
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
         for batch in self._plan(self.epoch)[self.first_step :]:
-            yield [(self.epoch, int(index)) for index in batch]
+            yield [(self.epoch, index, occurrence) for index, occurrence in batch.tolist()]
 
     def _plan(self, epoch: int) -> list[np.ndarray]:
         rng = np.random.default_rng((self.seed, epoch if self.training else 0))
-        if not self.training:
-            return share_batches(rng.permutation(self.length), self.batch_size, self.rank, self.world_size)
-        if self.weights is None:
+        if self.weights is None or not self.training:
             order = rng.permutation(self.length)
         else:
             order = rng.choice(self.length, self.length, p=self.weights)
+        order = np.stack([order, occurrences(order)], axis=1)
+        if not self.training:
+            return share_batches(order, self.batch_size, self.rank, self.world_size)
         return [step[self.rank] for step in plan_batches(order, self.batch_size, self.world_size)]

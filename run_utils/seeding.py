@@ -6,6 +6,7 @@ up again, wherever it was killed: the same step draws the same numbers.
 
 from __future__ import annotations
 
+import operator
 import random
 
 import numpy as np
@@ -26,11 +27,15 @@ def check_manual_seed(seed: int | None) -> int:
     """Seed everything; draw a seed where none is given, and say which (upstream's name).
 
     Raises:
-        ValueError: the seed is negative.
+        ValueError: the seed is no whole number, or negative.
     """
     if seed is None:
         seed = random.SystemRandom().randrange(1, 10_000)
-    if seed < 0:
-        raise ValueError(f"a seed is a whole number from 0 up, got {seed}")
-    seed_everything(seed)
-    return seed
+    try:
+        number = operator.index(seed)
+    except TypeError:
+        number = -1
+    if number < 0:
+        raise ValueError(f"a seed is a whole number from 0 up, got {seed!r}")
+    seed_everything(number)
+    return number

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
+import contextlib
 import json
-from contextlib import nullcontext
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,14 +23,17 @@ from models.hovernet.encoder_init import load_for_finetuning, load_pretrained
 
 from . import checkpoint_io, distributed
 from .callbacks.base import AverageBuffers
-from .checks import check_patches, check_recipe, list_patches, source_images, type_sampling_weights
+from .checks import check_patches, list_patches, source_images, type_sampling_weights
 from .describe import describe_config, differences
+from .disk_full import SaveError, closing, is_disk_full, writing
 from .engine import Events, RunEngine
 from .loaders import build_loader
 from .log_files import truncate_logs
+from .plain_values import storable
+from .recipe_checks import check_recipe, check_shapes, make_optimizer
 from .sampling import EpochBatchSampler
 from .seeding import check_manual_seed
-from .validate import ImageValidator, find_pairs
+from .validate import ImageValidator, check_pairs, find_pairs
 
 CONFIG_FILE = "config.json"
 
@@ -51,8 +55,11 @@ class Trainer:
         self.device = devices[0]
         self.resume = resume
         self.logging = config.logging and distributed.is_main()
-        self.nr_types = _nr_types(config)
-        self.seed = config.seed
+        net = _described_net(config)
+        self.nr_types = net.nr_types
+        check_shapes(config.shape_info, net.mode)
+        self.meta = _meta_of_config(config, self.nr_types)
+        self.seed = check_manual_seed(config.seed) if config.seed is not None else None
         self.files: dict[str, list[Path]] = {}
         self.type_counts: dict[str, np.ndarray | None] = {}
         self.image_validator: ImageValidator | None = None
@@ -66,10 +73,13 @@ class Trainer:
         phases, engines = self.config.model_config["phase_list"], self.config.model_config["run_engine"]
         root = Path(self.config.log_dir)
         folders = [root] if len(phases) == 1 else [root / f"{index:02d}" for index in range(len(phases))]
-        first, moment = self._moment(root, folders)
+        # one process looks and tells the others: on several machines they need not see its files
+        first, moment = distributed.on_main(self._moment, root, folders)
         check_recipe(self.config.model_config, self.nr_types, first_fresh=first + (moment.path is not None))
         self.prepare()
         self.seed = self._choose_seed(moment)
+        if self.logging:
+            _tidy(folders, moment)
         for index in range(first, len(phases)):
             if moment.epoch < phases[index]["nr_epochs"]:
                 self._say(f"phase {index + 1} of {len(phases)}: {folders[index]}, seed {self.seed}")
@@ -98,23 +108,13 @@ class Trainer:
             name: self._net(name, net_info, nr_steps, prev_log_dir, moment)
             for name, net_info in opt["run_info"].items()
         }
-        log_info = self._log_info(log_dir, opt, nets, moment)
-        engines = self._engines(run_engine_opt, loaders, nets, log_info, log_dir, seed)
-        if moment.path is not None and "resume" in moment.content:
-            engines["train"].load_state_dict(moment.content["resume"])
-        elif moment.path is not None:
-            engines["train"].state.curr_epoch = moment.epoch
-            engines["train"].state.curr_global_step = moment.epoch * len(loaders["train"])
-        try:
-            with reused_memory_pages() if self.device.type == "cpu" else nullcontext():
+        with _explained(log_dir):
+            log_info = self._log_info(log_dir, opt, nets, moment)
+            engines = self._engines(run_engine_opt, loaders, nets, log_info, log_dir, seed)
+            _go_to(engines["train"], moment, len(loaders["train"]))
+            pages = reused_memory_pages() if self.device.type == "cpu" else contextlib.nullcontext()
+            with closing(log_info.get("tfwriter")), pages:
                 engines["train"].run(opt["nr_epochs"])
-        except torch.cuda.OutOfMemoryError as error:
-            raise ValueError(
-                f"out of GPU memory: lower batch_size in the recipe ({str(error).splitlines()[0]})"
-            ) from error
-        finally:
-            if log_info.get("tfwriter") is not None:
-                log_info["tfwriter"].close()
 
     def view_batches(self, mode: str, batch_size: int = 2):
         """Yield pictures (RGB, uint8) of batches as the network gets them.
@@ -140,7 +140,6 @@ class Trainer:
             self._say(f"{root} holds no checkpoint to resume from: starting at the beginning")
             return 0, checkpoint_io.Resume()
         found = [path.name for path in root.glob("*") if not path.name.startswith(".")] if self.logging else []
-        found = distributed.gather(found)[0]
         if found:
             raise ValueError(
                 f"{root} holds another run ({min(found)}, ...): go on with it by --resume, or name another log_dir in "
@@ -161,6 +160,7 @@ class Trainer:
         folders = getattr(self.config, "valid_image_dir_list", [])
         if folders:
             self.image_validator = ImageValidator(find_pairs(folders), getattr(self.config, "valid_image_scale", 1.0))
+            check_pairs(self.image_validator.pairs)
         names = ", ".join(str(device) for device in self.devices)
         self._say(f"{len(self.files['train'])} training and {len(self.files['valid'])} validation patches, on {names}")
         if self.device.type == "cpu":
@@ -215,14 +215,11 @@ class Trainer:
         elif pretrained is not None:
             load_pretrained(net, pretrained, net_info.get("pretrained_norm"), self._say)
         net = net.to(self.device, memory_format=torch.channels_last)
-        optimizer_class, options = net_info["optimizer"]
-        optimizer = optimizer_class(net.parameters(), **options)
-        schedule = net_info["lr_scheduler"]
-        by_step = len(inspect.signature(schedule).parameters) == 2
+        optimizer, schedule = make_optimizer(net_info, net.parameters(), nr_steps)
         info = {
             "desc": net,
             "optimizer": optimizer,
-            "lr_scheduler": schedule(optimizer, nr_steps) if by_step else schedule(optimizer),
+            "lr_scheduler": schedule,
             "extra_info": net_info["extra_info"],
             "scaler": self._scaler(net_info["extra_info"]),
         }
@@ -232,13 +229,9 @@ class Trainer:
         return info
 
     def _load_previous(self, net: nn.Module, name: str, prev_log_dir) -> None:
-        distributed.wait_for_all()  # the one that writes may still be saving the last epoch
-        path = checkpoint_io.last_checkpoint(prev_log_dir, name)
-        if path is None:
-            raise FileNotFoundError(f"no {name}_epoch=N.tar in {prev_log_dir}: the phase before has not run")
+        path, state = distributed.on_main(_last_weights, prev_log_dir, name)
         self._say(f"weights from {path}")
-        state = torch.load(path, map_location="cpu", weights_only=True)["desc"]
-        load_for_finetuning(net, {key.removeprefix("module."): value for key, value in state.items()})
+        load_for_finetuning(net, state)
 
     def _scaler(self, extra: dict):
         return torch.amp.GradScaler("cuda") if extra.get("amp") == "fp16" and self.device.type == "cuda" else None
@@ -265,9 +258,9 @@ class Trainer:
         from torch.utils.tensorboard import SummaryWriter
 
         log_dir.mkdir(parents=True, exist_ok=True)
-        checkpoint_io.remove_parts(log_dir, next(iter(nets)))
         truncate_logs(log_dir, moment.epoch, moment.epoch_step)
-        write_atomic(log_dir / CONFIG_FILE, json.dumps(described, indent=1))
+        with writing(log_dir / CONFIG_FILE):
+            write_atomic(log_dir / CONFIG_FILE, json.dumps(described, indent=1))
         purge = moment.epoch + 1 if moment.path is not None else None
         return {
             **info,
@@ -280,13 +273,8 @@ class Trainer:
     def _meta(self, nets: dict, described: dict) -> dict:
         net = getattr(nets["net"]["desc"], "module", nets["net"]["desc"])
         meta = {"mode": net.mode, "nr_types": net.nr_types, "width": net.width, "seed": self.seed}
-        meta.update(getattr(self.config, "meta", {}))
-        type_info_path = getattr(self.config, "type_info_path", None)
-        if type_info_path and net.nr_types is not None:
-            info = load_type_info(type_info_path, net.nr_types)
-            meta["types"] = {str(key): [name, list(rgb)] for key, (name, rgb) in info.items() if key is not None}
         images = {name: source_images(files) for name, files in self.files.items()}
-        return {**meta, "images": images, "config": described}
+        return {**meta, **self.meta, "images": images, "config": described}
 
     def _engines(self, options: dict, loaders: dict, nets: dict, log_info: dict, log_dir: Path, seed: int) -> dict:
         engines = {
@@ -339,8 +327,63 @@ def choose_devices(gpu: str | None, process: distributed.Process) -> list[torch.
     return [devices[process.local_rank]]
 
 
-def _nr_types(config) -> int | None:
-    """Read the number of types off the network of the recipe, so that there is no second place for it."""
+def _described_net(config) -> nn.Module:
+    """Make the network of the recipe without weights: mode and number of types stand nowhere else."""
     net_info = next(iter(config.model_config["phase_list"][0]["run_info"].values()))
     with torch.device("meta"):
-        return net_info["desc"]().nr_types
+        return net_info["desc"]()
+
+
+def _meta_of_config(config, nr_types: int | None) -> dict:
+    """Return what the configuration wants every checkpoint to say, as values that a checkpoint can hold."""
+    meta = storable(getattr(config, "meta", None) or {}, "meta in config.py")
+    if not isinstance(meta, dict):
+        raise ValueError(f"meta in config.py must be a dictionary, got {meta!r}")
+    path = getattr(config, "type_info_path", None)
+    if path and nr_types is not None:
+        info = load_type_info(path, nr_types)
+        meta["types"] = {str(key): [name, list(rgb)] for key, (name, rgb) in info.items() if key is not None}
+    return meta
+
+
+def _tidy(folders: list[Path], moment: checkpoint_io.Resume) -> None:
+    """Remove what a kill left behind."""
+    for folder in folders:
+        checkpoint_io.remove_parts(folder)
+    if moment.path is not None:
+        checkpoint_io.remove_obsolete(moment)
+
+
+def _last_weights(log_dir: str | Path, name: str) -> tuple[Path, dict[str, torch.Tensor]]:
+    """Return the last checkpoint of a phase and its weights."""
+    path = checkpoint_io.last_checkpoint(log_dir, name)
+    if path is None:
+        raise FileNotFoundError(f"no {name}_epoch=N.tar in {log_dir}: the phase before has not run")
+    state = checkpoint_io.read_checkpoint(path)["desc"]
+    return path, {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def _go_to(engine: RunEngine, moment: checkpoint_io.Resume, nr_epoch_steps: int) -> None:
+    """Put a training engine where a checkpoint says; upstream's tell the epoch alone."""
+    if moment.path is not None and "resume" in moment.content:
+        engine.load_state_dict(moment.content["resume"])
+    elif moment.path is not None:
+        engine.state.curr_epoch = moment.epoch
+        engine.state.curr_global_step = moment.epoch * nr_epoch_steps
+
+
+@contextlib.contextmanager
+def _explained(log_dir: Path) -> Iterator[None]:
+    """Say in one line what to do when the disk or the GPU's memory is full."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        raise ValueError(f"out of GPU memory: lower batch_size in the recipe ({str(error).splitlines()[0]})") from error
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        free = shutil.disk_usage(log_dir).free / 1e6
+        raise SaveError(
+            f"disk full while writing {error.filename or log_dir} ({free:.1f} MB free); "
+            f"{checkpoint_io.what_is_left(log_dir)}"
+        ) from error

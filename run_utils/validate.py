@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch import nn
 from infer.images import read_image, resize
 from metrics.stats_utils import get_dice_1, get_fast_aji, get_fast_pq, remap_label
 from misc.files import check_unique_stems, full_stem, list_files
+from misc.machine import cpu_count
 from models.hovernet.net_desc import PATCH_SHAPES
 from models.hovernet.net_utils import unwrapped
 from models.hovernet.post_proc import process
@@ -51,6 +53,41 @@ def find_pairs(folders: Sequence[str | Path]) -> list[Pair]:
     return pairs
 
 
+def read_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
+    """Read an image, (H, W, 3) uint8, and its instances, (H, W) int32 numbered from 1.
+
+    Raises:
+        ValueError: one cannot be read, or they do not fit each other; the message names the file.
+    """
+    try:
+        image = read_image(pair.image)
+    except ValueError as error:
+        raise ValueError(f"{pair.image} {error}") from error
+    try:
+        label = scipy.io.loadmat(pair.label, variable_names=["inst_map"])
+    except NotImplementedError as error:
+        raise ValueError(f"{pair.label} is a MATLAB v7.3 file; save it with `save -v7`") from error
+    except Exception as error:  # a damaged file can make scipy raise almost anything
+        raise ValueError(f"{pair.label} is no readable .mat file ({error})") from error
+    if "inst_map" not in label or label["inst_map"].dtype.kind not in "biuf":
+        raise ValueError(f"{pair.label} has no inst_map of numbers")
+    inst_map = label["inst_map"].astype(np.int32)
+    if inst_map.shape != image.shape[:2]:
+        raise ValueError(f"{pair.label} is {inst_map.shape}, its image {pair.image} {image.shape[:2]}")
+    return image, remap_label(inst_map)
+
+
+def check_pairs(pairs: Sequence[Pair]) -> None:
+    """Read every validation image and its label once, before the first of them is scored epochs later.
+
+    Raises:
+        ValueError: as `read_pair`.
+    """
+    with ThreadPoolExecutor(min(8, cpu_count())) as pool:
+        for _ in pool.map(lambda pair: read_pair(pair) and None, pairs):
+            pass
+
+
 class ImageValidator:
     """Predicts whole images and compares them with their labels.
 
@@ -61,8 +98,8 @@ class ImageValidator:
     """
 
     def __init__(self, pairs: Sequence[Pair], scale: float = 1.0, batch_size: int = 8):
-        if not 0 < scale <= 1:
-            raise ValueError(f"valid_image_scale must be above 0 and at most 1, got {scale}")
+        if not isinstance(scale, int | float) or not 0 < scale <= 1:
+            raise ValueError(f"valid_image_scale must be above 0 and at most 1, got {scale!r}")
         self.pairs = list(pairs)
         self.scale = scale
         self.batch_size = batch_size
@@ -83,10 +120,7 @@ class ImageValidator:
         return means
 
     def _score_one(self, net: nn.Module, pair: Pair) -> dict[str, float]:
-        image = read_image(pair.image)
-        true = remap_label(scipy.io.loadmat(pair.label)["inst_map"].astype(np.int32))
-        if true.shape != image.shape[:2]:
-            raise ValueError(f"{pair.label} is {true.shape}, its image {pair.image} {image.shape[:2]}")
+        image, true = read_pair(pair)
         small = image if self.scale == 1 else resize(image, tuple(round(side * self.scale) for side in true.shape))
         pred_map = predict_image(net, small, self.batch_size)
         pred = remap_label(process(enlarge(pred_map, true.shape, net.nr_types), net.nr_types)[0])

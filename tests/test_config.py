@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -51,8 +52,28 @@ def test_p42_one_table_of_shapes(monkeypatch):
 def test_wrong_values_are_one_line(monkeypatch):
     with pytest.raises(ValueError, match="model_mode must be one of .*`quick`"):
         edited(monkeypatch, ('model_mode = "original"', 'model_mode = "quick"'))()
-    with pytest.raises(ValueError, match="nr_type counts the background"):
-        edited(monkeypatch, ("nr_type = 5", "nr_type = None"))()
+    for wrong in ("None", "1", "'5'"):
+        with pytest.raises(ValueError, match="nr_type counts the background"):
+            edited(monkeypatch, ("nr_type = 5", f"nr_type = {wrong}"))()
+    with pytest.raises(ValueError, match="recipe: there is no models/hovernet/opt_mine.py"):
+        edited(monkeypatch, ('recipe = "opt"', 'recipe = "opt_mine"'))()
+    with pytest.raises(ValueError, match="model_name: there is no models/hover/opt.py"):
+        edited(monkeypatch, ('model_name = "hovernet"', 'model_name = "hover"'))()
+
+
+def test_a_module_that_a_recipe_lacks_is_not_taken_for_the_recipe(monkeypatch):
+    def fail(name):
+        raise ModuleNotFoundError("No module named 'timm'", name="timm")
+
+    monkeypatch.setattr(config.importlib, "import_module", fail)
+    with pytest.raises(ModuleNotFoundError, match="timm"):
+        config.Config()
+
+
+def test_the_encoders_file_is_looked_for_beside_the_configuration(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    path = config.Config().model_config["phase_list"][0]["run_info"]["net"]["pretrained"]
+    assert Path(path) == Path(config.__file__).resolve().parent / opt.IMAGENET
 
 
 def network(recipe: dict, phase: int = 0):

@@ -19,6 +19,8 @@ DICE_SMOOTH = 1e-3
 SOBEL_SIZE = 5
 _SOBEL_EPSILON = 1e-15
 _FOCUS_EPSILON = 1e-8
+# Least sum of the weights of a batch's pixels that a weighted mean divides by: pixels of weight 0 alone cost nothing.
+_LEAST_WEIGHT = 1e-12
 # Along which axis `msge` differentiates channel 0 (x, grows to the right) and channel 1 (y, grows downwards).
 MSGE_AXES = ("upstream", "paper")
 
@@ -38,7 +40,7 @@ def xentropy_loss(true: Tensor, pred: Tensor, reduction: str = "mean", class_wei
     loss = -(weighted * torch.log(pred)).sum(-1)
     if reduction == "sum":
         return loss.sum()
-    return loss.mean() if class_weights is None else loss.sum() / weighted.sum()
+    return loss.mean() if class_weights is None else loss.sum() / weighted.sum().clamp(min=_LEAST_WEIGHT)
 
 
 def dice_loss(true: Tensor, pred: Tensor, smooth: float = DICE_SMOOTH, class_weights: Tensor | None = None) -> Tensor:
@@ -101,3 +103,5 @@ def sobel_kernels(size: int, axis: str, device: torch.device) -> Tensor:
 
 
 LOSSES = {"bce": xentropy_loss, "dice": dice_loss, "mse": mse_loss, "msge": msge_loss}
+# The terms that make sense for each branch.
+BRANCH_LOSSES = {"np": ("bce", "dice", "mse"), "hv": ("mse", "msge"), "tp": ("bce", "dice", "mse")}

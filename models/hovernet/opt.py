@@ -6,6 +6,7 @@ Edit by hand; `config.py` chooses the recipe. Every value stands once, also thos
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import optim
 
@@ -30,6 +31,7 @@ from .train_step import proc_valid_step_output, train_step, valid_step, viz_step
 
 # Where the ImageNet encoder lies; a path relative to the folder of `config.py`, or an absolute one.
 IMAGENET = "pretrained/ImageNet-ResNet50-Preact_pytorch.tar"
+_CONFIG_DIR = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def get_config(nr_type: int | None, mode: str) -> dict:
 
     return {
         "phase_list": [
-            phase(freeze=True, pretrained=IMAGENET, batch_size={"train": 16, "valid": 16}),
+            phase(freeze=True, pretrained=str(_CONFIG_DIR / IMAGENET), batch_size={"train": 16, "valid": 16}),
             phase(freeze=False, pretrained=-1, batch_size={"train": 4, "valid": 8}),
         ],
         "run_engine": get_engines(nr_type),

@@ -26,6 +26,8 @@ NP_THRESHOLD = 0.5
 NR_TRAIN_PICTURES = 2
 NR_VALID_PICTURES = 8
 _AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# What a recipe may ask for, by the name of its value.
+PRECISIONS = {"amp": ("bf16", "fp16"), "amp_cpu": ("bf16",)}
 _DICE_EPSILON = 1e-8
 
 
@@ -41,13 +43,21 @@ def autocast(device: torch.device, extra: dict):
         ValueError: unknown precision.
     """
     name = "amp" if device.type == "cuda" else "amp_cpu"
+    check_precision(name, extra)
     amp = extra.get(name)
-    allowed = ("bf16", "fp16") if device.type == "cuda" else ("bf16",)
-    if amp is not None and amp not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)} or None, got `{amp}`")
     if amp is None or (device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()):
         return nullcontext()
     return torch.autocast(device.type, _AMP_DTYPES[amp])
+
+
+def check_precision(name: str, extra: dict) -> None:
+    """Check `amp` or `amp_cpu` of a recipe.
+
+    Raises:
+        ValueError: unknown precision.
+    """
+    if extra.get(name) not in (None, *PRECISIONS[name]):
+        raise ValueError(f"{name} must be one of {', '.join(PRECISIONS[name])} or None, got `{extra[name]}`")
 
 
 def train_step(batch_data: dict, run_info) -> dict:
@@ -92,7 +102,8 @@ def weighted_loss(true: dict[str, Tensor], pred: dict[str, Tensor], extra: dict)
     Args:
         true: `np` (B, h, w), `hv` (B, h, w, 2), maybe `tp` (B, h, w).
         pred: `np` (B, h, w, 2), `hv` (B, h, w, 2), maybe `tp` (B, h, w, T): probabilities, and HV as it is.
-        extra: `loss` {branch: {term: weight}}; maybe `msge_axis`, `tp_class_weights`.
+        extra: `loss` {branch: {term: weight}}, of which terms of weight 0 are not computed; maybe `msge_axis`,
+            `tp_class_weights`.
 
     Returns:
         The weighted sum, and `{"loss_<branch>_<term>": unweighted term}`.
@@ -102,11 +113,14 @@ def weighted_loss(true: dict[str, Tensor], pred: dict[str, Tensor], extra: dict)
     targets["hv"] = true["hv"]
     total, terms = 0.0, {}
     for branch in pred:
-        for name, weight in extra["loss"][branch].items():
+        weights = {name: weight for name, weight in extra["loss"][branch].items() if weight != 0}
+        if not weights:  # DistributedDataParallel waits for the gradients of every branch
+            total = total + 0.0 * pred[branch].sum()
+        for name, weight in weights.items():
             options = {}
             if name == "msge":
                 options = {"focus": focus, "axis": extra.get("msge_axis", "upstream")}
-            elif branch == "tp" and extra.get("tp_class_weights") is not None:
+            elif branch == "tp" and name != "mse" and extra.get("tp_class_weights") is not None:
                 options = {"class_weights": torch.as_tensor(extra["tp_class_weights"], device=focus.device).float()}
             term = LOSSES[name](targets[branch], pred[branch], **options)
             terms[f"loss_{branch}_{name}"] = term.detach()

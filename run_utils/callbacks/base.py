@@ -89,9 +89,10 @@ class PeriodicSaver(BaseCallbacks):
 
     def reset(self) -> None:
         self._superseded: list[str] = []
+        self._obsolete: list[str] = []
 
     def state_dict(self) -> dict:
-        return {"superseded": list(self._superseded)}
+        return {"superseded": list(self._superseded), "obsolete": list(self._obsolete)}
 
     def load_state_dict(self, saved: dict) -> None:
         self._superseded = list(saved.get("superseded", []))
@@ -106,11 +107,13 @@ class PeriodicSaver(BaseCallbacks):
 
     def _save_epoch(self, state) -> None:
         old, kept = self._superseded, state.curr_epoch % self.keep_every == 0
-        # remembered before saving, so that the file says of itself that the next one may replace it
+        # remembered before saving, so that the file says of itself that the next one may replace it, and what it
+        # replaces: a run that is killed before that is removed removes it when it is taken up again
         self._superseded = [] if kept else [f"{name}_epoch={state.curr_epoch}.tar" for name in state.run_info]
+        self._obsolete = [*old, *(f"{name}_step.tar" for name in state.run_info)]
         _save(state, f"epoch={state.curr_epoch}")
         if state.logging:
-            for name in old:
+            for name in self._obsolete:
                 Path(state.log_dir, name).unlink(missing_ok=True)
 
 

@@ -69,6 +69,21 @@ def test_a_sample_depends_on_seed_epoch_and_number_alone(patches):
     assert not same(first, load([patches[0]] * 2, seed=3)[1])
 
 
+def test_repetitions_within_an_epoch_are_augmented_anew(patches):
+    loader = load(patches, seed=3)
+    first = loader[0]
+    loader.set_epoch(0, occurrence=1)
+    assert not same(first, loader[0])
+    loader.set_epoch(0, occurrence=0)
+    assert same(first, loader[0])
+    # what (seed, epoch, number) drew before there were occurrences
+    shape_seed, input_seed = np.random.SeedSequence((3, 0, 0)).generate_state(2).tolist()
+    loader.shape_augs.seed_(shape_seed)
+    loader.input_augs.seed_(input_seed)
+    patch = loader.shape_augs.augment_image(np.load(patches[0]))
+    np.testing.assert_array_equal(first["img"], loader.input_augs.augment_image(patch[..., :3].astype(np.uint8)))
+
+
 def test_image_and_labels_stay_together(patches):
     """Nuclei are dark: so they are after turning, too."""
     loader = load(patches)

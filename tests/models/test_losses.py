@@ -107,6 +107,15 @@ def test_equal_class_weights_change_nothing_and_unequal_ones_do():
         assert abs(loss(TRUE, PRED, class_weights=unequal).item() - plain.item()) > 1e-3
 
 
+def test_pixels_of_weight_zero_alone_cost_nothing():
+    true = torch.nn.functional.one_hot(torch.zeros(1, 4, 4, dtype=torch.long), 3).float()
+    pred = torch.full((1, 4, 4, 3), 1 / 3, requires_grad=True)
+    loss = xentropy_loss(true, pred, class_weights=torch.tensor([0.0, 1, 1]))
+    loss.backward()
+    assert loss.item() == 0
+    assert not pred.grad.any()
+
+
 def test_gradient_reaches_the_prediction():
     pred = PRED_HV.clone().requires_grad_(True)
     msge_loss(HV, pred, FOCUS, "paper").backward()

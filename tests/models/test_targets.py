@@ -1,6 +1,14 @@
-"""Training targets: upstream's numbers, written down here as a plain loop over the nuclei."""
+"""Training targets: upstream's numbers, stored and written down here as a plain loop over the nuclei.
+
+`golden/targets.npz` was made by the original's `gen_instance_hv_map` (vqdang/hover_net, commit 67e2ce5, NumPy 2.4,
+SciPy 1.17, scikit-image 0.26) on two windows of a label of Kumar, reflected by 60 px: 270 px at (300, 500) with a crop
+of 80 px, and 256 px at the corner with one of 164 px. The label stays with its data set, so of each map there are the
+sums of its rows, the number of pixels that are not 0, and 2,000 of them (all, where there are fewer) with their places.
+"""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +17,14 @@ from scipy import ndimage
 
 from misc.utils import cropping_center
 from models.hovernet.targets import MIN_CROP_PX, fix_mirror_padding, gen_instance_hv_map, gen_targets, prep_sample
+
+GOLDEN = Path(__file__).parent / "golden" / "targets.npz"
+
+
+def reflected_label(kumar: Path) -> np.ndarray:
+    """A label with a border of reflected nuclei, which have the ids of those they are copies of."""
+    content = scipy.io.loadmat(kumar / "Train" / "Labels" / "TCGA-HE-7130-01Z-00-DX1.mat")
+    return np.pad(content["inst_map"].astype(np.int32), 60, mode="reflect")
 
 
 def one_by_one(ann: np.ndarray, crop: tuple[int, int]) -> np.ndarray:
@@ -35,15 +51,24 @@ def one_by_one(ann: np.ndarray, crop: tuple[int, int]) -> np.ndarray:
 
 @pytest.mark.parametrize(("size", "crop"), [(270, 80), (256, 164), (256, 256)])
 def test_hv_maps_of_real_nuclei(kumar, size, crop):
-    labels = scipy.io.loadmat(kumar / "Train" / "Labels" / "TCGA-HE-7130-01Z-00-DX1.mat")["inst_map"].astype(np.int32)
-    # reflected at the border: copies with the same id
-    padded = np.pad(labels, 60, mode="reflect")
+    padded = reflected_label(kumar)
     for top, left in ((0, 0), (300, 500), (1120 - size, 7)):
         ann = padded[top : top + size, left : left + size]
         found = gen_instance_hv_map(ann, (crop, crop))
         assert found.dtype == np.float32
         assert np.abs(found).max() == 1
         np.testing.assert_allclose(found, one_by_one(ann, (crop, crop)), atol=1e-6)
+
+
+@pytest.mark.parametrize(("size", "crop", "top", "left"), [(270, 80, 300, 500), (256, 164, 0, 0)])
+def test_hv_maps_are_the_originals(kumar, size, crop, top, left):
+    ann = reflected_label(kumar)[top : top + size, left : left + size]
+    found = gen_instance_hv_map(ann, (crop, crop))
+    with np.load(GOLDEN) as golden:
+        ys, xs = golden[f"places_{size}"].T
+        np.testing.assert_allclose(found[ys, xs], golden[f"values_{size}"], atol=1e-6, rtol=0)
+        assert found.any(axis=-1).sum() == golden[f"count_{size}"]
+        np.testing.assert_allclose(found.sum(1, dtype=np.float64), golden[f"row_sums_{size}"], atol=1e-4)
 
 
 def test_distances_of_a_small_nucleus():

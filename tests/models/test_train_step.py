@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from models.hovernet.losses import LOSSES
 from models.hovernet.net_desc import create_model
 from models.hovernet.train_step import (
     autocast,
@@ -112,6 +113,27 @@ def test_msge_axis_is_taken_from_the_recipe():
     terms = [weighted_loss(true, pred, {"loss": LOSS, "msge_axis": axis})[1] for axis in ("upstream", "paper")]
     assert abs(terms[0]["loss_hv_msge"] - terms[1]["loss_hv_msge"]) > 1e-2
     assert weighted_loss(true, pred, {"loss": LOSS})[1]["loss_hv_msge"] == terms[0]["loss_hv_msge"]
+
+
+@pytest.mark.parametrize("hv", [{"mse": 2, "msge": 0}, {"mse": 2}])
+def test_terms_of_weight_zero_and_terms_left_out_are_not_computed(hv, monkeypatch):
+    def fail(*args, **options):
+        raise AssertionError("computed")
+
+    monkeypatch.setitem(LOSSES, "msge", fail)
+    terms = train_step(make_batch(1, 3), make_run(3, loss={**LOSS, "hv": hv}))["EMA"]
+    assert "loss_hv_msge" not in terms
+    assert np.isfinite(terms["overall_loss"])
+
+
+def test_a_branch_without_terms_gets_a_gradient_of_zero():
+    """Of zero, not none: DistributedDataParallel waits for one."""
+    run = make_run(3, loss={**LOSS, "tp": {}})
+    terms = train_step(make_batch(1, 3), run)["EMA"]
+    assert not any(name.startswith("loss_tp") for name in terms)
+    decoder = run[0]["net"]["desc"].decoder
+    assert not any(parameter.grad.any() for parameter in decoder["tp"].parameters())
+    assert any(parameter.grad.any() for parameter in decoder["np"].parameters())
 
 
 class Fixed(nn.Module):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,8 +25,9 @@ from run_utils.callbacks.base import (
 )
 from run_utils.callbacks.logging import LoggingEpochOutput, LoggingGradient, LoggingStepOutput
 from run_utils.callbacks.serialize import serialize
+from run_utils.disk_full import writing
 from run_utils.engine import Events, State
-from run_utils.log_files import read_stats, truncate_logs
+from run_utils.log_files import append_step, read_stats, truncate_logs
 
 
 class Writer:
@@ -105,6 +108,19 @@ def test_p37_a_run_taken_up_goes_on_replacing_its_own_last(state, tmp_path):
     state.curr_epoch = 2
     saver.run(state, None)
     assert tars(tmp_path) == ["net_epoch=2.tar"]
+
+
+def test_the_file_of_a_step_goes_when_its_epoch_is_saved(state, tmp_path):
+    by_step, by_epoch = PeriodicSaver(per_n_step=1), PeriodicSaver(keep_every=10)
+    state.snapshot = lambda: {"callbacks": {"saver": by_epoch.state_dict()}}
+    for state.curr_epoch in (1, 2):
+        state.curr_epoch_step = 1
+        by_step.run(state, None)
+        by_epoch.run(state, None)
+    assert tars(tmp_path) == ["net_epoch=2.tar"]
+    # the file says what it replaces, for a run that is killed before those are removed
+    saved = torch.load(tmp_path / "net_epoch=2.tar", weights_only=True)["resume"]["callbacks"]["saver"]
+    assert saved == {"superseded": ["net_epoch=2.tar"], "obsolete": ["net_epoch=1.tar", "net_step.tar"]}
 
 
 def test_saving_by_step_replaces_one_file_and_leaves_the_end_to_the_epoch(state, tmp_path):
@@ -198,6 +214,36 @@ def test_steps_are_logged_with_all_digits_and_cut_back_on_a_resume(state, tmp_pa
     lines = (tmp_path / "steps.csv").read_text().split()
     assert lines == ["epoch,step,overall_loss", f"1,1,{third}", f"1,2,{third}", f"2,1,{third}"]
     assert list(read_stats(tmp_path / "stats.json")) == ["1"]
+
+
+@pytest.mark.parametrize("left", ["", "epo", "epoch,step,overall", "epoch,step", "\0\0\0"])
+def test_a_piece_of_a_header_is_no_reason_not_to_go_on(tmp_path, left):
+    """What a run killed at its first step leaves of steps.csv."""
+    path = tmp_path / "steps.csv"
+    path.write_text(left)
+    truncate_logs(tmp_path, epoch=0, epoch_step=0)
+    append_step(path, 1, 1, {"loss": 0.5})
+    assert path.read_text().split() == ["epoch,step,loss", "1,1,0.5"]
+    path.write_text(path.read_text() + "x,y,0.1\n2,\0,3\n")
+    truncate_logs(tmp_path, epoch=5, epoch_step=0)
+    assert path.read_text().split() == ["epoch,step,loss", "1,1,0.5"]
+
+
+def test_an_empty_step_file_gets_its_header(tmp_path):
+    (tmp_path / "steps.csv").touch()
+    append_step(tmp_path / "steps.csv", 1, 1, {"loss": 0.5})
+    assert (tmp_path / "steps.csv").read_text().split() == ["epoch,step,loss", "1,1,0.5"]
+
+
+def test_a_full_disk_names_the_file(tmp_path):
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    (tmp_path / "steps.csv").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as caught:
+        append_step(tmp_path / "steps.csv", 1, 1, {"loss": 0.5})
+    assert caught.value.filename == str(tmp_path / "steps.csv")
+    with pytest.raises(OSError, match="stats.json"), writing(tmp_path / "stats.json"):
+        raise OSError(errno.ENOSPC, "No space left on device")  # as TensorBoard's thread hands it on
 
 
 def test_damaged_statistics_are_named(tmp_path):

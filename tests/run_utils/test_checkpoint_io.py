@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
+import errno
+import os
+import subprocess
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 
@@ -95,6 +102,44 @@ def test_another_network_is_refused_in_one_line(tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_meta_of_numpy_paths_and_dates_comes_back_as_plain_values(tmp_path):
+    meta = {
+        "mpp": np.float64(0.25),
+        "sizes": [np.int64(3), np.array([1.5, 2.0])],
+        "from": Path("/data") / "a",
+        "made": datetime.date(2024, 5, 6),
+        "whole": np.bool_(True),
+        np.str_("name"): ("x", None),
+    }
+    save_checkpoint(tmp_path / "net_epoch=1.tar", make_info(), meta, moment(1))
+    found = read_resume(tmp_path).content["meta"]
+    plain = {"mpp": 0.25, "sizes": [3, [1.5, 2.0]], "from": os.path.join("/data", "a"), "made": "2024-05-06"}
+    assert found == {**plain, "whole": True, "name": ("x", None)}
+    assert type(found["mpp"]) is float
+
+
+def test_a_learning_rate_of_numpy_comes_back(tmp_path):
+    info = make_info()
+    info["optimizer"] = torch.optim.SGD(info["desc"].parameters(), lr=np.float64(0.5))
+    info["lr_scheduler"] = torch.optim.lr_scheduler.MultiStepLR(info["optimizer"], [3, 5], gamma=np.float32(0.5))
+    save_checkpoint(tmp_path / "net_epoch=1.tar", info, {}, moment(1))
+    other = make_info(seed=1)
+    other["optimizer"] = torch.optim.SGD(other["desc"].parameters(), lr=0.1)
+    other["lr_scheduler"] = torch.optim.lr_scheduler.MultiStepLR(other["optimizer"], [3, 5])
+    restore(other, read_resume(tmp_path))
+    assert other["optimizer"].param_groups[0]["lr"] == 0.5
+    for _ in range(3):
+        other["optimizer"].step()
+        other["lr_scheduler"].step()
+    assert other["optimizer"].param_groups[0]["lr"] == 0.25
+
+
+def test_what_cannot_be_saved_is_named_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match=r"meta\['a'\]\[1\] is a builtins.object, which no checkpoint can hold"):
+        save_checkpoint(tmp_path / "net_epoch=1.tar", make_info(), {"a": [1, object()]}, moment(1))
+    assert not list(tmp_path.iterdir())
+
+
 def test_disk_full_keeps_the_last_good_checkpoint(tmp_path):
     """Files of this process are limited to less than a checkpoint, which fails as a full disk does."""
     resource = pytest.importorskip("resource")
@@ -105,7 +150,8 @@ def test_disk_full_keeps_the_last_good_checkpoint(tmp_path):
     try:
         for name in ("net_epoch=2.tar", "net_epoch=1.tar"):
             with pytest.raises(
-                SaveError, match=r"could not save .*the last good checkpoint is .*net_epoch=1.tar.*--resume"
+                SaveError,
+                match=r"could not save .*tar \(.* MB needed, .* MB free\); the last good .*net_epoch=1.tar.*--resume",
             ):
                 save_checkpoint(tmp_path / name, info, {}, moment(2))
     finally:
@@ -114,15 +160,91 @@ def test_disk_full_keeps_the_last_good_checkpoint(tmp_path):
     assert read_resume(tmp_path).epoch == 1
 
 
+@pytest.fixture
+def small_disk(tmp_path) -> Path:
+    """A disk of 4 MB, more than one checkpoint of `make_info` and less than two."""
+    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(tmp_path)]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no file system can be mounted here")
+    yield tmp_path
+    subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
+
+
+def test_a_full_disk_is_called_so(small_disk):
+    info = make_info()
+    save_checkpoint(small_disk / "net_step.tar", info, {}, moment(2, 7))
+    with pytest.raises(SaveError) as caught:
+        save_checkpoint(small_disk / "net_epoch=3.tar", info, {}, moment(3))
+    message = str(caught.value)
+    assert message.startswith(f"could not save {small_disk / 'net_epoch=3.tar'} (disk full; ")
+    assert "the last good checkpoint is " + str(small_disk / "net_step.tar") in message
+    needed, free = (float(part.split()[0]) for part in message.split("disk full; ")[1].split(", ")[:2])
+    assert 4 > needed > free > 0
+    assert [path.name for path in small_disk.iterdir()] == ["net_step.tar"]
+    assert read_resume(small_disk).epoch_step == 7
+
+
+def test_the_error_of_a_full_disk_is_told_from_others(tmp_path, monkeypatch):
+    def fail(error):
+        def save(content, path):
+            raise error
+
+        return save
+
+    for code, expected in ((errno.ENOSPC, "(disk full; "), (errno.EROFS, "Read-only file system; ")):
+        monkeypatch.setattr(torch, "save", fail(OSError(code, os.strerror(code))))
+        with pytest.raises(SaveError) as caught:
+            save_checkpoint(tmp_path / "net_epoch=1.tar", make_info(), {}, moment(1))
+        assert expected in str(caught.value)
+        assert "none was saved yet" in str(caught.value)
+
+
+def test_the_last_good_checkpoint_may_be_of_the_phase_before(tmp_path):
+    for name in ("00", "01", "02"):
+        (tmp_path / name).mkdir()
+    save_checkpoint(tmp_path / "00" / "net_epoch=5.tar", make_info(), {}, moment(5))
+    save_checkpoint(tmp_path / "02" / "net_epoch=1.tar", make_info(), {}, moment(1))
+    assert str(tmp_path / "00" / "net_epoch=5.tar") in checkpoint_io.what_is_left(tmp_path / "01")
+
+
 def test_what_a_kill_leaves_is_cleared_and_nothing_else(tmp_path):
-    for name in (".net_epoch=3.77.part.tar", "net_epoch=2.tar", ".hidden.tar", "notes.part.tar"):
+    parts = (".net_epoch=3.77.part.tar", ".stats.77.part.json", ".config.77.part.json", ".steps.77.part.csv")
+    others = ("net_epoch=2.tar", ".hidden.tar", "notes.part.tar", ".notes.77.part.json", "stats.json")
+    for name in parts + others:
         (tmp_path / name).write_bytes(b"")
-    checkpoint_io.remove_parts(tmp_path, "net")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".hidden.tar", "net_epoch=2.tar", "notes.part.tar"]
+    checkpoint_io.remove_parts(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(others)
+
+
+def test_what_a_kill_between_saving_and_removing_leaves_is_cleared(tmp_path):
+    names = ("net_epoch=2.tar", "net_epoch=3.tar", "net_step.tar", "net_best.tar")
+    for name in names:
+        (tmp_path / name).write_bytes(b"")
+    callbacks = {"saver": {"obsolete": ["net_epoch=2.tar", "net_step.tar"]}, "other": {}}
+    by_epoch = Resume(tmp_path / "net_step.tar", content={"resume": {"callbacks": callbacks}})
+    checkpoint_io.remove_obsolete(by_epoch)  # taken up from the file of a later step, which stays
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["net_best.tar", "net_epoch=3.tar", "net_step.tar"]
+    checkpoint_io.remove_obsolete(Resume(tmp_path / "net_epoch=3.tar", content=by_epoch.content))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["net_best.tar", "net_epoch=3.tar"]
+    checkpoint_io.remove_obsolete(Resume(tmp_path / "net_epoch=3.tar", content={"desc": {}}))  # upstream's
+
+
+def test_a_whole_file_with_objects_in_it_is_not_called_damaged(tmp_path):
+    torch.save({"desc": {}, "meta": {"mpp": np.float64(0.5)}}, tmp_path / "net_epoch=4.tar")
+    with pytest.raises(ValueError, match=r"net_epoch=4.tar is whole, but holds Python objects .*numpy") as caught:
+        read_resume(tmp_path)
+    assert "damaged" not in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_damaged_or_bare_file_is_named(tmp_path):
     (tmp_path / "net_epoch=4.tar").write_bytes(b"junk")
+    with pytest.raises(ValueError, match=r"net_epoch=4.tar is damaged"):
+        read_resume(tmp_path)
+    save_checkpoint(tmp_path / "net_epoch=4.tar", make_info(), {}, moment(4))
+    (tmp_path / "net_epoch=4.tar").write_bytes((tmp_path / "net_epoch=4.tar").read_bytes()[:-200])
     with pytest.raises(ValueError, match=r"net_epoch=4.tar is damaged"):
         read_resume(tmp_path)
     torch.save({"desc": {}}, tmp_path / "net_epoch=4.tar")

@@ -1,12 +1,11 @@
-"""Wrong data and wrong recipes are found before the first step."""
+"""Wrong data are found before the first step."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from run_utils.callbacks.base import TriggerEngine
-from run_utils.checks import check_patches, check_recipe, list_patches, source_images, type_sampling_weights
+from run_utils.checks import check_patches, list_patches, source_images, type_sampling_weights
 
 
 def write(path, shape=(8, 8, 5), dtype=np.int16, **values):
@@ -69,32 +68,6 @@ def test_rare_types_weigh_more():
     counts = np.array([[9, 100, 0], [9, 0, 4], [9, 50, 0], [9, 0, 0]])  # 150 px of type 1, 4 px of type 2
     assert type_sampling_weights(counts, 1.0).tolist() == [1, 37.5, 1, 1]
     assert type_sampling_weights(counts, 0.0).tolist() == [1, 1, 1, 1]
-
-
-def recipe(**changes) -> dict:
-    net = {"pretrained": None, "extra_info": {"loss": {}}, **changes.pop("net", {})}
-    phase = {"run_info": {"net": net}, "batch_size": {"train": 1, "valid": 1}, "nr_epochs": 1, **changes}
-    engines = {"train": {"callbacks": {}}, "valid": {"callbacks": {}}}
-    return {"phase_list": [phase], "run_engine": engines}
-
-
-def test_recipe_mistakes_are_named(tmp_path):
-    check_recipe(recipe(), None)
-    with pytest.raises(ValueError, match="no phase before"):
-        check_recipe(recipe(net={"pretrained": -1}), None)
-    with pytest.raises(FileNotFoundError, match=r"nowhere.tar; ways on"):
-        check_recipe(recipe(net={"pretrained": "nowhere.tar"}), None)
-    check_recipe(recipe(net={"pretrained": "nowhere.tar"}), None, first_fresh=1)  # not needed any more
-    with pytest.raises(ValueError, match="batch_size of `valid`"):
-        check_recipe(recipe(batch_size={"train": 1, "valid": 0}), None)
-    with pytest.raises(ValueError, match="nr_epochs"):
-        check_recipe(recipe(nr_epochs=0), None)
-    with pytest.raises(ValueError, match="2 values for 3 types"):
-        check_recipe(recipe(net={"extra_info": {"tp_class_weights": [1, 2]}}), 3)
-    broken = recipe()
-    broken["run_engine"]["train"]["callbacks"] = {"epoch": [TriggerEngine("test")]}
-    with pytest.raises(ValueError, match="triggers `test`"):
-        check_recipe(broken, None)
 
 
 def test_source_images(tmp_path):

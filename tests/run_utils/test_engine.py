@@ -119,6 +119,14 @@ def test_the_length_of_an_epoch_is_announced_once(capsys):
     assert capsys.readouterr().out.count("an epoch of 6 steps takes about") == 1
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_the_length_of_a_short_epoch_is_announced_at_its_end(capsys, count):
+    engine = RunEngine("train", Batches(count), step, {}, {})
+    engine.state.logging = True
+    engine.run(3)
+    assert capsys.readouterr().out.count(f"an epoch of {count} steps takes about") == 1
+
+
 def test_seeds_depend_on_the_position_alone():
     def draw():
         return random.random(), float(np.random.random()), float(torch.rand(1))
@@ -131,5 +139,7 @@ def test_seeds_depend_on_the_position_alone():
     assert draw() == first
     assert check_manual_seed(5) == 5
     assert check_manual_seed(None) > 0
-    with pytest.raises(ValueError, match="-1"):
-        check_manual_seed(-1)
+    assert type(check_manual_seed(np.int64(5))) is int
+    for wrong in (-1, "10", 1.5):
+        with pytest.raises(ValueError, match=f"a seed is a whole number from 0 up, got {wrong!r}"):
+            check_manual_seed(wrong)

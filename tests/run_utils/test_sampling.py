@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from run_utils.loaders import build_loader
-from run_utils.sampling import EpochBatchSampler, plan_batches
+from run_utils.sampling import EpochBatchSampler, occurrences, plan_batches
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 5, 16, 17, 49])
@@ -31,7 +31,7 @@ def test_no_tiny_last_batch():
 
 
 def indices(sampler: EpochBatchSampler) -> list[list[int]]:
-    return [[index for _, index in batch] for batch in sampler]
+    return [[index for _, index, _ in batch] for batch in sampler]
 
 
 def test_order_follows_seed_and_epoch():
@@ -68,13 +68,23 @@ def test_weights_draw_the_rare_more_often():
     assert 30 <= (drawn < 10).sum() <= 70  # half of all are expected
 
 
+def test_repetitions_of_a_sample_are_numbered():
+    assert occurrences(np.array([4, 2, 4, 4, 2, 9])).tolist() == [0, 0, 1, 2, 1, 0]
+    weights = np.ones(20)
+    weights[3] = 1e6
+    keys = [key for batch in EpochBatchSampler(20, 4, seed=0, weights=weights) for key in batch]
+    assert len(set(keys)) == 20  # (epoch, number, occurrence): no two alike
+    assert {key[1] for key in keys} == {3}
+    assert all(occurrence == 0 for batch in EpochBatchSampler(20, 4, seed=0) for _, _, occurrence in batch)
+
+
 class Numbers:
     """A data set that returns where it was asked."""
 
     def __init__(self, length: int):
         self.length, self.epoch = length, 0
 
-    def set_epoch(self, epoch: int) -> None:
+    def set_epoch(self, epoch: int, occurrence: int) -> None:
         self.epoch = epoch
 
     def __len__(self):

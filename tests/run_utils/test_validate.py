@@ -9,7 +9,7 @@ import scipy.io
 import torch
 from torch import nn
 
-from run_utils.validate import ImageValidator, Pair, find_pairs, predict_image
+from run_utils.validate import ImageValidator, check_pairs, find_pairs, predict_image
 
 LOST = 92  # px that `fast` takes off its input
 
@@ -91,9 +91,25 @@ def test_missing_labels_and_images_are_named(tmp_path):
         find_pairs([tmp_path / "nowhere"])
 
 
-def test_a_label_of_another_size_is_named(tmp_path):
-    image, label = image_of_squares(60, 60)
-    write_folder(tmp_path, "a", image, label[:50])
-    pair = Pair(tmp_path / "Images" / "a.png", tmp_path / "Labels" / "a.mat")
-    with pytest.raises(ValueError, match=r"a.mat is \(50, 60\)"):
-        ImageValidator([pair]).score(Colours())
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("Images/a.png", b"", r"a.png is empty"),
+        ("Images/a.png", b"no image", r"a.png is not an image"),
+        ("Labels/a.mat", b"no label", r"a.mat is no readable .mat"),
+        ("Labels/a.mat", {"map": np.zeros((60, 60))}, r"a.mat has no inst_map"),
+        ("Labels/a.mat", {"inst_map": np.zeros((50, 60))}, r"a.mat is \(50, 60\), its image .*a.png \(60, 60\)"),
+    ],
+)
+def test_what_cannot_be_scored_is_named_before_the_first_step(tmp_path, name, content, message):
+    write_folder(tmp_path, "a", *image_of_squares(60, 60))
+    write_folder(tmp_path, "b", *image_of_squares(60, 60))
+    pairs = find_pairs([tmp_path])
+    check_pairs(pairs)
+    if isinstance(content, bytes):
+        (tmp_path / name).write_bytes(content)
+    else:
+        scipy.io.savemat(tmp_path / name, content)
+    with pytest.raises(ValueError, match=message) as caught:
+        check_pairs(pairs)
+    assert "\n" not in str(caught.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import pickle
@@ -15,17 +16,21 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import scipy.io
 import torch
 
 import run_train
 from models.hovernet.checkpoint import build_model, load_checkpoint
 from models.hovernet.train_step import proc_valid_step_output, valid_step
+from run_utils import checkpoint_io, log_files
+from run_utils.disk_full import SaveError
 from run_utils.trainer import Trainer
 
 ROOT = Path(run_train.__file__).parent
 NR_TYPES = 3
 CONFIG = '''
 import hashlib
+import os
 import pathlib
 
 from models.hovernet import opt
@@ -133,6 +138,7 @@ def test_both_phases_leave_what_people_look_for(project):
         names = {path.name for path in folder.iterdir()}
         assert {"net_epoch=2.tar", "net_best.tar", "stats.json", "steps.csv", "config.json"} <= names
         assert "net_epoch=1.tar" not in names  # neither last nor every tenth (P37)
+        assert "net_step.tar" not in names  # its epoch was saved
         assert any(name.startswith("events.out.tfevents") for name in names)
         assert not any(name.endswith(".part.tar") for name in names)
         stats = json.loads((folder / "stats.json").read_text())
@@ -211,28 +217,55 @@ def test_p36_kill_and_resume_gives_the_same_losses_step_for_step(project, phase,
         assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
 
 
-def test_two_processes_share_the_work_and_one_writes(project):
-    config = make_project(project, log_dir="shared")
+def run_two_processes(config: Path, *options: str) -> str:
+    """Run under torchrun, on the CPU; returns what was printed."""
     command = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-    process = start([*command, "run_train.py", f"--config={config}", "--gpu="], start_new_session=True)
+    process = start([*command, "run_train.py", f"--config={config}", "--gpu=", *options], start_new_session=True)
     try:
         output, errors = process.communicate(timeout=120)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGTERM)
         raise
     assert process.returncode == 0, errors[-3000:]
-    assert output.count("done:") == 1  # one process speaks
-    log_dir = project / "shared" / "01"
+    return output
+
+
+# each process has a disk of its own, as on two machines: only the first sees what was written
+OWN_DISK = "self.log_dir += os.environ.get('RANK', '')"
+
+
+@pytest.fixture(scope="module")
+def shared(project) -> str:
+    """What a run of two processes printed; its files are in `shared0`."""
+    return run_two_processes(make_project(project, log_dir="shared", edit=OWN_DISK))
+
+
+def same_weights_on_both_ranks(project: Path, name: str) -> bool:
+    first, second = ((project / "digest" / f"{name}-{rank}").read_text() for rank in (0, 1))
+    return first == second
+
+
+def test_two_processes_share_the_work_and_one_writes(project, shared):
+    assert shared.count("done:") == 1  # one process speaks
+    assert not (project / "shared1").exists()
+    log_dir = project / "shared0" / "01"
     # three patches in batches of at most two, two processes: one step an epoch, two patches and one
     assert [row[:2] for row in steps(log_dir)[1:]] == [["1", "1"], ["2", "1"]]
-    for name in ("00-1", "00-2", "01-1", "01-2"):
-        ranks = [(project / "digest" / f"{name}-{rank}").read_text() for rank in (0, 1)]
-        assert ranks[0] == ranks[1]
+    assert all(same_weights_on_both_ranks(project, name) for name in ("00-1", "00-2", "01-1", "01-2"))
     # what validation says is what one process finds on all patches
     assert json.loads((log_dir / "stats.json").read_text())["2"] == {
         **json.loads((log_dir / "stats.json").read_text())["2"],
         **{f"valid-{k}": pytest.approx(v, rel=1e-4) for k, v in validate(project, log_dir / "net_epoch=2.tar").items()},
     }
+
+
+def test_two_processes_without_a_common_disk_take_a_run_up_alike(project, shared):
+    config = make_project(project, log_dir="shared", edit=f"{OWN_DISK}; phases[1]['nr_epochs'] = 3")
+    output = run_two_processes(config, "--resume")
+    assert output.count("resuming from") == 1
+    assert not (project / "shared1").exists()
+    assert [row[:2] for row in steps(project / "shared0" / "01")[1:]] == [["1", "1"], ["2", "1"], ["3", "1"]]
+    assert same_weights_on_both_ranks(project, "01-3")
 
 
 def validate(project: Path, checkpoint: Path) -> dict[str, float]:
@@ -246,6 +279,91 @@ def validate(project: Path, checkpoint: Path) -> dict[str, float]:
         for name, values in valid_step(batch, run)["raw"].items():
             raw.setdefault(name, []).extend(values)
     return proc_valid_step_output(raw, NR_TYPES)["scalar"]
+
+
+def write_images(folder: Path) -> Path:
+    """A folder for `valid_image_dir_list` with one image, `a.png`; returns its path."""
+    rng = np.random.default_rng(0)
+    image, label = rng.integers(200, 255, (100, 90, 3)), np.zeros((100, 90), np.int32)
+    for nucleus, (y, x) in enumerate(rng.integers(5, 70, (6, 2)), 1):
+        image[y : y + 14, x : x + 14], label[y : y + 14, x : x + 14] = (120, 50, 90), nucleus
+    for name in ("Images", "Labels"):
+        (folder / name).mkdir(parents=True)
+    cv2.imwrite(str(folder / "Images" / "a.png"), image.astype(np.uint8))
+    scipy.io.savemat(folder / "Labels" / "a.mat", {"inst_map": label})
+    return folder / "Images" / "a.png"
+
+
+def test_p37_the_best_checkpoint_goes_by_pq_where_whole_images_are_given(tmp_path):
+    write_images(tmp_path / "images")
+    edit = f"self.valid_image_dir_list = [{str(tmp_path / 'images')!r}]; phases.pop(); phases[0]['nr_epochs'] = 3; "
+    edit += "scorer = callbacks[opt.Events.EPOCH_COMPLETED][4]; scorer.per_n_epoch = 1"
+    process = start(["run_train.py", f"--config={make_project(tmp_path, edit=edit)}", "--gpu="])
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors[-3000:]
+    stats = json.loads((tmp_path / "logs" / "stats.json").read_text())
+    pq = [stats[epoch]["valid-img_pq"] for epoch in ("1", "2", "3")]
+    best = load_checkpoint(tmp_path / "logs" / "net_best.tar").meta["best"]
+    last_of_the_best = max(range(3), key=lambda index: (pq[index], index))
+    assert best == {"metric": "valid-img_pq", "value": pq[last_of_the_best], "epoch": last_of_the_best + 1}
+
+
+@pytest.mark.parametrize("what", ["append_step", "write_atomic", "tensorboard"])
+def test_a_disk_that_fills_up_is_one_line_with_the_file_and_the_last_checkpoint(tmp_path, monkeypatch, what):
+    """From the first thing that is written after the first checkpoint on, nothing can be written."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    def failing(function):
+        def write(*arguments, **options):
+            if (tmp_path / "logs" / "net_epoch=1.tar").exists():
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return function(*arguments, **options)
+
+        return write
+
+    place, name, file = {
+        "append_step": (log_files.csv, "writer", "steps.csv"),
+        "write_atomic": (log_files, "write_atomic", "stats.json"),
+        "tensorboard": (SummaryWriter, "add_scalar", "TensorBoard's events beside .*stats.json"),
+    }[what]
+    monkeypatch.setattr(place, name, failing(getattr(place, name)))
+    edit = "phases.pop(); callbacks[opt.Events.STEP_COMPLETED].pop()"
+    pattern = rf"disk full while writing .*{file} \(.* MB free\); the last good checkpoint is .*net_epoch=1.tar"
+    with pytest.raises(SaveError, match=pattern):
+        run_here(make_project(tmp_path, nr_train=1, edit=edit))
+    assert checkpoint_io.read_resume(tmp_path / "logs").epoch == 1
+
+
+def test_numpy_paths_and_dates_in_meta_can_be_read_back(tmp_path):
+    edit = "import datetime, numpy; self.meta = {'mpp': numpy.float64(0.25), 'made': datetime.date(2024, 5, 6)}; "
+    edit += "self.meta['from'] = pathlib.Path('a'); phases[0]['run_info']['net']['optimizer'][1]['lr'] = "
+    edit += "numpy.float64(1e-4); [phase.update(nr_epochs=1) for phase in phases]"
+    config = make_project(tmp_path, nr_train=1, edit=edit)
+    run_here(config)  # the second phase reads what the first one wrote
+    run_here(config, "--resume")
+    assert load_checkpoint(tmp_path / "logs" / "01" / "net_epoch=1.tar").meta["made"] == "2024-05-06"
+
+
+def test_what_a_killed_run_left_is_cleared_when_it_is_taken_up(tmp_path):
+    config = make_project(tmp_path, nr_train=1, edit="phases.pop()")
+    run_here(config)
+    log_dir = tmp_path / "logs"
+    # killed after the last checkpoint was whole, before what it replaces was removed, and while writing
+    left = ("net_epoch=1.tar", ".net_epoch=2.77.part.tar", ".stats.77.part.json")
+    for name in left:
+        (log_dir / name).write_bytes((log_dir / "net_epoch=2.tar").read_bytes())
+    run_here(config, "--resume")
+    names = {path.name for path in log_dir.iterdir()}
+    assert not names & set(left)
+    assert "net_epoch=2.tar" in names
+
+
+def test_a_run_killed_at_its_first_step_can_be_taken_up(tmp_path):
+    config = make_project(tmp_path, nr_train=1, edit="phases.pop()")
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "steps.csv").write_text("epoch,st")
+    run_here(config, "--resume")
+    assert [row[:2] for row in steps(tmp_path / "logs")] == [["epoch", "step"], ["1", "1"], ["2", "1"]]
 
 
 @pytest.mark.parametrize("nr_train", [1, 2])
@@ -263,10 +381,19 @@ def test_few_patches_and_large_batches_train(tmp_path, nr_train):
         ("phases[0]['run_info']['net']['pretrained'] = 'ImageNet.tar'", FileNotFoundError, "ImageNet.tar; ways on"),
         ("phases[1]['batch_size'] = {'train': 0, 'valid': 1}", ValueError, "batch_size of `train`"),
         ("self.seed = -4", ValueError, "seed"),
+        ("self.seed = '10'", ValueError, "a seed is a whole number"),
+        ("del phases[1]['run_info']['net']['extra_info']['loss']['tp']", ValueError, "phase 1: .*branch `tp`"),
+        ("phases[0]['run_info']['net']['extra_info']['msge_axis'] = 'x'", ValueError, "msge_axis must be one of"),
+        ("phases[0]['run_info']['net']['extra_info']['amp'] = 'fp8'", ValueError, "amp must be one of"),
+        ("self.meta = {'mpp': object()}", ValueError, r"meta in config.py\['mpp'\] is a builtins.object"),
+        ("self.type_info_path = 'nowhere.json'", FileNotFoundError, "nowhere.json"),
+        ("self.shape_info['valid']['mask_shape'] = [80, 80]", ValueError, "shape_info of `valid`"),
+        ("self.valid_image_dir_list = [{images!r}]", ValueError, "a.png is empty"),
     ],
 )
 def test_mistakes_are_found_before_anything_is_written(tmp_path, edit, error, message):
-    edit = edit.replace("{digest!r}", repr(str(tmp_path / "digest")))
+    write_images(tmp_path / "images").write_bytes(b"")
+    edit = edit.format(digest=str(tmp_path / "digest"), images=str(tmp_path / "images")) if "!r" in edit else edit
     config = make_project(tmp_path, nr_train=1, edit=edit)
     with pytest.raises(error, match=message) as caught:
         run_here(config)
@@ -299,7 +426,7 @@ def test_p41_loaders_can_be_sent_to_spawned_workers(project):
     trainer = Trainer(manager, [torch.device("cpu")])
     trainer.prepare()
     dataset = trainer._loader("train", manager.model_config["phase_list"][0], {"nr_procs": 0}, 7).dataset
-    ours, sent = dataset[(3, 1)], pickle.loads(pickle.dumps(dataset))[(3, 1)]
+    ours, sent = dataset[(3, 1, 0)], pickle.loads(pickle.dumps(dataset))[(3, 1, 0)]
     assert all(np.array_equal(ours[name], sent[name]) for name in ours)
 
 
