@@ -16,9 +16,11 @@ Options:
   --untyped                All contours are nuclei of type 1, whatever their class or colour.
   --scale=<f>              Multiply the contours' coordinates: 0.5 for images halved after annotation. [default: 1]
   --intensity              Types from the staining instead: 1 negative, 2 weak, 3 moderate, 4 strong by the mean DAB
-                           density of each nucleus. Writes intensity.csv and intensity.png too.
+                           density of each nucleus. Writes intensity.csv (nuclei), intensity_summary.csv (images) and
+                           intensity.png of all images, those whose label maps are there already included.
   --thresholds=<a,b,c>     DAB densities from which a nucleus is weak, moderate, strong. [default: 0.2,0.4,0.6]
-  --kmeans                 Find moderate and strong by three-way k-means over all images.
+  --kmeans                 Find moderate and strong by three-way k-means over all images, which may change the types
+                           of all: where label maps are there it needs --overwrite.
   --keep_negative          What is annotated as type 1 stays negative; all others are positive, weak at least.
   --pattern=<glob>         Which files of image_dir are images. [default: *]
   --overwrite              Make anew what is there.
@@ -78,6 +80,16 @@ class Report:
     clipped: int = 0
 
 
+@dataclass(frozen=True)
+class Measured:
+    """An image with --intensity: its nuclei, their DAB densities (N,), and whether its label map is kept."""
+
+    stem: str
+    mask: LabelMask
+    dab: np.ndarray
+    kept: bool
+
+
 def main(argv: list[str] | None = None) -> int:
     args = docopt(__doc__, argv=argv)
     try:
@@ -132,28 +144,40 @@ def run(options: Options) -> int:
     from tqdm import tqdm
 
     pairs, unpaired = pair_files(options)
-    options.output_dir.mkdir(parents=True, exist_ok=True)
     report = Report(unpaired=unpaired)
-    masks: dict[str, LabelMask] = {}
-    dab: dict[str, np.ndarray] = {}
+    if not options.overwrite:
+        report.skipped = [image.name for image, _ in pairs if label_path(image, options).exists()]
+    if options.kmeans and report.skipped:
+        raise ValueError(
+            f"--kmeans finds limits on all images, which change the labels that are there ({len(report.skipped)} of "
+            f"{len(pairs)}, {report.skipped[0]} is one): give --overwrite"
+        )
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    measured: dict[str, Measured] = {}
     for image, annotation in tqdm(pairs, desc="painting", unit="image", disable=None):
-        target = options.output_dir / f"{image.stem}.mat"
-        if target.exists() and not options.overwrite:
-            report.skipped.append(image.name)
+        kept = image.name in report.skipped
+        if kept and options.thresholds is None:
             continue
         try:
-            mask, found = paint(image, annotation, options, report)
-            if options.thresholds is None:
-                mask.save(target)
+            mask, dab = paint(image, annotation, options, Report() if kept else report)
+            if dab is None:
+                mask.save(label_path(image, options))
                 count(mask, report)
             else:
-                masks[image.stem], dab[image.stem] = mask, found
+                measured[image.name] = Measured(label_path(image, options).stem, mask, dab, kept)
         except (ValueError, OSError) as error:
             report.failed[image.name] = str(error)
-    if options.thresholds is not None:
-        save_intensities(masks, dab, options, report)
+    if measured:
+        save_intensities(measured, options, report)
     print_report(report, len(pairs), options)
     return 1 if report.failed else 0
+
+
+def label_path(image: Path, options: Options) -> Path:
+    """Return where the label map of an image goes: `a.ome.tif` has `a.mat`, as the next steps look for it."""
+    from misc.files import full_stem
+
+    return options.output_dir / f"{full_stem(image)}.mat"
 
 
 def pair_files(options: Options) -> tuple[list[tuple[Path, Path]], list[str]]:
@@ -179,7 +203,7 @@ def pair_files(options: Options) -> tuple[list[tuple[Path, Path]], list[str]]:
         except ValueError:
             continue
         for image in images:
-            if image not in pairs and named and image.stem in (full_stem(named), named):
+            if image not in pairs and named and full_stem(image) in (full_stem(named), named):
                 pairs[image] = by_stem.pop(stem)
                 break
     alone = [path.name for path in images if path not in pairs] + [path.name for path in by_stem.values()]
@@ -228,41 +252,81 @@ def choose(found: Annotations, options: Options) -> tuple[list, list[int]]:
     return [contour for contour, _ in kept], [type_id for _, type_id in kept]
 
 
-def save_intensities(masks: dict, dab: dict, options: Options, report: Report) -> None:
-    """Classify every nucleus by its staining, and write label maps, table and histogram."""
+def save_intensities(measured: dict[str, Measured], options: Options, report: Report) -> None:
+    """Classify every nucleus by its staining, and write label maps, tables and histogram.
+
+    Raises:
+        ValueError: k-means has too few positive nuclei.
+    """
     from dataclasses import replace
 
     import numpy as np
 
     from misc import plots
-    from misc.files import write_atomic
-    from misc.ihc_scores import CLASS_NAMES, NEGATIVE, classify, cohort_thresholds, score
+    from misc.ihc_scores import NEGATIVE, classify, score
 
-    if not masks:
-        return
-    negative = {name: mask.types == NEGATIVE if options.keep_negative else None for name, mask in masks.items()}
-    thresholds = options.thresholds
-    if options.kmeans:
-        positive = [d if negative[name] is None else d[~negative[name]] for name, d in dab.items()]
-        thresholds = cohort_thresholds(positive, None if options.keep_negative else thresholds[0])
-        print(
-            f"k-means of {len(masks)} images: weak, moderate, strong from {', '.join(f'{t:.3f}' for t in thresholds)}"
-        )
-    rows = ["image,nucleus,dab_od,type,class"]
-    classes = []
-    for name, mask in masks.items():
-        types = classify(dab[name], thresholds, negative[name])
-        classes.append(types)
-        mask = replace(mask, types=types)
-        mask.save(options.output_dir / f"{name}.mat")
+    negative = {n: one.mask.types == NEGATIVE if options.keep_negative else None for n, one in measured.items()}
+    thresholds = find_thresholds(measured, negative, options) if options.kmeans else options.thresholds
+    types = {n: classify(one.dab, thresholds, negative[n]) for n, one in measured.items()}
+    for name, one in measured.items():
+        target = options.output_dir / f"{one.stem}.mat"
+        if one.kept:
+            check_kept(target, name, types[name], report)
+            continue
+        mask = replace(one.mask, types=types[name])
+        mask.save(target)
         count(mask, report)
-        rows += [f"{name},{i},{d:.4f},{t},{CLASS_NAMES[t]}" for i, (d, t) in enumerate(zip(dab[name], types), 1)]  # noqa: B905
-    write_atomic(options.output_dir / "intensity.csv", "\n".join(rows) + "\n")
-    scored = score(np.concatenate(classes))
-    title = f"{len(masks)} images"
-    figure = plots.dab_histogram(np.concatenate(list(dab.values())), thresholds, scored, title)
+    write_intensity_tables(measured, types, thresholds, options.output_dir)
+    scored = score(np.concatenate(list(types.values())))
+    title = f"{len(measured)} images"
+    figure = plots.dab_histogram(np.concatenate([one.dab for one in measured.values()]), thresholds, scored, title)
     plots.save(figure, options.output_dir / "intensity.png")
     print(f"{title}: {plots.describe(scored)}")
+
+
+def find_thresholds(measured: dict[str, Measured], negative: dict, options: Options) -> tuple[float, float, float]:
+    """Find the limits between weak, moderate and strong on the positive nuclei of all images, and say them."""
+    from misc.ihc_scores import cohort_thresholds
+
+    positive = [one.dab if negative[n] is None else one.dab[~negative[n]] for n, one in measured.items()]
+    thresholds = cohort_thresholds(positive, None if options.keep_negative else options.thresholds[0])
+    limits = ", ".join(f"{t:.3f}" for t in thresholds)
+    print(f"k-means of {len(measured)} images: weak, moderate, strong from {limits}")
+    return thresholds
+
+
+def check_kept(target: Path, name: str, types: np.ndarray, report: Report) -> None:
+    """Report a label map that is kept although it says something else than the tables that are made anew."""
+    import numpy as np
+    import scipy.io
+
+    try:
+        same = np.array_equal(scipy.io.loadmat(target)["inst_type"].ravel(), types)
+    except (ValueError, KeyError, TypeError, NotImplementedError, OSError):
+        same = False
+    if not same:
+        report.failed[name] = f"{target} has other types than these annotations and options give; give --overwrite"
+
+
+def write_intensity_tables(
+    measured: dict[str, Measured], types: dict[str, np.ndarray], thresholds: tuple, folder: Path
+) -> None:
+    """Write intensity.csv, a row a nucleus, and intensity_summary.csv, a row an image."""
+    from misc.density_tables import score_columns, write_table
+    from misc.ihc_scores import CLASS_NAMES, score
+
+    columns = ("image", "nucleus", "dab_od", "type", "class")
+    nuclei = [
+        dict(zip(columns, (one.stem, i, round(float(d), 4), int(t), CLASS_NAMES.get(int(t))), strict=True))
+        for name, one in measured.items()
+        for i, (d, t) in enumerate(zip(one.dab, types[name], strict=True), 1)
+    ]
+    write_table(folder / "intensity.csv", nuclei, columns)
+    images = [
+        {"image": one.stem, "nuclei": len(one.dab)} | score_columns(score(types[name]), thresholds)
+        for name, one in measured.items()
+    ]
+    write_table(folder / "intensity_summary.csv", images, ("image",))
 
 
 def count(mask: LabelMask, report: Report) -> None:
@@ -287,7 +351,7 @@ def print_report(report: Report, nr_pairs: int, options: Options) -> None:
         print(f"without a partner: {', '.join(report.unpaired)}")
     for name, reason in report.failed.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)
-    made = nr_pairs - len(report.skipped) - len(report.failed)
+    made = nr_pairs - len({*report.skipped, *report.failed})
     print(
         f"{sum(report.nuclei.values())} nuclei in {made} label maps, {len(report.skipped)} there already "
         f"(--overwrite makes them anew), {len(report.failed)} failed; in {options.output_dir}"

@@ -15,10 +15,11 @@ Options:
                            csv: a table of shape and stain, <name>.csv. [default: geojson]
   --gz                     Compress GeoJSON (<name>.geojson.gz, which QuPath reads).
   --type_info_path=<path>  JSON with name and colour of each type. Left out: what the file says, else a palette.
-  --scale=<n>              Level-0 pixels per pixel of the JSON. Left out: what the file says, else 1.
+  --scale=<n>              Level-0 pixels per pixel of the JSON. Left out: what the file says, else the magnification of
+                           the image over that of the JSON (`mag`), else 1.
   --mpp=<um>               Micrometres per level-0 pixel. Left out: what the JSON or the image says.
-  --image_dir=<path>       Folder with the images of the same names: size and pixel size for Sedeen,
-                           optical densities for the CSV table.
+  --image_dir=<path>       Folder with the images of the same names: size and pixel size for Sedeen, optical densities
+                           for the CSV table, magnification where a JSON does not say its scale.
   --wsi_dir=<path>         The same, with slides.
   --stain=<pair>           Stains to measure: he (haematoxylin, eosin) or hdab (haematoxylin, DAB). [default: he]
   --pens=<which>           Colours in Sedeen: types (as type_info) or lab (1 red, 2 blue, 3 violet, 4 green).
@@ -43,6 +44,7 @@ from docopt import docopt
 
 if TYPE_CHECKING:
     from misc.nuclei import Nuclei
+    from misc.slide_facts import SlideFacts
     from misc.slide_image import SlideImage
     from misc.type_info import TypeInfo
 
@@ -78,10 +80,8 @@ class Source:
     """One JSON file, and all that is known of its image."""
 
     path: Path
-    slide: dict
+    facts: SlideFacts
     type_info: TypeInfo
-    scale: float
-    mpp_xy: tuple[float, float] | None
     image: SlideImage | None
 
 
@@ -196,10 +196,14 @@ def convert(path: Path, targets: list[Path], options: Options, progress=lambda c
     Raises:
         ValueError, OSError: in one line, what is wrong with the file or missing for the format.
     """
+    from tqdm import tqdm
+
     from misc.nuclei_json import iter_json
 
     writers = {".geojson": _to_geojson, ".gz": _to_geojson, ".tsv": _to_tsv, ".xml": _to_sedeen, ".csv": _to_csv}
     source = open_source(path, options, with_image=any(t.suffix in (".xml", ".csv") for t in targets))
+    for note in source.facts.notes:
+        tqdm.write(f"{path.name}: {note}")
     count = 0
 
     def counted() -> Iterator[Nuclei]:
@@ -221,37 +225,37 @@ def open_source(path: Path, options: Options, with_image: bool) -> Source:
     """Gather what options, JSON header and image say; an option goes before the header, the header before the image."""
     from misc.files import full_stem
     from misc.nuclei_json import read_header, types_from_header
+    from misc.slide_facts import says_scale, slide_facts
     from misc.slide_image import find_image
     from misc.type_info import default_type_info
 
     header = read_header(path)
-    slide = header.get("slide") or {}
-    if not isinstance(slide, dict):
-        raise ValueError(f'{path}: "slide" is no object: {slide!r}')
-    image = find_image(full_stem(path), options.image_dir) if with_image and options.image_dir else None
-    if image and "width" in slide and (slide["width"], slide["height"]) != (image.width, image.height):
-        raise ValueError(
-            f"{path}: is of an image of {slide['width']} x {slide['height']} px, but {image.name} has "
-            f"{image.width} x {image.height}"
-        )
-    scale = options.scale or _positive(slide.get("scale"), '"slide.scale"') or 1.0
-    mpp_json = _positive(header.get("mpp"), '"mpp"')
-    mpp = options.mpp or _positive(slide.get("mpp"), '"slide.mpp"') or (mpp_json / scale if mpp_json else None)
+    needed = with_image or not (options.scale or says_scale(header))
+    image = find_image(full_stem(path), options.image_dir) if needed and options.image_dir else None
     return Source(
         path=path,
-        slide=slide,
+        facts=slide_facts(path, header, image, options.scale, options.mpp),
         # a palette for every type there can be, as the types are known only at the end of the file
         type_info=options.type_info or types_from_header(header) or default_type_info(256),
-        scale=scale,
-        mpp_xy=(mpp, mpp) if mpp else image.mpp_xy if image else None,
         image=image,
     )
+
+
+def _inside(parts: Iterator[Nuclei], facts: SlideFacts) -> Iterator[Nuclei]:
+    """Yield the nuclei; refuse those that lie outside the image, where its size is known."""
+    from misc.density import SLACK_PX, check_inside
+    from misc.slide_facts import level0_xy
+
+    for part in parts:
+        if facts.width:
+            check_inside(level0_xy(part, facts.scale), facts.width, facts.height, max(SLACK_PX, facts.scale))
+        yield part
 
 
 def _to_geojson(target: Path, parts: Iterator[Nuclei], source: Source, options: Options) -> int:
     from misc.export_qupath import write_geojson
 
-    return write_geojson(target, parts, source.type_info, source.scale)
+    return write_geojson(target, parts, source.type_info, source.facts.scale)
 
 
 def _to_tsv(target: Path, parts: Iterator[Nuclei], source: Source, options: Options) -> int:
@@ -261,7 +265,7 @@ def _to_tsv(target: Path, parts: Iterator[Nuclei], source: Source, options: Opti
 
     positions, types = [np.zeros((0, 2))], []
     for part in parts:  # points only: 24 bytes a nucleus
-        positions.append(qupath_xy(part.centroids_xy, source.scale))
+        positions.append(qupath_xy(part.centroids_xy, source.facts.scale))
         types.extend([None] * len(part) if part.types is None else part.types.tolist())
     to_qupath(target, np.concatenate(positions), types, source.type_info)
     return len(types)
@@ -270,27 +274,27 @@ def _to_tsv(target: Path, parts: Iterator[Nuclei], source: Source, options: Opti
 def _to_csv(target: Path, parts: Iterator[Nuclei], source: Source, options: Options) -> int:
     from misc.export_csv import write_csv
 
-    mpp = None if source.mpp_xy is None else sum(source.mpp_xy) / 2
-    return write_csv(target, parts, source.type_info, source.scale, mpp, source.image, options.stain)
+    facts = source.facts
+    mpp = None if facts.mpp_xy is None else sum(facts.mpp_xy) / 2
+    parts = _inside(parts, facts)
+    return write_csv(target, parts, source.type_info, facts.scale, mpp, source.image, options.stain)
 
 
 def _to_sedeen(target: Path, parts: Iterator[Nuclei], source: Source, options: Options) -> int:
     from misc.sedeen import LAB_PENS, nuclei_graphics, write_session
 
-    known = source.slide
-    if source.image:
-        known = {"name": source.image.name, "width": source.image.width, "height": source.image.height}
-    missing = [key for key in ("name", "width", "height") if not known.get(key)]
+    facts = source.facts
+    missing = [key for key in ("name", "width", "height") if not getattr(facts, key)]
     if missing:
         raise ValueError(
             f"{source.path}: a Sedeen session needs the image's {', '.join(missing)}, which the file does not say; "
             "give --image_dir or --wsi_dir"
         )
-    if source.mpp_xy is None:
+    if facts.mpp_xy is None:
         raise ValueError(f"{source.path}: a Sedeen session needs the pixel size; give --mpp=<um per level-0 pixel>")
     pens = LAB_PENS if options.lab_pens else None
-    graphics = nuclei_graphics(parts, source.type_info, source.scale, pens)
-    return write_session(target, known["name"], known["width"], known["height"], source.mpp_xy, graphics)
+    graphics = nuclei_graphics(_inside(parts, facts), source.type_info, facts.scale, pens)
+    return write_session(target, facts.name, facts.width, facts.height, facts.mpp_xy, graphics)
 
 
 def _positive(text: str | float | None, option: str) -> float | None:

@@ -8,7 +8,9 @@ coordinates are centres: so taken, the contours of TCGA-B0-5710 give the pixels 
 from __future__ import annotations
 
 import gzip
+import io
 import json
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -30,6 +32,10 @@ _APERIO_SHAPES = {"0": "polygon", "1": "rectangle", "2": "ellipse"}
 _APERIO_OTHERS = {"3": "arrow", "4": "ruler", "5": "polyline"}
 _ASAP_SHAPES = frozenset({"polygon", "spline", "rectangle"})
 _GZIP_MAGIC = b"\x1f\x8b"
+# Byte-order marks; what may stand before the first character; bytes in which that one should be.
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+_MARKS_AND_SPACE = b"\xef\xbb\xbf\xff\xfe \t\r\n"
+_SNIFF_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ class Annotations:
 
 
 def read_annotations(path: str | Path) -> Annotations:
-    """Read a Sedeen session, QuPath GeoJSON (`.gz` too), ASAP or ImageScope XML.
+    """Read a Sedeen session, QuPath GeoJSON, ASAP or ImageScope XML; in UTF-8 or UTF-16, compressed (gzip) or not.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -72,38 +78,51 @@ def read_annotations(path: str | Path) -> Annotations:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
-    data = path.read_bytes()
     try:
-        if data.startswith(_GZIP_MAGIC):
-            data = gzip.decompress(data)
-        text = data.lstrip(b"\xef\xbb\xbf \t\r\n")
-        if text[:1] in (b"{", b"["):
-            return _from_geojson(json.loads(text))
-        if text[:1] != b"<":
-            raise ValueError("neither XML nor GeoJSON")
-        root = defusedxml.ElementTree.fromstring(text, forbid_dtd=True)
+        return _checked(_parse(path.read_bytes()))
     except ParseError as error:
         raise ValueError(f"{path}: broken XML: {error}") from error
     except DefusedXmlException as error:
         raise ValueError(f"{path}: refused, annotations hold no entities: {type(error).__name__}") from error
-    except (ValueError, OSError, EOFError) as error:
+    except RecursionError as error:
+        raise ValueError(f"{path}: brackets within brackets, too deep to be annotations") from error
+    except (ValueError, OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: {error}") from error
+    except (TypeError, LookupError, AttributeError, OverflowError) as error:
+        raise ValueError(f"{path}: not as annotations should be: {type(error).__name__}: {error}") from error
+
+
+def _parse(data: bytes) -> Annotations:
+    """Read whatever kind it is; UTF-16 has a zero in each character that tells the kind."""
+    if data.startswith(_GZIP_MAGIC):
+        data = gzip.decompress(data)
+    first = data[:_SNIFF_BYTES].replace(b"\0", b"").lstrip(_MARKS_AND_SPACE)[:1]
+    if first in (b"{", b"["):
+        return _from_geojson(json.loads(data))
+    if first != b"<":
+        raise ValueError("neither XML nor GeoJSON")
+    if not data.startswith(_UTF16_MARKS):
+        data = data.lstrip(_MARKS_AND_SPACE)  # a declaration may not stand behind white space
+    _, root = next(defusedxml.ElementTree.iterparse(io.BytesIO(data), events=("start",), forbid_dtd=True))
     if root.tag == "session":
-        return _from_sedeen(path)
+        return _from_sedeen(sedeen.parse_session(io.BytesIO(data)))
     readers = {"ASAP_Annotations": _from_asap, "Annotations": _from_aperio}
     if root.tag not in readers:
         raise ValueError(
-            f"{path}: its first element is <{root.tag}>; Sedeen (<session>), ASAP (<ASAP_Annotations>) and ImageScope "
+            f"its first element is <{root.tag}>; Sedeen (<session>), ASAP (<ASAP_Annotations>) and ImageScope "
             "(<Annotations>) are read"
         )
-    try:
-        return readers[root.tag](root)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from error
+    return readers[root.tag](defusedxml.ElementTree.fromstring(data, forbid_dtd=True))
 
 
-def _from_sedeen(path: Path) -> Annotations:
-    session = sedeen.read_session(path)
+def _checked(found: Annotations) -> Annotations:
+    for index, contour in enumerate(found.contours):
+        if not all(np.isfinite(ring).all() for ring in contour.rings):
+            raise ValueError(f"contour {index} has coordinates that are no finite numbers")
+    return found
+
+
+def _from_sedeen(session: sedeen.Session) -> Annotations:
     contours, others = [], Counter()
     for graphic in session.graphics:
         if graphic.may_be_nucleus:
@@ -115,35 +134,68 @@ def _from_sedeen(path: Path) -> Annotations:
 
 def _from_geojson(content) -> Annotations:
     features = content.get("features", [content]) if isinstance(content, dict) else content
+    if not isinstance(features, list):
+        raise ValueError(f"not GeoJSON: its features are no list but {type(features).__name__}")
     contours, others = [], Counter()
-    for feature in features:
-        if not isinstance(feature, dict) or not isinstance(feature.get("geometry"), dict):
+    for index, feature in enumerate(features):
+        if not isinstance(feature, dict) or "geometry" not in feature:
             raise ValueError("not GeoJSON: a FeatureCollection or a list of Features with geometries was expected")
-        geometry, properties = feature["geometry"], feature.get("properties") or {}
-        rings = _geojson_rings(geometry)
-        if not rings:
+        # a cell of QuPath's has two outlines, and the nucleus is what is wanted
+        geometry = feature.get("nucleusGeometry") or feature["geometry"] or {"type": "nothing"}
+        try:
+            rings = _geojson_rings(geometry)
+            label, colour = _geojson_class(feature.get("properties") or {})
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"feature {index}: {error}") from error
+        if rings:
+            contours.append(Contour(rings, label, colour))
+        else:
             others[str(geometry.get("type")).lower()] += 1
-            continue
-        classification = properties.get("classification") or {}
-        colour = classification.get("color", classification.get("colorRGB", properties.get("color")))
-        contours.append(Contour(rings, str(classification.get("name") or "").strip(), _qupath_colour(colour)))
     return Annotations(contours, others)
+
+
+def _geojson_class(properties: dict) -> tuple[str, str]:
+    """Return the class and its `#rrggbb`; a classification is an object, or simply the name of the class."""
+    classification = properties.get("classification") or {}
+    if isinstance(classification, str):
+        return classification.strip(), _qupath_colour(properties.get("color"))
+    colour = classification.get("color", classification.get("colorRGB", properties.get("color")))
+    names = classification.get("names") or []  # of derived classes, e.g. ["Tumor", "Positive"]
+    return str(classification.get("name") or ": ".join(names)).strip(), _qupath_colour(colour)
 
 
 def _geojson_rings(geometry: dict) -> list[np.ndarray]:
     """Return the rings of a Polygon or MultiPolygon; nothing for points and lines."""
-    polygons = {"Polygon": lambda c: [c], "MultiPolygon": list}.get(geometry.get("type"), lambda c: [])(
-        geometry.get("coordinates", [])
-    )
-    rings = [np.array(ring, np.float64).reshape(-1, 2) + CORNER_TO_CENTRE for polygon in polygons for ring in polygon]
+    kind, coordinates = geometry.get("type"), geometry.get("coordinates")
+    if kind not in ("Polygon", "MultiPolygon"):
+        return []
+    rings = [_ring(ring) for polygon in ([coordinates] if kind == "Polygon" else coordinates) for ring in polygon]
     return [ring for ring in rings if len(ring) >= MIN_POINTS]
 
 
+def _ring(points) -> np.ndarray:
+    """Return the (N, 2) points of a ring; a third coordinate, which GeoJSON allows, is left out."""
+    try:
+        ring = np.array(points, np.float64)
+    except (ValueError, TypeError):
+        ring = np.zeros(0)
+    if ring.ndim != 2 or ring.shape[1] < 2:
+        if isinstance(points, list) and not points:
+            return np.zeros((0, 2))
+        raise ValueError("a ring is no list of points [x, y]")
+    return ring[:, :2] + CORNER_TO_CENTRE
+
+
 def _qupath_colour(colour) -> str:
-    """Turn [r, g, b] or QuPath's signed ARGB integer into `#rrggbb`."""
-    if isinstance(colour, (list, tuple)):
-        return "#{:02x}{:02x}{:02x}".format(*(int(value) for value in colour[:3]))
-    return "" if colour is None else f"#{int(colour) & 0xFFFFFF:06x}"
+    """Turn [r, g, b], QuPath's signed ARGB integer or `#rrggbb` into `#rrggbb`."""
+    if colour is None:
+        return ""
+    if isinstance(colour, str) and colour.startswith("#"):
+        return colour[:7].lower()
+    if not isinstance(colour, list):
+        return f"#{int(colour) & 0xFFFFFF:06x}"
+    red, green, blue = (int(value) & 0xFF for value in colour[:3])
+    return f"#{red:02x}{green:02x}{blue:02x}"
 
 
 def _from_asap(root: Element) -> Annotations:
@@ -171,7 +223,9 @@ def _from_aperio(root: Element) -> Annotations:
             points = np.array([(float(v.get("X")), float(v.get("Y"))) for v in region.iterfind("Vertices/Vertex")])
             if _APERIO_SHAPES.get(kind) == "ellipse" and len(points):
                 points = _ellipse(points)
-            if kind in _APERIO_SHAPES and len(points) >= MIN_POINTS:
+            if region.get("NegativeROA", "0") == "1":
+                others["negative region"] += 1
+            elif kind in _APERIO_SHAPES and len(points) >= MIN_POINTS:
                 label = (region.get("Text") or layer.get("Name") or "").strip()
                 contours.append(Contour([points.reshape(-1, 2)], label, f"#{colour}"))
             else:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-# Bins of a slide at most; 2,000 x 2,000 is a slide of 100,000 px at the default tile size, and more is a wrong
-# coordinate or a tile size of a few px.
-MAX_BINS = 100_000_000
+# Bins of a slide at most, so that a map takes less than 1 GB: a slide of 200,000 x 200,000 px at the default tile size.
+# More is a wrong coordinate or a tile size of a few px.
+MAX_BINS = 16_000_000
 # How far outside the slide a position may lie, px: rounding of coordinates at a lower magnification.
 SLACK_PX = 1.0
-# Sums of fractions that differ by less than this share of the whole map's sum differ by rounding.
-ROUNDING = 1e-12
+# Sums of fractions that differ by less than this share of the whole map's sum are equal: far above what rounding does
+# (some 1e-13), far below one nucleus of the many on a slide.
+ROUNDING = 1e-10
 
 
 def grid_shape(width: int, height: int, tile_size: int) -> tuple[int, int]:
@@ -34,9 +35,30 @@ def grid_shape(width: int, height: int, tile_size: int) -> tuple[int, int]:
     rows, columns = -(-height // tile_size), -(-width // tile_size)
     if rows * columns > MAX_BINS:
         raise ValueError(
-            f"{columns} x {rows} bins are too many for a slide of {width} x {height} px; use a larger tile size"
+            f"{columns:.7g} x {rows:.7g} bins are too many for a slide of {width:.10g} x {height:.10g} px; use a "
+            "larger tile size"
         )
     return int(rows), int(columns)
+
+
+def check_inside(xy: np.ndarray, width: int, height: int, slack_px: float = SLACK_PX) -> None:
+    """Refuse points that lie outside the slide.
+
+    Args:
+        xy: (N, 2), x then y, px of the slide.
+        width, height: px.
+        slack_px: how far outside rounding may put a point.
+
+    Raises:
+        ValueError: a point lies farther outside, or is not finite.
+    """
+    outside = ~((xy >= -slack_px) & (xy < np.array([width, height]) + slack_px)).all(axis=1)
+    if outside.any():
+        x, y = xy[outside][0]
+        raise ValueError(
+            f"{outside.sum()} of {len(xy)} nuclei lie outside the slide of {width} x {height} px, the first at "
+            f"({x:.8g}, {y:.8g}): another slide, or another scale"
+        )
 
 
 def bin_index(xy: np.ndarray, width: int, height: int, tile_size: int, slack_px: float = SLACK_PX) -> np.ndarray:
@@ -56,13 +78,7 @@ def bin_index(xy: np.ndarray, width: int, height: int, tile_size: int, slack_px:
     """
     rows, columns = grid_shape(width, height, tile_size)
     xy = np.asarray(xy, np.float64).reshape(-1, 2)
-    outside = ~((xy >= -slack_px) & (xy < np.array([width, height]) + slack_px)).all(axis=1)
-    if outside.any():
-        x, y = xy[outside][0]
-        raise ValueError(
-            f"{outside.sum()} of {len(xy)} nuclei lie outside the slide of {width} x {height} px, the first at "
-            f"({x:.1f}, {y:.1f}): another slide, or another scale"
-        )
+    check_inside(xy, width, height, slack_px)
     cells = np.floor(xy[:, ::-1] / tile_size).astype(np.int64)
     return np.clip(cells, 0, [rows - 1, columns - 1])
 
@@ -121,7 +137,9 @@ def find_hot_spots(counts: np.ndarray, top_k: int, window: tuple[int, int]) -> t
     shares a bin with it is struck out, and so on. Windows may touch. Windows with nothing in them are no hot spots.
 
     Args:
-        counts: (rows, columns), not negative; whole numbers are summed exactly, whatever their type.
+        counts: (rows, columns), not negative; whole numbers are summed exactly, whatever their type. Sums of
+            fractions, as of counts / N^2, are equal when they differ by less than `ROUNDING` times the sum of the
+            map, so that ties are those of the counts.
         top_k: most windows to return.
         window: (rows, columns) of the window; where the map is smaller, the window is as large as the map.
 
@@ -137,12 +155,12 @@ def find_hot_spots(counts: np.ndarray, top_k: int, window: tuple[int, int]) -> t
     height, width = min(window[0], counts.shape[0]), min(window[1], counts.shape[1])
     boxes, sums = [], []
     left = window_sums(counts, (height, width)) if counts.size else np.zeros((0, 0), counts.dtype)
-    if counts.dtype == np.float64:  # what is left of a difference of large sums is nothing
-        left[left < ROUNDING * counts.sum()] = 0
+    equal = ROUNDING * counts.sum() if counts.dtype == np.float64 else 0
     while left.size and len(boxes) < top_k:
-        row, column = np.unravel_index(np.argmax(left), left.shape)
-        if left[row, column] <= 0:
+        top = left.max()
+        if top <= equal:
             break
+        row, column = np.unravel_index(np.argmax(left >= top - equal), left.shape)
         boxes.append((column, row, column + width, row + height))
         sums.append(left[row, column])
         left[max(0, row - height + 1) : row + height, max(0, column - width + 1) : column + width] = 0

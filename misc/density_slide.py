@@ -17,12 +17,15 @@ from misc.files import full_stem
 from misc.ihc_scores import DAB, NEGATIVE, classify
 from misc.nuclei import Nuclei
 from misc.nuclei_features import nuclear_densities
-from misc.nuclei_json import iter_json, read_header
+from misc.nuclei_json import MAX_PX, iter_json, read_header
+from misc.slide_facts import level0_xy, slide_facts
 from misc.slide_image import SlideImage
 
 # Words that stand for a choice of positive nuclei other than by type.
 ALL, BY_DAB = "all", "dab"
 UM_PER_MM = 1000.0
+# Share by which a hot spot of whole bins may differ from the size asked for before it is said.
+HOT_SPOT_ROUNDING = 0.05
 PositiveTypes = tuple[int, ...] | str
 
 
@@ -34,7 +37,9 @@ class SlideNuclei:
         name: stem of the JSON file.
         image_name: full file name of the slide, empty where nothing says it.
         width, height: level-0 px; 0 where nothing says it and there is no nucleus.
+        size_known: whether file or slide say the size; else it is what holds all nuclei.
         mpp_xy: um per level-0 px, or `None`.
+        scale: level-0 px per px of the file's coordinates.
         slack_px: how far rounding may put a nucleus outside the slide.
         xy: (N, 2) float64 centroids, level-0 px.
         types: (N,) int32, or `None` for an untyped network.
@@ -46,7 +51,9 @@ class SlideNuclei:
     image_name: str
     width: int
     height: int
+    size_known: bool
     mpp_xy: tuple[float, float] | None
+    scale: float
     slack_px: float
     xy: np.ndarray
     types: np.ndarray | None
@@ -64,6 +71,8 @@ class SlideMap:
     Attributes:
         slide: the nuclei.
         positive: (N,) bool, the nuclei that the map counts.
+        judged: (N,) bool, the nuclei of which it is known whether they are positive: what shares are shares of. By
+            type that is all of them, by DAB density those that could be measured.
         is_share: whether positive means something; not for untyped nuclei, which are all counted.
         counts: (rows, columns) int64, positive nuclei by bin.
         rate: (rows, columns) float64, smoothed, positive nuclei per px^2 of the slide.
@@ -74,6 +83,7 @@ class SlideMap:
 
     slide: SlideNuclei
     positive: np.ndarray
+    judged: np.ndarray
     is_share: bool
     counts: np.ndarray
     rate: np.ndarray
@@ -99,6 +109,7 @@ def load_slide(
     mpp: float | None = None,
     measure: bool = False,
     progress: Callable[[int], object] = lambda count: None,
+    scale: float | None = None,
 ) -> SlideNuclei:
     """Read the nuclei of a slide as a stream; of each, only the position, the type and the DAB density are kept.
 
@@ -108,32 +119,34 @@ def load_slide(
         mpp: um per level-0 px, before what file and slide say.
         measure: measure the DAB density of each nucleus in `image`.
         progress: called with the number of nuclei after each piece.
+        scale: level-0 px per px of the file, before what file and slide say.
 
     Raises:
         ValueError: the file is broken or of another slide, or `measure` lacks an image.
     """
-    header = read_header(path)
-    slide, scale, notes = _slide_header(path, header, image)
+    facts = slide_facts(path, read_header(path), image, scale, mpp)
     if measure and image is None:
         raise ValueError(f"{path}: DAB densities are measured in the image; give --wsi_dir")
-    xy, types, dab, extent = [], [], [], np.zeros(2)
+    xy, types, dab, extent, notes = [], [], [], np.zeros(2), list(facts.notes)
     for part in iter_json(path):
-        xy.append((part.centroids_xy + 0.5) * scale - 0.5)
+        xy.append(level0_xy(part, facts.scale))
         types.append(part.types)
-        extent = np.maximum(extent, (part.points_xy.max(axis=0, initial=-1) + 1) * scale)
+        extent = np.fmax(extent, _extent(part, xy[-1], facts.scale))
         if measure:
-            dab.append(_measure(part, image, scale))
+            dab.append(_measure(part, image, facts.scale))
         progress(len(part))
-    width, height = _size(slide, image, extent, notes)
+    width, height = (facts.width, facts.height) if facts.width else _size(path, extent, notes)
     if missing := sum(int(np.isnan(values).sum()) for values in dab):
         notes.append(f"{missing} nuclei lie outside the image or have no contour: their DAB density is not known")
     return SlideNuclei(
         name=full_stem(path),
-        image_name=image.name if image else str(slide.get("name") or ""),
+        image_name=facts.name,
         width=width,
         height=height,
-        mpp_xy=_mpp_xy(path, header, slide, scale, image, mpp),
-        slack_px=max(SLACK_PX, scale),
+        size_known=facts.width > 0,
+        mpp_xy=facts.mpp_xy,
+        scale=facts.scale,
+        slack_px=max(SLACK_PX, facts.scale),
         xy=np.concatenate([np.zeros((0, 2)), *xy]),
         types=np.concatenate(types) if types and types[0] is not None else None,
         dab=np.concatenate([np.zeros(0, np.float32), *dab]) if measure else None,
@@ -141,46 +154,21 @@ def load_slide(
     )
 
 
-def _slide_header(path: Path, header: dict, image: SlideImage | None) -> tuple[dict, float, list[str]]:
-    """Return the header's `slide`, level-0 px per px of the file, and notes."""
-    slide, notes = header.get("slide") or {}, []
-    if not isinstance(slide, dict):
-        raise ValueError(f'{path}: "slide" is no object: {slide!r}')
-    said = [_positive(slide.get(key), path, f"slide.{key}") for key in ("width", "height")]
-    if image and None not in said and tuple(said) != (image.width, image.height):
-        raise ValueError(
-            f"{path}: is of a slide of {said[0]:g} x {said[1]:g} px, but {image.name} has {image.width} x "
-            f"{image.height}"
-        )
-    scale, mag = _positive(slide.get("scale"), path, "slide.scale"), _positive(header.get("mag"), path, "mag")
-    if scale is None and mag and image and image.mag:
-        scale = image.mag / mag
-        if scale != 1:
-            notes.append(f"found at {mag:g}x in a slide of {image.mag:g}x: coordinates are multiplied by {scale:g}")
-    return slide, scale or 1.0, notes
+def _extent(part: Nuclei, xy: np.ndarray, scale: float) -> np.ndarray:
+    """Return the (width, height) that holds the nuclei, level-0 px; those without a contour are their centroids."""
+    bare = xy[np.diff(part.offsets) == 0]
+    return np.fmax((part.points_xy.max(axis=0, initial=-1) + 1) * scale, np.floor(bare.max(axis=0, initial=-1)) + 1)
 
 
-def _size(slide: dict, image: SlideImage | None, extent: np.ndarray, notes: list[str]) -> tuple[int, int]:
-    if image:
-        return image.width, image.height
-    if slide.get("width") and slide.get("height"):
-        return int(slide["width"]), int(slide["height"])
+def _size(path: Path, extent: np.ndarray, notes: list[str]) -> tuple[int, int]:
+    if extent.max() > MAX_PX:
+        raise ValueError(f"{path}: nuclei lie as far as {extent.max():g} px: a broken file, or a wrong scale")
     width, height = (int(v) for v in np.ceil(extent))
     if width and height:
         notes.append(f"the size of the slide is not known: {width} x {height} px hold all nuclei (give --wsi_dir)")
     else:
         notes.append("no nuclei, and the size of the slide is not known: no map (give --wsi_dir)")
     return width, height
-
-
-def _mpp_xy(
-    path: Path, header: dict, slide: dict, scale: float, image: SlideImage | None, mpp: float | None
-) -> tuple[float, float] | None:
-    in_file = _positive(header.get("mpp"), path, "mpp")
-    mpp = mpp or _positive(slide.get("mpp"), path, "slide.mpp") or (in_file / scale if in_file else None)
-    if mpp:
-        return mpp, mpp
-    return image.mpp_xy if image else None
 
 
 def _measure(part: Nuclei, image: SlideImage, scale: float) -> np.ndarray:
@@ -197,14 +185,6 @@ def _boxes_of_contours(part: Nuclei) -> np.ndarray:
         boxes[filled, 0] = np.minimum.reduceat(part.points_xy, starts)[:, ::-1]
         boxes[filled, 1] = np.maximum.reduceat(part.points_xy, starts)[:, ::-1] + 1
     return boxes
-
-
-def _positive(value, path: Path, key: str) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-        raise ValueError(f'{path}: "{key}" is a positive number or null, got {value!r}')
-    return float(value)
 
 
 # ---------------------------------------------------------------------------------------------- counting
@@ -233,11 +213,11 @@ def map_slide(
     Raises:
         ValueError: nuclei lie outside the slide, or sizes make no sense.
     """
-    positive, is_share, note = positive_mask(slide, positive_types, thresholds)
+    positive, judged, is_share, note = positive_mask(slide, positive_types, thresholds)
     window = tuple(max(1, round(px / tile_size)) for px in window_px[::-1])
     counts = bin_counts(slide.xy[positive], slide.width, slide.height, tile_size, slide.slack_px)
     boxes, sums = find_hot_spots(counts, top_k, window)
-    notes = [*slide.notes, *note]
+    notes = [*slide.notes, *note, *_rounding_note(window, window_px, tile_size)]
     if window[0] > counts.shape[0] or window[1] > counts.shape[1]:
         notes.append("a hot spot is as large as the slide where the slide is smaller than the hot spot asked for")
     if len(boxes) < top_k:
@@ -245,6 +225,7 @@ def map_slide(
     return SlideMap(
         slide=replace(slide, notes=notes),
         positive=positive,
+        judged=judged,
         is_share=is_share,
         counts=counts,
         rate=smooth(counts, sigma) / tile_size**2,
@@ -255,25 +236,37 @@ def map_slide(
     )
 
 
+def _rounding_note(window: tuple[int, int], window_px: tuple[float, float], tile_size: int) -> list[str]:
+    """Say how large a hot spot is where whole bins are not about what was asked for."""
+    width, height = window[1] * tile_size, window[0] * tile_size
+    if all(abs(got / px - 1) <= HOT_SPOT_ROUNDING for got, px in zip((width, height), window_px, strict=True)):
+        return []
+    return [
+        f"a hot spot is {width} x {height} px, whole bins, where {window_px[0]:.6g} x {window_px[1]:.6g} px were asked "
+        "for; a smaller --tile_size comes closer"
+    ]
+
+
 def positive_mask(
     slide: SlideNuclei, positive_types: PositiveTypes, thresholds: tuple[float, float, float]
-) -> tuple[np.ndarray, bool, list[str]]:
-    """Return which nuclei are positive, (N,) bool; whether that means something; and notes."""
-    untyped = slide.types is None and len(slide) > 0
+) -> tuple[np.ndarray, np.ndarray, bool, list[str]]:
+    """Return which nuclei are positive and of which that is known, (N,) bool; whether it means something; and notes."""
+    untyped, everyone = slide.types is None and len(slide) > 0, np.ones(len(slide), bool)
     if positive_types == ALL:
-        return np.ones(len(slide), bool), True, []
+        return everyone, everyone, True, []
     if positive_types == BY_DAB or (untyped and slide.dab is not None):
         if slide.dab is None:
             raise ValueError(f"{slide.name}: positive by DAB density needs --score")
         note = ["nuclei have no types: positive is by DAB density"] if positive_types != BY_DAB else []
-        return classify(slide.dab, thresholds) > NEGATIVE, True, note
+        return classify(slide.dab, thresholds) > NEGATIVE, np.isfinite(slide.dab), True, note
     if untyped:
-        return np.ones(len(slide), bool), False, ["nuclei have no types: all of them are counted (or give --score)"]
+        note = ["nuclei have no types: all of them are counted (or give --score)"]
+        return everyone, everyone, False, note
     if slide.types is None:
-        return np.zeros(0, bool), True, []
+        return everyone, everyone, True, []
     found = np.isin(slide.types, positive_types)
     note = [] if found.any() else [f"no nucleus is of type {', '.join(map(str, positive_types))}: an empty map"]
-    return found, True, note
+    return found, everyone, True, note
 
 
 def mm2(area_px: float, mpp_xy: tuple[float, float]) -> float:

@@ -2,12 +2,18 @@
 
 Units are in the names of the columns. What is not known (no pixel size, no types, nothing to divide by) is an empty
 field, so that tables of several slides have the same columns.
+
+Positive is what `--positive_types` says, and so are `positive`, `positive_share`, `positive_per_mm2`, `hot_spot_share`:
+by type as the network has it, or by DAB density (`dab`, and nuclei without types). The columns `dab_*`, `h_score` and
+`ki67_index*` are by DAB density, always. Shares by DAB are shares of the nuclei that could be measured, so that
+`positive_share` and `ki67_index` of a row agree where both are by DAB; `nuclei` and `nuclei_per_mm2` count all.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -23,6 +29,7 @@ DIGITS = 6
 # Columns that are there even when no slide gave a row.
 HOT_SPOT_COLUMNS = ("slide", "rank", "x0_px", "y0_px", "x1_px", "y1_px")
 SUMMARY_COLUMNS = ("slide",)
+_TYPE_COLUMN = re.compile(r"type_\d+(_|$)")
 
 
 def hot_spot_rows(found: SlideMap) -> list[dict]:
@@ -30,7 +37,7 @@ def hot_spot_rows(found: SlideMap) -> list[dict]:
     slide = found.slide
     by_type = {f"type_{t}": [_sum_in(c, box) for box in found.boxes_bins] for t, c in _counts_by_type(found)}
     mm = (np.nan, np.nan) if slide.mpp_xy is None else (slide.mpp_xy[0] / UM_PER_MM, slide.mpp_xy[1] / UM_PER_MM)
-    everything = bin_counts(slide.xy, slide.width, slide.height, found.tile_size, slide.slack_px)
+    everything, judged = _counts(found, np.ones(len(slide), bool)), _counts(found, found.judged)
     rows = []
     for i, (x0, y0, x1, y1) in enumerate(found.boxes_px.tolist()):
         total, positive = _sum_in(everything, found.boxes_bins[i]), int(found.sums[i])
@@ -40,7 +47,7 @@ def hot_spot_rows(found: SlideMap) -> list[dict]:
             | {"x0_px": x0, "y0_px": y0, "x1_px": x1, "y1_px": y1}
             | {"x0_mm": x0 * mm[0], "y0_mm": y0 * mm[1], "x1_mm": x1 * mm[0], "y1_mm": y1 * mm[1], "area_mm2": area}
             | {"nuclei": total, "nuclei_per_mm2": total / area}
-            | _positive_columns(found.is_share, positive, total, area)
+            | _positive_columns(found.is_share, positive, _sum_in(judged, found.boxes_bins[i]), area)
             | {name: counts[i] for name, counts in by_type.items()}
         )
     return rows
@@ -52,7 +59,7 @@ def summary_row(found: SlideMap | None, slide: SlideNuclei) -> dict:
     total, positive = len(slide), int(found.positive.sum()) if found else 0
     row = {"slide": slide.name, "width_px": slide.width, "height_px": slide.height, "area_mm2": area}
     row |= {"nuclei": total, "nuclei_per_mm2": total / area}
-    row |= _positive_columns(found.is_share if found else True, positive, total, area)
+    row |= _positive_columns(not found or found.is_share, positive, int(found.judged.sum()) if found else 0, area)
     sums = found.sums if found else np.zeros(0, np.int64)
     row |= {"hot_spots": len(sums), "hot_spot_share": _share(int(sums.sum()), positive)}
     if slide.types is not None:
@@ -72,11 +79,16 @@ def score_columns(scored: Score, thresholds: tuple[float, float, float]) -> dict
 
 
 def _counts_by_type(found: SlideMap) -> Iterator[tuple[int, np.ndarray]]:
+    types = found.slide.types
+    if types is not None:
+        for t in np.unique(types).tolist():
+            yield t, _counts(found, types == t)
+
+
+def _counts(found: SlideMap, which: np.ndarray) -> np.ndarray:
+    """Count some of the nuclei by bin: (N,) bool -> (rows, columns) int64."""
     slide = found.slide
-    if slide.types is None:
-        return
-    for t in np.unique(slide.types).tolist():
-        yield t, bin_counts(slide.xy[slide.types == t], slide.width, slide.height, found.tile_size, slide.slack_px)
+    return bin_counts(slide.xy[which], slide.width, slide.height, found.tile_size, slide.slack_px)
 
 
 def _sum_in(counts: np.ndarray, box: np.ndarray) -> int:
@@ -84,14 +96,35 @@ def _sum_in(counts: np.ndarray, box: np.ndarray) -> int:
     return int(counts[y0:y1, x0:x1].sum())
 
 
-def _positive_columns(is_share: bool, positive: int, total: int, area: float) -> dict:
+def _positive_columns(is_share: bool, positive: int, judged: int, area: float) -> dict:
     if not is_share:
         return {"positive": None, "positive_share": np.nan, "positive_per_mm2": np.nan}
-    return {"positive": positive, "positive_share": _share(positive, total), "positive_per_mm2": positive / area}
+    return {"positive": positive, "positive_share": _share(positive, judged), "positive_per_mm2": positive / area}
 
 
 def _share(part: int, whole: int) -> float:
     return float(part / whole) if whole else np.nan
+
+
+def earlier_rows(path: str | Path, slides: Sequence[str]) -> list[dict]:
+    """Return the rows that a table has of other slides, so that a run on some slides loses none of the others.
+
+    Args:
+        path: the table; there need be none.
+        slides: names of the slides of this run.
+
+    Raises:
+        ValueError: the file is no such table.
+    """
+    path = Path(path)
+    if not path.is_file():
+        return []
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as handle:
+            rows = list(csv.DictReader(handle, strict=True))
+        return [{k: v for k, v in row.items() if k} for row in rows if (row["slide"] or "") not in (*slides, "")]
+    except (KeyError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: is no table of an earlier run ({error!r}); move it away") from error
 
 
 def write_table(path: str | Path, rows: Sequence[dict], first: Sequence[str], last: Sequence[str] = ()) -> None:
@@ -104,7 +137,7 @@ def write_table(path: str | Path, rows: Sequence[dict], first: Sequence[str], la
             sorted by type, the others keep the order in which they first appear.
     """
     names = dict.fromkeys([*first, *(name for row in rows for name in row)])
-    types = sorted((n for n in names if n.startswith("type_")), key=lambda n: (int(n.split("_")[1]), n))
+    types = sorted((n for n in names if _TYPE_COLUMN.match(n)), key=lambda n: (int(n.split("_")[1]), n))
     columns = [n for n in names if n not in types and n not in last]
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")

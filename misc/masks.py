@@ -1,4 +1,7 @@
-"""From contours to label maps: every pixel whose centre lies in or on a contour belongs to it."""
+"""From contours to label maps: every pixel whose centre lies in or on a contour belongs to it.
+
+Where a contour crosses itself even-odd decides, as in the programs that drew it.
+"""
 
 from __future__ import annotations
 
@@ -83,11 +86,46 @@ def paint_contours(contours: Sequence[Contour], types: Sequence[int], shape: tup
 
 def _rasterise(contour: Contour, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Return rows and columns of the pixels in a contour; of several rings, of those in an odd number of them."""
-    found = [polygon(ring[:, 1], ring[:, 0], shape) for ring in contour.rings]
+    found = [_ring_pixels(ring, shape) for ring in contour.rings]
     if len(found) == 1:
-        return found[0]
-    flat, count = np.unique(np.concatenate([rows * shape[1] + cols for rows, cols in found]), return_counts=True)
+        return np.divmod(found[0], shape[1])
+    flat, count = np.unique(np.concatenate(found), return_counts=True)
     return np.divmod(flat[count % 2 == 1], shape[1])
+
+
+def _ring_pixels(ring_xy: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Return the pixels in or on a ring as flat indices, each once."""
+    rows, cols = polygon(ring_xy[:, 1], ring_xy[:, 0], shape)
+    x, y = doubled_pixels(ring_xy, longest=sum(shape)).T  # which `polygon` takes for outside: two crossings
+    inside = (x >= 0) & (y >= 0) & (x < shape[1]) & (y < shape[0])
+    return np.unique(np.concatenate([rows * shape[1] + cols, y[inside] * shape[1] + x[inside]]))
+
+
+def doubled_pixels(ring_xy: np.ndarray, longest: int) -> np.ndarray:
+    """Return the pixel centres on edges that a ring runs along twice, as it does where a nucleus is one pixel wide.
+
+    Args:
+        ring_xy: (M, 2), x then y, px.
+        longest: edges with more pixel centres than this are left out: they lead far out of the image.
+
+    Returns:
+        (K, 2) int64, some more than once; nothing for a ring with a corner between pixel centres.
+    """
+    with np.errstate(invalid="ignore"):  # what is no int64 is no pixel centre, either
+        corners = np.rint(ring_xy).astype(np.int64)
+    if not np.array_equal(corners, ring_xy):
+        return np.zeros((0, 2), np.int64)
+    step = np.roll(corners, -1, axis=0) - corners
+    count = np.gcd(step[:, 0], step[:, 1])  # pixel centres on the way to the next corner
+    count[count > longest] = 0
+    stride = np.repeat(step // np.maximum(count, 1)[:, None], count, axis=0)
+    along = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+    start = np.repeat(corners, count, axis=0) + stride * along[:, None]
+    backwards = ((stride[:, 0] < 0) | ((stride[:, 0] == 0) & (stride[:, 1] < 0)))[:, None]
+    pieces = np.column_stack([np.where(backwards, start + stride, start), np.where(backwards, -stride, stride)])
+    pieces, times = np.unique(pieces, axis=0, return_counts=True)
+    twice = pieces[times > 1]
+    return np.concatenate([twice[:, :2], twice[:, :2] + twice[:, 2:]])
 
 
 def _reaches_out(contour: Contour, shape: tuple[int, int]) -> bool:

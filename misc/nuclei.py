@@ -6,6 +6,7 @@ travel as arrays instead; the dictionary exists only at the edge (`to_dict`, and
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -60,7 +61,7 @@ class Nuclei:
     @classmethod
     def from_contours(cls, ids, boxes_yx, centroids_xy, contours: Sequence[np.ndarray], **columns) -> Nuclei:
         """Build from a list of (M, 2) contours; `columns` are `types`, `type_prob`, `class_probs`."""
-        lengths = np.fromiter((len(c) for c in contours), np.int64, len(contours))
+        lengths = np.fromiter(map(len, contours), np.int64, len(contours))
         return cls(
             ids=np.asarray(ids, np.int64),
             boxes_yx=np.asarray(boxes_yx, np.int32).reshape(-1, 2, 2),
@@ -101,18 +102,17 @@ class Nuclei:
     def scale(self, fy: float, fx: float) -> Nuclei:
         """Return the nuclei on a grid `fy` x `fx` times as fine; pixel (0, 0) stays at the corner.
 
-        Points and centroids are pixel centres, so x becomes (x + 0.5) * fx - 0.5; boxes are pixel edges.
+        Points and centroids are pixel centres, so x becomes (x + 0.5) * fx - 0.5; boxes are the extent of the points.
         """
         f_xy = np.array([fx, fy], np.float64)
-        points = np.rint((self.points_xy + 0.5) * f_xy - 0.5).astype(np.int32)
-        boxes = self.boxes_yx * np.array([fy, fx], np.float64)
-        boxes[:, 0], boxes[:, 1] = np.floor(boxes[:, 0]), np.ceil(boxes[:, 1])
-        return replace(
-            self,
-            boxes_yx=boxes.astype(np.int32),
-            centroids_xy=(self.centroids_xy + 0.5) * f_xy - 0.5,
-            points_xy=np.maximum(points, 0),
-        )
+        points = np.maximum(np.rint((self.points_xy + 0.5) * f_xy - 0.5).astype(np.int32), 0)
+        # a contour without points, which only files of others may hold, has no extent: its box is scaled
+        boxes = np.rint(self.boxes_yx * f_xy[::-1]).astype(np.int32)
+        drawn = np.diff(self.offsets) > 0
+        starts = self.offsets[:-1][drawn]
+        boxes[drawn, 0] = np.minimum.reduceat(points, starts)[:, ::-1]
+        boxes[drawn, 1] = np.maximum.reduceat(points, starts)[:, ::-1] + 1
+        return replace(self, boxes_yx=boxes, centroids_xy=(self.centroids_xy + 0.5) * f_xy - 0.5, points_xy=points)
 
     @staticmethod
     def concat(parts: Sequence[Nuclei]) -> Nuclei:
@@ -136,15 +136,24 @@ class Nuclei:
 
     def to_dict(self) -> dict[int, dict]:
         """Return `{id: {"bbox", "centroid", "contour", "type_prob", "type"}}`, the form `process()` returns."""
+        nothing = [None] * len(self)
+        columns = (
+            self.ids.tolist(),
+            self.boxes_yx.astype(np.int64),
+            self.centroids_xy,
+            itertools.pairwise(self.offsets.tolist()),
+            nothing if self.type_prob is None else self.type_prob.tolist(),
+            nothing if self.types is None else self.types.tolist(),
+        )
         return {
-            int(self.ids[i]): {
-                "bbox": self.boxes_yx[i].astype(np.int64),
-                "centroid": self.centroids_xy[i],
-                "contour": self.contour(i),
-                "type_prob": None if self.type_prob is None else float(self.type_prob[i]),
-                "type": None if self.types is None else int(self.types[i]),
+            inst_id: {
+                "bbox": box,
+                "centroid": centroid,
+                "contour": self.points_xy[start:end],
+                "type_prob": type_prob,
+                "type": type_id,
             }
-            for i in range(len(self))
+            for inst_id, box, centroid, (start, end), type_prob, type_id in zip(*columns, strict=True)
         }
 
     @classmethod

@@ -46,6 +46,9 @@ _MARKS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|["{}\[\],]', re.DOTALL)
 # Where the last nucleus and the object around it close, in files whose nuclei hold no objects.
 _CLOSES = re.compile(rb"\}[ \t\r\n]*+\}")
 _CONTOUR = b'"contour":[['
+# A nucleus that has a type; no longer than `TYPE_BYTES`.
+_TYPE = re.compile(rb'"type"[ \t\r\n]*+:[ \t\r\n]*+[0-9]')
+TYPE_BYTES = 256
 # The file ends with its nuclei: with the last one, or with none.
 _ENDS_WITH_NUCLEI = re.compile(rb'("contour"[^{}]*+\}\s*+\}|"nuc"\s*+:\s*+\{\s*+\})\s*+\}\s*+\Z')
 
@@ -279,7 +282,7 @@ def _read_plainly(text: _Text, make: _Maker) -> Nuclei:
 
 
 class _Maker:
-    """Makes `Nuclei` of parsed ones; the first nucleus of the file decides which columns there are."""
+    """Makes `Nuclei` of parsed ones: typed if any nucleus of the file is; those without a type then have type 0."""
 
     def __init__(self, text: _Text):
         self.text = text
@@ -290,10 +293,8 @@ class _Maker:
         values = list(infos.values())
         types = [info.get("type") for info in values]
         if self.typed is None:
-            self.typed = types[0] is not None
+            self.typed = any(t is not None for t in types) or self.text.is_ahead(_TYPE)
             self.nr_probs = len(values[0].get("type_probs") or ())
-        if not self.typed and any(t is not None for t in types):
-            self.text.fail("nuclei with and without a type in one file")
         if not (np.abs(points_xy) <= MAX_PX).all():
             self.text.fail(f"a contour leaves the range of +-{MAX_PX} px")
         try:
@@ -334,6 +335,14 @@ class _Text:
         self.offset += self.at
         self.text, self.at = self.text[self.at :] + block, 0
         return bool(block)
+
+    def is_ahead(self, pattern: re.Pattern) -> bool:
+        """Return whether the rest of the file holds the pattern; nothing is taken."""
+        back, rest = self.handle.tell(), self.text[self.at :]
+        while not (found := pattern.search(rest)) and (block := self.handle.read(BLOCK_BYTES)):
+            rest = rest[-TYPE_BYTES:] + block
+        self.handle.seek(back)
+        return found is not None
 
     def peek(self) -> bytes:
         """Skip white space; return the next byte without taking it."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import cv2
 import numpy as np
 
 from misc.files import atomic_path
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 
 # Longest side of the map in a figure, inch; its dots per inch grow with the number of bins between these limits.
 MAP_INCH = 8.0
-DPI_MIN, DPI_MAX = 110, 400
+DPI_MIN, DPI_MAX = 110, 250
+# Longest side of a map as it is drawn, bins: what the figure has px for. matplotlib takes 70 bytes for each.
+DRAWN_BINS = 2000
 # A map this many times longer than wide is drawn no narrower than this, inch, to leave room for the text.
 SHORT_INCH = 2.5
 MARGIN_INCH = (1.9, 1.2)  # beside and above a map: colour bar and labels; title and labels
@@ -67,7 +70,8 @@ class MapPicture:
 def heat_map(picture: MapPicture) -> Figure:
     """Draw a density map with its hot spots and a colour bar."""
     figure, axes = _map_axes(picture)
-    axes.imshow(_colours(picture.density, COLOUR_MAP), extent=_extent(picture), aspect="auto")
+    shares = _shrunk(picture.density) / _top(picture.density)
+    axes.imshow(_colours(shares, COLOUR_MAP), extent=_extent(picture), aspect="auto")
     _finish_map(figure, axes, picture, COLOUR_MAP)
     return figure
 
@@ -82,7 +86,7 @@ def overlay(picture: MapPicture, thumbnail: np.ndarray) -> Figure:
     figure, axes = _map_axes(picture)
     scale_x, scale_y, _ = _axis_units(picture)
     extent = (0, picture.width * scale_x, picture.height * scale_y, 0)
-    axes.imshow(blend(picture, thumbnail), extent=extent, aspect="auto")
+    axes.imshow(_opaque(blend(picture, thumbnail)), extent=extent, aspect="auto")
     _finish_map(figure, axes, picture, OVERLAY_COLOUR_MAP)
     return figure
 
@@ -93,9 +97,9 @@ def blend(picture: MapPicture, thumbnail: np.ndarray) -> np.ndarray:
     # the bin under the middle of each pixel of the thumbnail
     rows = ((np.arange(height) + 0.5) * (picture.height / height) / picture.tile_size).astype(np.int64)
     columns = ((np.arange(width) + 0.5) * (picture.width / width) / picture.tile_size).astype(np.int64)
-    share = (picture.density / _top(picture.density)).astype(np.float32)
-    alpha = np.where(share < OVERLAY_FROM, 0, OVERLAY_ALPHA * share**OVERLAY_GAMMA)[np.ix_(rows, columns)]
-    colours = _colours(picture.density, OVERLAY_COLOUR_MAP)[np.ix_(rows, columns)]
+    share = (picture.density[np.ix_(rows, columns)] / _top(picture.density)).astype(np.float32)
+    alpha = np.where(share < OVERLAY_FROM, 0, OVERLAY_ALPHA * share**OVERLAY_GAMMA)
+    colours = _colours(share, OVERLAY_COLOUR_MAP)[..., :3]
     return np.rint(thumbnail + alpha[..., None] * (colours.astype(np.float32) - thumbnail)).astype(np.uint8)
 
 
@@ -157,11 +161,25 @@ def _top(density: np.ndarray) -> float:
     return float(density.max(initial=0)) or 1.0
 
 
-def _colours(density: np.ndarray, colour_map: str) -> np.ndarray:
-    """Return the map in colours, (rows, columns, 3) uint8; much smaller than what imshow would make of numbers."""
+def _shrunk(density: np.ndarray) -> np.ndarray:
+    """Return the map with no side longer than `DRAWN_BINS`, by the mean of what falls together."""
+    factor = DRAWN_BINS / max(density.shape)
+    if factor >= 1:
+        return density
+    rows, columns = (max(1, round(side * factor)) for side in density.shape)
+    return cv2.resize(density, (columns, rows), interpolation=cv2.INTER_AREA)
+
+
+def _colours(shares: np.ndarray, colour_map: str) -> np.ndarray:
+    """Return numbers from 0 to 1 in colours, (..., 4) uint8; much smaller than what imshow would make of them."""
     from matplotlib import colormaps
 
-    return colormaps[colour_map](density / _top(density), bytes=True)[..., :3]
+    return colormaps[colour_map](shares, bytes=True)
+
+
+def _opaque(rgb: np.ndarray) -> np.ndarray:
+    """Add the fourth channel, which matplotlib would add as float64."""
+    return np.dstack([rgb, np.full(rgb.shape[:2], 255, np.uint8)])
 
 
 def _axis_units(picture: MapPicture) -> tuple[float, float, str]:
@@ -198,7 +216,9 @@ def _finish_map(figure: Figure, axes: Axes, picture: MapPicture, colour_map: str
     from matplotlib.patheffects import withStroke
 
     scale_x, scale_y, _ = _axis_units(picture)
-    for rank, (x0, y0, x1, y1) in enumerate(picture.boxes * np.array([scale_x, scale_y, scale_x, scale_y]), 1):
+    boxes = picture.boxes * np.array([scale_x, scale_y, scale_x, scale_y])
+    for rank in range(len(boxes), 0, -1):  # the best one is drawn last: where boxes touch its line is on top
+        x0, y0, x1, y1 = boxes[rank - 1]
         colour = RANK_PENS[min(rank, len(RANK_PENS)) - 1]
         around = [withStroke(linewidth=BOX_WIDTH_PT + 1.5, foreground="white")]
         box = Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=BOX_WIDTH_PT)

@@ -105,7 +105,7 @@ def read_session(path: str | Path) -> Session:
         raise FileNotFoundError(f"no such file: {path}")
     try:
         with open(path, "rb") as handle:
-            return _read(handle)
+            return parse_session(handle)
     except ParseError as error:
         raise ValueError(f"{path}: broken XML: {error}") from error
     except DefusedXmlException as error:
@@ -114,7 +114,12 @@ def read_session(path: str | Path) -> Session:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _read(handle: BinaryIO) -> Session:
+def parse_session(handle: BinaryIO) -> Session:
+    """Read a session from an open file, as `read_session`.
+
+    Raises:
+        ParseError, DefusedXmlException, ValueError: the XML is broken or refused, or is no session.
+    """
     events = defusedxml.ElementTree.iterparse(handle, events=("start", "end"), forbid_dtd=True)
     graphics: list[Graphic] = []
     _, root = next(events)

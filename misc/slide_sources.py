@@ -1,4 +1,4 @@
-"""What can be read as a slide, opened by content: OpenSlide first, tifffile for the TIFF it refuses, PNG and JPEG.
+"""What can be read as a slide, opened by content: OpenSlide first, tifffile for OME-TIFF and what it refuses, pictures.
 
 A source has `sizes_xy` (width and height of each level, largest first), `vendor`, `mpp_xy`, `mpp_from`, `power`, and
 `read(level, x, y, width, height)`, which returns (height, width, 3) uint8 of a region inside the level. `read` may be
@@ -65,7 +65,9 @@ def open_source(path: Path) -> OpenSlideSource | TiffSource | ImageSource:
         if not head:
             raise SlideError(path, "is empty (0 bytes)")
         vendor = openslide.OpenSlide.detect_format(path)
-        if vendor is not None and not (vendor == _GENERIC_TIFF and _is_turned(path)):
+        if vendor == _GENERIC_TIFF and (_is_turned(path) or _is_readable_ome(path)):
+            return TiffSource(path)
+        if vendor is not None:
             return OpenSlideSource(path)
         if head.startswith(_TIFF):
             return TiffSource(path)
@@ -95,6 +97,23 @@ def _is_turned(path: Path) -> bool:
     with TiffFile(path) as file:
         tag = file.pages[0].tags.get(_TAG_ORIENTATION)
         return tag is not None and tag.value != 1
+
+
+def _is_readable_ome(path: Path) -> bool:
+    """Tell whether a TIFF is an OME-TIFF that we decode: OpenSlide sees neither its resolution nor smaller levels."""
+    from tifffile import TiffFile
+
+    with TiffFile(path) as file:
+        if not file.is_ome:
+            return False
+    source = TiffSource(path)
+    try:
+        source.read(0, 0, 0, 1, 1)
+    except Exception:  # no codec for it here, or damaged: OpenSlide may know more, and say more
+        return False
+    finally:
+        source.close()
+    return True
 
 
 class OpenSlideSource:

@@ -128,7 +128,8 @@ class _Level:
     def __init__(self, series):
         self.size_xy = _size_xy(series)
         axes = series.axes.replace("Q", "I")
-        self.pages = list(series.pages[:3] if axes in ("CYX", "IYX") and len(series.pages) == 3 else series.pages[:1])
+        pages = series.pages[:3] if axes in ("CYX", "IYX") and len(series.pages) == 3 else series.pages[:1]
+        self.pages = [page.aspage() for page in pages]  # later ones may be frames, which lack most attributes
         extra = set(axes) - set("YXS")
         if extra and len(self.pages) != 3 and np.prod([series.shape[axes.index(a)] for a in extra]) > 1:
             raise ValueError(f"is a stack {dict(zip(series.axes, series.shape, strict=True))}; RGB or grey is needed")

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from skimage.morphology import disk, remove_small_holes, remove_small_objects
 
-from misc.files import atomic_path
+from misc.files import write_atomic
 from misc.wsi_handler import FileHandler
 
 # Upstream's steps and numbers, px at `TISSUE_MAG`.
@@ -74,9 +74,24 @@ class TissueMask:
 
     def save(self, path: str | Path) -> None:
         """Write the mask as a PNG of 0 and 255."""
-        with atomic_path(path) as temporary:
-            if not cv2.imwrite(str(temporary), self.mask.astype(np.uint8) * 255):
-                raise OSError(f"cannot write {path}")
+        save_png(path, self.mask.astype(np.uint8) * 255)
+
+
+def save_png(path: str | Path, image: np.ndarray) -> None:
+    """Write a picture.
+
+    Args:
+        path: the file.
+        image: (H, W) or (H, W, 3) RGB uint8.
+
+    Raises:
+        OSError: it cannot be written; why is the system's reason, which `cv2.imwrite` keeps to itself.
+    """
+    ordered = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    good, data = cv2.imencode(".png", ordered)
+    if not good:
+        raise OSError(f"{path}: {image.shape[1]} x {image.shape[0]} px cannot be turned into a PNG")
+    write_atomic(path, data.tobytes())
 
 
 def thumbnail(handler: FileHandler) -> np.ndarray:
@@ -107,7 +122,7 @@ def whole_mask() -> TissueMask:
 
 
 def load_mask(path: str | Path, slide_yx: tuple[int, int]) -> TissueMask:
-    """Read a mask image; whatever is not black is tissue.
+    """Read a mask image; whatever is not black is tissue, in any channel and of any depth; alpha says nothing.
 
     Raises:
         FileNotFoundError, ValueError: there is no such file, it is no image, or its proportions are not the slide's.
@@ -115,9 +130,11 @@ def load_mask(path: str | Path, slide_yx: tuple[int, int]) -> TissueMask:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no such mask: {path}")
-    image = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_GRAYSCALE)
+    image = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
     if image is None:
         raise ValueError(f"{path} is no image that can be read")
+    if image.ndim == 3:
+        image = image[..., : 3 if image.shape[2] >= 3 else 1].max(axis=2)
     (height, width), (slide_h, slide_w) = image.shape, slide_yx
     expected = slide_w * height / slide_h
     # half a px of rounding in the height moves the width by so much

@@ -22,6 +22,11 @@ def geojson(**properties) -> dict:
     return {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]}, "properties": properties}
 
 
+def feature_text(type="Polygon", coordinates=([[1, 2], [9, 2], [9, 9]],), properties=None) -> str:
+    geometry = {"type": type, "coordinates": coordinates}
+    return json.dumps([{"type": "Feature", "geometry": geometry, "properties": properties}])
+
+
 def test_imagescope_contours_give_the_published_label_map(shared):
     """The file is what the label of that image was made from: every nuclear pixel is the same."""
     name = "TCGA-B0-5710-01Z-00-DX1"
@@ -62,6 +67,42 @@ def test_geojson_is_moved_from_corners_to_centres(tmp_path, bare, suffix):
     assert found.others == {"point": 1}
 
 
+def test_a_classification_may_be_its_name_alone(tmp_path):
+    path = tmp_path / "a.geojson"
+    path.write_text(json.dumps([geojson(classification="Tumor"), geojson(classification=" weak ", color=[1, 2, 3])]))
+    found = read_annotations(path).contours
+    assert [(c.label, c.colour) for c in found] == [("Tumor", ""), ("weak", "#010203")]
+
+
+def test_points_may_have_a_third_coordinate(tmp_path):
+    path = tmp_path / "a.geojson"
+    path.write_text(feature_text(coordinates=[[[1, 2, 0], [9, 2, 0], [9, 9, 0]]]))
+    assert read_annotations(path).contours[0].rings[0].tolist() == [[0.5, 1.5], [8.5, 1.5], [8.5, 8.5]]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_real_session_in_other_encodings_and_compressed(shared, tmp_path, encoding, packed):
+    real = shared / "data" / "annotations" / "TUPAC-TE-234.session.xml"
+    text = real.read_text(encoding="utf-8-sig").replace("UTF-8", encoding[:6]).encode(encoding)
+    path = tmp_path / "a.session.xml"
+    path.write_bytes(gzip.compress(text) if packed else text)
+    found, expected = read_annotations(path), read_annotations(real)
+    assert (found.image_name, found.others) == (expected.image_name, expected.others)
+    assert [c.rings[0].tolist() for c in found.contours] == [c.rings[0].tolist() for c in expected.contours]
+
+
+def test_geojson_in_utf_16_and_a_cut_archive(tmp_path):
+    text = json.dumps([geojson(classification={"name": "Tumör"})], ensure_ascii=False)
+    (tmp_path / "a.geojson").write_bytes(text.encode("utf-16"))
+    assert read_annotations(tmp_path / "a.geojson").contours[0].label == "Tumör"
+    packed = gzip.compress(text.encode())
+    for name, data in (("cut", packed[:-20]), ("damaged", packed[:12] + b"\0\0\0\0" + packed[16:])):
+        (tmp_path / f"{name}.gz").write_bytes(data)
+        with pytest.raises(ValueError, match=rf"{name}\.gz: "):
+            read_annotations(tmp_path / f"{name}.gz")
+
+
 def test_qupaths_signed_colour(tmp_path):
     path = tmp_path / "a.geojson"
     path.write_text(json.dumps([geojson(classification={"name": "x", "colorRGB": -65536})]))
@@ -77,6 +118,27 @@ def test_qupaths_signed_colour(tmp_path):
         ('[{"type": "Feature"}]', "not GeoJSON"),
         ('{"features": ', "Expecting value"),
         ("<Annotations><Annotation LineColor='x'/></Annotations>", "invalid literal"),
+        ('{"type": "FeatureCollection", "features": null}', "its features are no list but NoneType"),
+        ('{"features": 3}', "its features are no list but int"),
+        ('{"features": [null]}', "not GeoJSON"),
+        ("[" * 100_000, "too deep"),
+        (feature_text(coordinates=[[[1, 2], [3, 4, 5], [6, 7]]]), "feature 0: a ring is no list of points"),
+        (feature_text(coordinates=[[1, 2, 3, 4, 5, 6]]), "feature 0: a ring is no list of points"),
+        (feature_text(coordinates=[[["a", 2], [3, 4], [6, 7]]]), "feature 0: a ring is no list of points"),
+        (feature_text(coordinates=None), "feature 0: "),
+        (feature_text(coordinates=7), "feature 0: "),
+        (feature_text(coordinates=[[[1, 2], [3, float("inf")], [6, 7]]]), "no finite numbers"),
+        (feature_text(properties=[1]), "feature 0: "),
+        (feature_text(properties={"classification": ["Tumor"]}), "feature 0: "),
+        (feature_text(properties={"classification": {"color": [1, 2]}}), "feature 0: "),
+        (feature_text(properties={"classification": {"color": {"r": 1}}}), "feature 0: "),
+        ("<session/>", "no <image>"),
+        (
+            "<ASAP_Annotations><Annotations><Annotation><Coordinates><Coordinate X='1'/></Coordinates></Annotation>"
+            "</Annotations></ASAP_Annotations>",
+            "float",
+        ),
+        ("<?xml version='1.0' encoding='utf-99'?><session/>", ""),
     ],
 )
 def test_broken_files_are_named_in_one_line(tmp_path, text, message):
@@ -115,3 +177,32 @@ def test_type_info_gives_names_and_colours(tmp_path):
     (tmp_path / "types.json").write_text('{"0": ["nolabe", [0, 0, 0]], "2": ["Tumour", [10, 20, 30]]}')
     types = TypeMapping.of_type_info(load_type_info(tmp_path / "types.json")).types
     assert types == {"nolabe": None, "tumour": 2, "#0a141e": 2}
+
+
+def test_of_a_cell_the_nucleus_is_read_and_a_derived_class_has_all_its_names(tmp_path):
+    """QuPath's cells have the cell's outline as `geometry`."""
+    feature = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [[[0, 0], [40, 0], [40, 40]]]}}
+    nucleus = {"type": "Polygon", "coordinates": [[[10, 10], [20, 10], [20, 20]]]}
+    properties = {"classification": {"names": ["Tumor", "Positive"], "color": [1, 2, 3]}}
+    path = tmp_path / "a.geojson"
+    path.write_text(json.dumps([{**feature, "nucleusGeometry": nucleus, "properties": properties}]))
+    (contour,) = read_annotations(path).contours
+    assert contour.rings[0].max() == 19.5
+    assert (contour.label, contour.colour) == ("Tumor: Positive", "#010203")
+
+
+def test_a_feature_without_geometry_is_counted(tmp_path):
+    path = tmp_path / "a.geojson"
+    path.write_text(json.dumps([{"type": "Feature", "geometry": None, "properties": {}}]))
+    found = read_annotations(path)
+    assert (found.contours, dict(found.others)) == ([], {"nothing": 1})
+
+
+def test_what_imagescope_takes_away_is_no_nucleus(tmp_path):
+    vertices = "".join(f'<Vertex X="{x}" Y="{y}"/>' for x, y in ((0, 0), (9, 0), (9, 9)))
+    region = '<Region Type="0" NegativeROA="{}"><Vertices>{}</Vertices></Region>'
+    regions = region.format(0, vertices) + region.format(1, vertices)
+    path = tmp_path / "a.xml"
+    path.write_text(f"<Annotations><Annotation><Regions>{regions}</Regions></Annotation></Annotations>")
+    found = read_annotations(path)
+    assert (len(found.contours), dict(found.others)) == (1, {"negative region": 1})

@@ -96,6 +96,18 @@ def test_hot_spots_are_those_of_a_greedy_search_ties_included(seed):
     assert (np.diff(sums) <= 0).all()
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_ties_of_densities_are_those_of_the_counts(seed):
+    """counts / 50^2, as upstream passes them: rounding makes no order among equals, whatever large sums are about."""
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(0, rng.choice([2, 3, 4]), rng.integers(6, 30, 2))
+    counts[-1, -1] = rng.choice([0, 10**6])
+    window = tuple(rng.integers(1, 6, 2))
+    boxes, sums = find_hot_spots(counts / 2500, 8, window)
+    assert np.array_equal(boxes, greedy(counts, 8, window))
+    assert sums * 2500 == pytest.approx([counts[y0:y1, x0:x1].sum() for x0, y0, x1, y1 in boxes])
+
+
 def test_p44_a_second_hot_spot_in_the_same_rows_is_found():
     counts = np.zeros((4, 12), int)
     counts[1, 1], counts[1, 9], counts[2, 5] = 9, 8, 7

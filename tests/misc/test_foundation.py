@@ -95,12 +95,27 @@ def test_nuclei_shift_scale_concat():
     assert moved.centroids_xy[1].tolist() == [28, 111]
     assert moved.contour(1)[0].tolist() == [27, 110]
     doubled = nuclei.scale(2, 2)
-    assert doubled.boxes_yx[0].tolist() == [[0, 0], [6, 6]]
+    assert doubled.boxes_yx[0].tolist() == [[0, 0], [5, 5]]
     assert doubled.centroids_xy[0].tolist() == [2.5, 2.5]  # the middle of a pixel, not its corner
     both = Nuclei.concat([nuclei, moved])
     assert len(both) == 6
     assert both.contour(4).tolist() == moved.contour(1).tolist()
     assert len(Nuclei.concat([])) == len(Nuclei.empty()) == 0
+
+
+@pytest.mark.parametrize(("fy", "fx"), [(1, 1), (0.37, 0.37), (0.5, 2), (1.6, 1.45), (4, 4)])
+def test_p07_scaled_boxes_are_the_extent_of_scaled_points(fy, fx):
+    scaled = three_nuclei().shift(31, 17).scale(fy, fx)
+    for i in range(len(scaled)):
+        xs, ys = scaled.contour(i).T
+        assert scaled.boxes_yx[i].tolist() == [[ys.min(), xs.min()], [ys.max() + 1, xs.max() + 1]]
+    assert len(Nuclei.empty().scale(fy, fx)) == 0
+
+
+def test_a_nucleus_without_points_keeps_a_scaled_box():
+    boxes, contours = [[[2, 4], [4, 8]], [[0, 0], [2, 2]]], [np.zeros((0, 2)), np.array([[0, 0], [0, 1], [1, 1]])]
+    scaled = Nuclei.from_contours([1, 2], boxes, [[5, 2], [0, 0]], contours).scale(2, 2)
+    assert scaled.boxes_yx.tolist() == [[[4, 8], [8, 16]], [[0, 0], [3, 3]]]
 
 
 def test_nuclei_dictionary_round_trip():

@@ -10,6 +10,8 @@ from scipy import ndimage
 
 from misc.annotations import Contour
 from misc.masks import paint_contours
+from misc.nuclei_features import nucleus_mask
+from models.hovernet.post_proc import measure
 
 
 def square(x: float, y: float, side: float) -> Contour:
@@ -79,6 +81,34 @@ def test_outer_borders_come_back_to_the_pixel(kumar):
     assert len(contours) > 400
     np.testing.assert_array_equal(painted.inst_map > 0, whole)
     assert painted.hidden_px == 0
+
+
+def test_parts_one_pixel_wide_come_back():
+    """A square with a spur of six pixels, and a line: the contour runs out and back on the same pixels."""
+    true = np.zeros((14, 20), np.uint8)
+    true[3:8, 2:7] = true[5, 7:13] = 1
+    true[9:13, 15] = 1
+    rings, _ = cv2.findContours(true, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    contours = [Contour([ring[:, 0].astype(float)]) for ring in rings]
+    np.testing.assert_array_equal(paint_contours(contours, [1] * 2, true.shape).inst_map > 0, true > 0)
+    # the spur leaves the image, whose last columns are not there
+    np.testing.assert_array_equal(paint_contours(contours, [1] * 2, (14, 10)).inst_map > 0, true[:, :10] > 0)
+
+
+def test_a_spur_far_out_of_the_image_takes_no_memory():
+    ring = np.array([[2, 2], [6, 2], [6, 4], [1e12, 4], [6, 4], [6, 6], [2, 6]], float)
+    assert (paint_contours([Contour([ring])], [1], (20, 20)).inst_map > 0).sum() == 25
+
+
+@pytest.mark.parametrize("name", ["Test_same/Labels/TCGA-B0-5710-01Z-00-DX1", "Train/Labels/TCGA-HE-7130-01Z-00-DX1"])
+def test_every_real_nucleus_comes_back_whole(kumar, name):
+    """Each by itself, holes filled, other pieces left out: what its outer contour says."""
+    nuclei = measure(scipy.io.loadmat(kumar / f"{name}.mat")["inst_map"].astype(np.int32))
+    assert len(nuclei) > 300
+    for index in range(len(nuclei)):
+        whole, (top, left) = nucleus_mask(nuclei.contour(index))
+        contour = Contour([nuclei.contour(index) - np.array([left, top], float)])
+        np.testing.assert_array_equal(paint_contours([contour], [1], whole.shape).inst_map, whole)
 
 
 def test_what_is_saved(tmp_path):

@@ -149,13 +149,26 @@ def test_no_nuclei(tmp_path):
     assert read_header(tmp_path / "a.json") == header
 
 
-def test_untyped_among_typed_is_type_0(tmp_path):
-    content = json.loads(json.dumps(UPSTREAM))
-    content["nuc"]["3"]["type"] = content["nuc"]["3"]["type_prob"] = None
+@pytest.mark.parametrize("block", [64, 1 << 20])
+@pytest.mark.parametrize("untyped_first", [False, True])
+def test_untyped_among_typed_is_type_0_whichever_comes_first(tmp_path, monkeypatch, untyped_first, block):
+    monkeypatch.setattr(nuclei_json, "BLOCK_BYTES", block)
+    typed = UPSTREAM["nuc"]["7"] | {"type": 2, "type_prob": 0.9}
+    bare = typed | {"type": None, "type_prob": None}
+    both = [typed] + [bare] * 30
+    content = {"mag": None, "nuc": dict(enumerate(both[::-1] if untyped_first else both))}
     (tmp_path / "a.json").write_text(json.dumps(content))
-    nuclei, _ = read_json(tmp_path / "a.json")
-    assert nuclei.types.tolist() == [2, 0]
-    assert np.isnan(nuclei.type_prob).tolist() == [False, True]
+    parts = list(iter_json(tmp_path / "a.json", chunk=1))
+    types = np.concatenate([part.types for part in parts]).tolist()
+    assert types == ([0] * 30 + [2] if untyped_first else [2] + [0] * 30)
+    assert sum(int(np.isnan(part.type_prob).sum()) for part in parts) == 30
+
+
+def test_untyped_nuclei_stay_untyped_whatever_else_the_file_says(tmp_path):
+    bare = UPSTREAM["nuc"]["7"] | {"type": None, "type_prob": None}
+    content = {"nuc": {"1": bare}, "types": {"1": ["type", [1, 2, 3]]}, "model": {"type": "fast"}}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    assert read_json(tmp_path / "a.json")[0].types is None
 
 
 @pytest.mark.parametrize("block", [50, 1 << 20])

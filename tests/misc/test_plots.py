@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from matplotlib.colors import to_hex
 
 from misc.ihc_scores import classify, score
 from misc.plots import MapPicture, blend, dab_histogram, describe, heat_map, overlay, save
+from misc.sedeen import RANK_PENS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,12 +45,37 @@ def test_an_empty_map_leaves_the_tissue_alone():
     assert np.array_equal(blend(picture(np.zeros((2, 4))), tissue), tissue)
 
 
+def test_a_map_of_many_bins_is_drawn_small_and_in_place():
+    """matplotlib takes 70 bytes for each bin it is given; 16 million bins are to fit into 1 GB."""
+    density = np.zeros((3000, 4000))
+    density[2900:, 3900:] = 1
+    figure = heat_map(picture(density, width=200_000, height=150_000))
+    (drawn,) = figure.axes[0].images
+    assert drawn.get_array().shape == (1500, 2000, 4)
+    lit = (drawn.get_array()[..., :3] != drawn.get_array()[0, 0, :3]).any(axis=2)
+    assert lit[1450:, 1950:].all()
+    assert lit.sum() == 50 * 50
+    assert list(drawn.get_extent()) == [0, 100, 75, 0]
+
+
 def test_axes_are_in_mm_where_the_pixel_size_is_known():
     assert heat_map(picture(np.ones((2, 4)))).axes[0].get_xlim() == (0, 0.1)
     figure = overlay(picture(np.ones((2, 4)), mpp_xy=None), np.zeros((10, 20, 3), np.uint8))
     assert figure.axes[0].get_xlim() == (0, 200)
     assert figure.axes[0].get_ylim() == (100, 0)
     assert figure.axes[0].get_xlabel() == "x [px]"
+
+
+def test_the_best_hot_spot_lies_on_top_where_boxes_touch():
+    boxes = np.array([[0, 0, 50, 50], [50, 0, 100, 50], [100, 0, 150, 50]])
+    for figure in (
+        heat_map(replace(picture(np.ones((2, 4))), boxes=boxes)),
+        overlay(replace(picture(np.ones((2, 4))), boxes=boxes), np.zeros((10, 20, 3), np.uint8)),
+    ):
+        drawn = figure.axes[0].patches
+        assert len({patch.get_zorder() for patch in drawn}) == 1  # the last one is on top
+        assert [to_hex(patch.get_edgecolor(), keep_alpha=True) for patch in drawn] == list(RANK_PENS[2::-1])
+        assert [text.get_text() for text in figure.axes[0].texts] == ["3", "2", "1"]
 
 
 def test_histogram_counts_every_nucleus_once_in_the_colour_of_its_class():

@@ -92,3 +92,19 @@ def test_a_mask_comes_back(tmp_path):
     mask = TissueMask(np.random.default_rng(0).random((30, 40)) < 0.5, "otsu")
     mask.save(tmp_path / "m.png")
     np.testing.assert_array_equal(load_mask(tmp_path / "m.png", (300, 400)).mask, mask.mask)
+
+
+MASKS = {
+    "grey": np.uint8([[0, 1], [255, 0]]),
+    "16 bits": np.uint16([[0, 1], [300, 0]]),
+    "blue is dark": np.uint8([[[0, 0, 0], [1, 0, 0]], [[0, 0, 1], [0, 0, 0]]]),
+    "opaque": np.uint8([[[0, 0, 0, 255], [9, 0, 0, 255]], [[0, 0, 9, 0], [0, 0, 0, 0]]]),
+    "16 bits in colour": np.uint16([[[0, 0, 0], [1, 0, 0]], [[0, 0, 1], [0, 0, 0]]]),
+}
+
+
+@pytest.mark.parametrize("kind", MASKS)
+def test_whatever_is_not_black_is_tissue(tmp_path, kind):
+    """Turned to 8 bits of grey, a mask of 1 of 65535, or of (0, 0, 1), was no tissue at all."""
+    cv2.imwrite(str(tmp_path / "m.png"), MASKS[kind])
+    assert load_mask(tmp_path / "m.png", (20, 20)).mask.tolist() == [[False, True], [True, False]]

@@ -137,7 +137,51 @@ def test_csv_with_and_without_images(folder, capsys):
     assert "more than one image of this name: a.png, a.tif" in capsys.readouterr().err
     cv2.imencode(".png", np.zeros((9, 9, 3), np.uint8))[1].tofile(folder / "images" / "b.c [1] ü.png")
     assert run(folder, *options) == 1
-    assert "is of an image of 200 x 100 px, but b.c [1] ü.png has 9 x 9" in capsys.readouterr().err
+    assert "is of a slide of 200 x 100 px, but b.c [1] ü.png has 9 x 9" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("target", ["geojson", "sedeen", "csv"])
+def test_mag_of_the_json_against_that_of_the_slide(shared, tmp_path, capsys, target):
+    """Upstream's JSON of a slide has `mag` and no scale; the slide is 20x."""
+    name, slides = "CMU-1-Small-Region", f"--wsi_dir={shared / 'data' / 'slides'}"
+    write_json(tmp_path / f"{name}.json", nuclei(), 40)
+    assert run(tmp_path, f"--to={target}", slides, source=f"{name}.json") == 0
+    assert f"{name}.json: found at 40x in a slide of 20x: coordinates are multiplied by 0.5" in capsys.readouterr().out
+    (written,) = (tmp_path / "out").iterdir()
+    if target == "geojson":
+        assert features(written)[0]["geometry"]["coordinates"][0][0] == [5.25, 10.25]
+    elif target == "sedeen":
+        assert read_session(written).graphics[0].points_xy[0].tolist() == [4.75, 9.75]
+    else:
+        assert written.read_text().splitlines()[1].split(",")[4:6] == ["5.75", "11.25"]  # of (12, 23)
+    assert run(tmp_path, f"--to={target}", slides, "--scale=1", "--overwrite", source=f"{name}.json") == 0
+    assert "multiplied" not in capsys.readouterr().out
+
+
+def test_mag_that_nobody_can_compare_is_said(tmp_path, capsys):
+    write_json(tmp_path / "a.json", nuclei(), 40)
+    assert run(tmp_path, source="a.json") == 0
+    said = "a.json: found at 40x, and nothing says the slide's own magnification: coordinates are taken as level-0 px; "
+    assert said + "give --scale" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("target", ["sedeen", "csv"])
+def test_nuclei_outside_the_image_are_refused_in_one_line(tmp_path, capsys, target):
+    write_json(tmp_path / "a.json", nuclei(), header={"slide": SLIDE | {"scale": 9.0}})
+    assert run(tmp_path, f"--to={target}", source="a.json") == 1
+    err = capsys.readouterr().err
+    assert "a.json: 2 of 2 nuclei lie outside the slide of 200 x 100 px, the first at (112, 211)" in err
+    assert "another slide, or another scale" in err
+    assert err.count("\n") == 1
+    assert names(tmp_path) == []
+
+
+def test_absurd_sizes_do_not_print_hundreds_of_digits(tmp_path, capsys):
+    write_json(tmp_path / "a.json", nuclei(), header={"slide": SLIDE | {"width": 1e300}})
+    assert run(tmp_path, "--to=sedeen", source="a.json") == 1
+    err = capsys.readouterr().err
+    assert '"slide.width" is a number of px from 1 to 2147483647, got 1e+300' in err
+    assert len(err) < 300
 
 
 def test_slide_gives_size_name_and_pixel_size(shared, tmp_path):

@@ -16,7 +16,9 @@ import convert_format
 import GenerateMasks
 from dataset import get_dataset
 from metrics.stats_utils import get_fast_pq
+from misc.nuclei_features import nucleus_mask
 from misc.nuclei_json import write_json
+from misc.stain import DAB_RGB, WHITE
 from models.hovernet.post_proc import measure
 
 
@@ -68,6 +70,63 @@ def test_nuclei_come_back_to_the_pixel(discs, to, suffix):
     np.testing.assert_array_equal(found > 0, labels > 0)
     for nucleus in np.unique(labels)[1:]:
         assert len(np.unique(found[labels == nucleus])) == 1
+
+
+@pytest.mark.parametrize("name", ["Test_same/Labels/TCGA-B0-5710-01Z-00-DX1", "Train/Labels/TCGA-HE-7130-01Z-00-DX1"])
+def test_real_nuclei_and_types_come_back_from_a_session(kumar, tmp_path, name):
+    """Label map, JSON, Sedeen in the lab's pens, label map: one instance each, filled and in one piece, of its type."""
+    labels = scipy.io.loadmat(kumar / f"{name}.mat")["inst_map"][300:800, 300:800].astype(np.int32)
+    nuclei = measure(labels, labels % 4 + 1)
+    slide = {"name": "a.png", "width": 500, "height": 500, "scale": 1.0, "mpp": 0.25}
+    write_json(tmp_path / "a.json", nuclei, header={"slide": slide})
+    write_rgb(tmp_path / "image" / "a.png", np.zeros((500, 500, 3), np.uint8))
+    arguments = [f"--input={tmp_path / 'a.json'}", f"--output_dir={tmp_path / 'annotation'}"]
+    assert convert_format.main([*arguments, "--to=sedeen", "--pens=lab"]) == 0
+    assert call(tmp_path) == 0
+    found = label(tmp_path)
+    expected = np.zeros_like(labels)
+    masks = [(nuclei.ids[i], *nucleus_mask(nuclei.contour(i))) for i in range(len(nuclei))]
+    for nucleus_id, mask, (top, left) in sorted(masks, key=lambda item: -int(item[1].sum())):
+        expected[top : top + mask.shape[0], left : left + mask.shape[1]][mask > 0] = nucleus_id
+    # what an outline cannot hold: other pieces are not there, holes are filled; the rest is as it was, to the pixel
+    np.testing.assert_array_equal(found["inst_map"] > 0, expected > 0)
+    pairs = np.unique(np.column_stack([found["inst_map"].ravel(), expected.ravel()]), axis=0)
+    assert len(pairs) == len(np.unique(pairs[:, 0])) == len(np.unique(pairs[:, 1])) == found["inst_map"].max() + 1
+    assert found["inst_map"].max() > 70
+    assert found["inst_type"].ravel().tolist() == (pairs[1:, 1] % 4 + 1).tolist()
+    differs = (expected != labels) & (labels > 0) & (expected > 0)
+    assert differs.sum() < 0.002 * (labels > 0).sum()
+
+
+def test_the_real_session_names_each_graphic_that_is_no_nucleus(shared, tmp_path, capsys):
+    """Its slide of 27818 x 31316 px is not here: an image of a hundredth of that is annotated instead."""
+    write_rgb(tmp_path / "image" / "TUPAC-TE-234.png", np.zeros((313, 278, 3), np.uint8))
+    (tmp_path / "annotation").mkdir()
+    session = shared / "data" / "annotations" / "TUPAC-TE-234.session.xml"
+    (tmp_path / "annotation" / "of the lab.session.xml").symlink_to(session)  # paired by the name it holds
+    assert call(tmp_path, "--untyped", "--scale=0.01") == 0
+    printed = capsys.readouterr().out
+    assert "no nuclei: 1 arrow, 1 point, 1 polyline, 1 ruler, 1 text" in printed
+    assert "   1        4" in printed  # two polygons, a rectangle and an ellipse
+    assert label(tmp_path, "TUPAC-TE-234")["inst_map"].max() == 4
+
+
+def test_broken_annotations_stop_nobody_else(tmp_path, capsys):
+    square = [[[2, 2], [9, 2], [9, 9], [2, 9]]]
+    for name in ("good", "null"):
+        write_rgb(tmp_path / "image" / f"{name}.png", np.zeros((30, 30, 3), np.uint8))
+        write_geojson(tmp_path / "annotation" / f"{name}.geojson", square, ["weak"])
+    (tmp_path / "annotation" / "null.geojson").write_text('{"features": null}')
+    (tmp_path / "annotation" / "alone.geojson").write_text("[" * 100_000)
+    assert call(tmp_path) == 1
+    printed = capsys.readouterr()
+    assert "without a partner: alone.geojson" in printed.out
+    assert "failed: null.png: " in printed.err
+    assert "null.geojson: not GeoJSON: its features are no list" in printed.err
+    assert "Traceback" not in printed.err
+    assert label(tmp_path, "good")["inst_type"].tolist() == [[2]]
+    (tmp_path / "annotation" / "null.geojson").unlink()
+    assert call(tmp_path, "--overwrite") == 0  # one without a partner is no failure
 
 
 def test_imagescope_to_labels_to_scores(shared, kumar, tmp_path, capsys):
@@ -162,6 +221,82 @@ def test_staining_tells_positive_from_negative(shared, tmp_path, capsys, kmeans)
         assert len(list(csv.DictReader(handle))) >= total
     assert cv2.imread(str(tmp_path / "output" / "intensity.png")) is not None
     assert "H-score" in capsys.readouterr().out
+
+
+@pytest.fixture
+def stained(tmp_path):
+    """Two images of three nuclei each, of DAB density 0, 0.3 and 0.5, and 0, 0.5 and 0.9; the names have commas."""
+    for name, densities in (("a, b", (0, 0.3, 0.5)), ("c", (0, 0.5, 0.9))):
+        image = np.full((30, 90, 3), 255, np.uint8)
+        rings = [[[30 * i + 5, 5], [30 * i + 20, 5], [30 * i + 20, 20], [30 * i + 5, 20]] for i in range(3)]
+        for i, dab in enumerate(densities):
+            image[5:21, 30 * i + 5 : 30 * i + 21] = np.rint(WHITE * 10 ** -(dab * np.array(DAB_RGB)))
+        write_rgb(tmp_path / "image" / f"{name}.png", image)
+        write_geojson(tmp_path / "annotation" / f"{name}.geojson", rings, [""] * 3)
+    return tmp_path
+
+
+def rows(folder, name):
+    with open(folder / "output" / name, newline="") as handle:
+        return list(csv.DictReader(handle))
+
+
+def test_intensities_of_images_whose_labels_are_there_stay_in_the_tables(stained, capsys):
+    assert call(stained, "--intensity") == 0
+    first = {name: (stained / "output" / name).read_bytes() for name in ("intensity.csv", "intensity_summary.csv")}
+    assert [(row["image"], row["nucleus"], row["class"]) for row in rows(stained, "intensity.csv")] == [
+        *(("a, b", "1", "negative"), ("a, b", "2", "weak"), ("a, b", "3", "moderate")),
+        *(("c", "1", "negative"), ("c", "2", "moderate"), ("c", "3", "strong")),
+    ]
+    one, two = rows(stained, "intensity_summary.csv")
+    wanted = {"image": "a, b", "nuclei": "3", "dab_negative": "1", "dab_weak": "1", "dab_moderate": "1"}
+    wanted |= {"dab_strong": "0", "h_score": "100", "ki67_index": "0.666667", "weak_from_od": "0.2"}
+    assert {key: one[key] for key in wanted} == wanted
+    assert float(one["ki67_index_low"]) < 2 / 3 < float(one["ki67_index_high"])
+    assert (two["image"], two["h_score"]) == ("c", "166.667")
+    (stained / "output" / "c.mat").unlink()
+    kept = (stained / "output" / "a, b.mat").stat().st_mtime_ns
+    capsys.readouterr()
+    assert call(stained, "--intensity") == 0
+    printed = capsys.readouterr().out
+    assert "3 nuclei in 1 label maps, 1 there already" in printed
+    assert "2 images: 6 nuclei" in printed
+    assert {name: (stained / "output" / name).read_bytes() for name in first} == first
+    assert (stained / "output" / "a, b.mat").stat().st_mtime_ns == kept
+    assert label(stained, "c")["inst_type"].ravel().tolist() == [1, 3, 4]
+
+
+def test_labels_that_are_there_and_say_something_else_are_named(stained, capsys):
+    assert call(stained, "--intensity") == 0
+    assert call(stained, "--intensity", "--thresholds=0.1,0.2,0.3") == 1
+    error = capsys.readouterr()
+    assert "a, b.mat has other types than these annotations and options give; give --overwrite" in error.err
+    assert "c.mat has other types" in error.err
+    assert "0 nuclei in 0 label maps, 2 there already" in error.out
+    assert label(stained, "c")["inst_type"].ravel().tolist() == [1, 3, 4]
+    assert call(stained, "--intensity", "--thresholds=0.1,0.2,0.3", "--overwrite") == 0
+    assert label(stained, "c")["inst_type"].ravel().tolist() == [1, 4, 4]
+
+
+def test_kmeans_over_labels_that_are_there_is_refused(stained, capsys):
+    assert call(stained, "--intensity", "--kmeans") == 0
+    assert label(stained, "c")["inst_type"].ravel().tolist() == [1, 3, 4]
+    (stained / "output" / "c.mat").unlink()
+    capsys.readouterr()
+    assert call(stained, "--intensity", "--kmeans") == 1
+    error = capsys.readouterr().err
+    assert "(1 of 2, a, b.png is one): give --overwrite" in error
+    assert error.count("\n") == 1
+    assert not (stained / "output" / "c.mat").exists()
+    assert call(stained, "--intensity", "--kmeans", "--overwrite") == 0
+
+
+def test_too_few_positive_nuclei_for_kmeans_are_said_in_one_line(stained, capsys):
+    assert call(stained, "--intensity", "--kmeans", "--thresholds=0.8,0.9,1") == 1
+    error = capsys.readouterr().err
+    assert "GenerateMasks.py: k-means of three needs positive nuclei" in error
+    assert error.count("\n") == 1
+    assert not list((stained / "output").glob("*.mat"))
 
 
 @pytest.mark.parametrize(

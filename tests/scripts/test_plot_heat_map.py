@@ -58,6 +58,7 @@ def test_the_text_of_the_script_gives_these_options_and_defaults():
     expected = {"--tile_size": "50", "--positive_types": "2,3,4", "--top_k": "5", "--hotspot_size": "1000"}
     expected |= {"--sigma": "0.8", "--thresholds": "0.2,0.4,0.6", "--wsi_dir": None, "--hotspot_um": None}
     expected |= {"--score": False, "--kmeans": False, "--ome_tiff": False, "--overwrite": False, "--mpp": None}
+    expected |= {"--scale": None}
     assert {key: args[key] for key in expected} == expected
     assert len(args) == len(expected) + 4  # --json_dir, --output_dir, --pattern, --help
 
@@ -116,6 +117,28 @@ def test_p46_the_session_has_the_slides_own_size_pixel_size_and_name(tmp_path):
     assert session.graphics[1].points_xy.tolist() == [[250, 0], [350, 0], [350, 100], [250, 100]]
 
 
+def test_p46_a_session_is_not_made_of_what_nobody_said(tmp_path, capsys):
+    """Size, pixel size and name: with one of them missing there is no session, and a note says what gives it."""
+    for known, missing in (
+        ({}, "the name of the slide (--wsi_dir), its size (--wsi_dir), its pixel size (--mpp"),
+        ({"slide": {"name": "a.svs", "width": 400, "height": 200}}, "needs its pixel size (--mpp"),
+        ({"slide": {"name": "a.svs", "mpp": 0.5}}, "needs its size (--wsi_dir)\n"),
+        ({"slide": {"width": 400, "height": 200, "mpp": 0.5}}, "needs the name of the slide (--wsi_dir)\n"),
+    ):
+        write_slide(tmp_path / "json", "a", FEW, **known)
+        assert run(tmp_path, "--overwrite") == 0
+        out = capsys.readouterr().out
+        assert out.count("no session for Sedeen") == 1
+        assert missing in out
+        assert (tmp_path / "out" / "heatmap" / "a.png").is_file()
+        assert not (tmp_path / "out" / "xml").exists()
+    cv2.imwrite(str(tmp_path / "a.png"), np.full((200, 400, 3), 230, np.uint8))
+    assert run(tmp_path, "--overwrite", f"--wsi_dir={tmp_path}", "--mpp=0.25") == 0
+    session = read_session(tmp_path / "out" / "xml" / "a.session.xml")
+    assert (session.width, session.height, session.image_name) == (400, 200, "a.png")
+    assert session.pixel_size_um == (0.25, 0.25)
+
+
 def test_create_xml_as_upstream_calls_it(tmp_path):
     boxes = plot_heat_map.most_positive_cord_center(np.eye(50), 2) * 50
     path = plot_heat_map.create_xml("Case 5AP", 3000, 2500, boxes, str(tmp_path) + "/")
@@ -152,8 +175,17 @@ def test_upstreams_json_without_a_slide_takes_the_extent_of_the_nuclei(tmp_path,
     assert "the size of the slide is not known: 403 x 203 px hold all nuclei" in out
     (row,) = table(tmp_path, "summary.csv")
     assert (row["width_px"], row["height_px"], row["positive_per_mm2"]) == ("403", "203", "")
-    assert read_session(tmp_path / "out" / "xml" / "a.session.xml").pixel_size_um == (1.0, 1.0)
+    assert "found at 40x, and nothing says the slide's own magnification" in out
+    assert not (tmp_path / "out" / "xml").exists()  # neither pixel size nor name are made up (P46)
     assert not (tmp_path / "out" / "overlay").exists()
+
+
+def test_scale_takes_nuclei_to_level_0(tmp_path, capsys):
+    write_slide(tmp_path / "json", "a", FEW, 20, slide={"width": 800, "height": 400})
+    assert run(tmp_path, "--scale=2", "--hotspot_size=200", "--top_k=2") == 0
+    assert "magnification" not in capsys.readouterr().out
+    _, second = table(tmp_path, "hotspots.csv")
+    assert int(second["x0_px"]) <= 650 < int(second["x1_px"])
 
 
 def test_a_real_slide_and_nuclei_found_at_twice_its_magnification(tmp_path, shared, capsys):
@@ -191,6 +223,27 @@ def test_few_or_no_nuclei(tmp_path, nuclei, known, capsys):
         assert (spots[0]["nuclei"], spots[0]["positive"], row["positive_share"]) == ("1", "", "")
     elif nuclei and nuclei[0]["type"] == 1:
         assert "no nucleus is of type 2, 3, 4: an empty map" in out
+
+
+def test_nuclei_without_contours_on_a_slide_of_unknown_size(tmp_path):
+    bare = [nucleus(x, y) | {"contour": []} for x, y in ((10.5, 20), (300, 90.25))]
+    write_slide(tmp_path / "json", "a", bare)
+    assert run(tmp_path) == 0
+    (row,) = table(tmp_path, "summary.csv")
+    assert (row["width_px"], row["height_px"], row["positive"], row["failed"]) == ("301", "91", "2", "")
+
+
+def test_absurd_numbers_do_not_print_hundreds_of_digits(tmp_path, capsys):
+    write_slide(tmp_path / "json", "size", FEW, slide={"width": 1e300, "height": 1e300})
+    write_slide(tmp_path / "json", "far", [nucleus(5, 5) | {"centroid": [1e300, 5], "contour": []}])
+    write_slide(tmp_path / "json", "outside", [nucleus(5, 5) | {"centroid": [1e300, 5]}], **SLIDE)
+    write_slide(tmp_path / "json", "scale", FEW, slide={"scale": 1e300})
+    assert run(tmp_path) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 4
+    assert '"slide.width" is a number of px from 1 to 2147483647, got 1e+300' in error
+    assert "nuclei lie as far as 1e+300 px" in error
+    assert max(map(len, error.splitlines())) < 300
 
 
 def test_p32_broken_json_is_named_and_the_others_are_done(tmp_path, capsys):
@@ -255,6 +308,64 @@ def test_pictures_that_are_there_stay_and_overwrite_redoes_them(tmp_path, capsys
     assert read_session(session).width == 400
 
 
+def test_results_of_other_options_are_not_mixed(tmp_path, capsys):
+    write_slide(tmp_path / "json", "a", FEW, **SLIDE)
+    write_slide(tmp_path / "json", "b", FEW, **SLIDE)
+    assert run(tmp_path) == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")}
+    assert run(tmp_path) == 0
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")} == before
+    for option, message in (
+        ("--tile_size=40", "made with --tile_size=50, this run is with --tile_size=40"),
+        ("--positive_types=2", "made with --positive_types=2,3,4, this run is with --positive_types=2"),
+        ("--hotspot_um=50", "made without --hotspot_um, this run is with --hotspot_um=50.0"),
+        (f"--wsi_dir={tmp_path}", "made without --wsi_dir"),
+    ):
+        capsys.readouterr()
+        assert run(tmp_path, option) == 1
+        error = capsys.readouterr().err
+        assert message in error
+        assert "--overwrite" in error
+        assert error.count("\n") == 1
+        assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")} == before
+    assert run(tmp_path, "--tile_size=40", "--pattern=a*", "--overwrite") == 0
+    assert "made with other options, and not redone by this run: b\n" in capsys.readouterr().out
+    assert run(tmp_path, "--tile_size=40") == 1
+    assert "the results of b were made with another --tile_size" in capsys.readouterr().err
+    assert run(tmp_path, "--tile_size=40", "--overwrite") == 0
+    assert run(tmp_path, "--tile_size=40") == 0
+
+
+def test_slides_of_earlier_runs_stay_in_the_tables(tmp_path, capsys):
+    write_slide(tmp_path / "json", "a", FEW, **SLIDE)
+    write_slide(tmp_path / "json", "b, c", FEW, **SLIDE)
+    write_slide(tmp_path / "json", "d", [nucleus(9, 9, 7)], **SLIDE)
+    assert run(tmp_path, "--pattern=[bd]*", "--top_k=2") == 0
+    assert run(tmp_path, "--pattern=a*", "--top_k=2") == 0
+    assert "1 of 1 slides mapped" in capsys.readouterr().out
+    assert [row["slide"] for row in table(tmp_path, "summary.csv")] == ["a", "b, c", "d"]
+    assert [(row["slide"], row["rank"]) for row in table(tmp_path, "hotspots.csv")] == [("a", "1"), ("b, c", "1")]
+    together = [(tmp_path / "out" / name).read_text() for name in ("summary.csv", "hotspots.csv")]
+    assert plot_heat_map.main([f"--json_dir={tmp_path / 'json'}", f"--output_dir={tmp_path / 'all'}", "--top_k=2"]) == 0
+    for name, text in zip(("summary.csv", "hotspots.csv"), together, strict=True):
+        with open(tmp_path / "all" / name, newline="") as handle:
+            assert list(csv.DictReader(text.splitlines())) == list(csv.DictReader(handle))
+    (tmp_path / "out" / "summary.csv").write_text("no,table\n1,2\n")
+    assert run(tmp_path, "--top_k=2") == 1
+    assert "summary.csv: is no table of an earlier run" in capsys.readouterr().err
+
+
+def test_a_hot_spot_of_another_size_than_asked_for_is_said(tmp_path, capsys):
+    write_slide(tmp_path / "json", "a", FEW, **SLIDE)
+    assert run(tmp_path, "--hotspot_size=120", "--tile_size=50") == 0
+    said = "a hot spot is 100 x 100 px, whole bins, where 120 x 120 px were asked for; a smaller --tile_size"
+    assert said in capsys.readouterr().out
+    assert run(tmp_path, "--hotspot_um=60", "--tile_size=50", "--overwrite") == 0
+    assert said in capsys.readouterr().out
+    assert run(tmp_path, "--hotspot_size=104", "--tile_size=50", "--overwrite") == 0
+    assert "asked for" not in capsys.readouterr().out
+
+
 def test_the_tiff_has_the_size_of_the_slide_and_a_pyramid(tmp_path):
     nuclei = [nucleus(x, y) for x, y in np.random.default_rng(0).uniform(10, 29_000, (500, 2))]
     slide = {"width": 30_010, "height": 29_990, "mpp": 0.25}
@@ -267,50 +378,15 @@ def test_the_tiff_has_the_size_of_the_slide_and_a_pyramid(tmp_path):
         assert shapes == [(600, 601), (300, 301), (150, 151)]
         density = tif.series[0].asarray()
         half = tif.series[0].levels[1].asarray()
+        # programs that read no OME take these: px per cm, at each level
+        for page, pixel_um in ((tif.pages[0], 12.5), (tif.pages[0].pages[0], 25), (tif.pages[0].pages[1], 50)):
+            assert page.tags["ResolutionUnit"].value == tifffile.RESUNIT.CENTIMETER
+            for tag in ("XResolution", "YResolution"):
+                numerator, denominator = page.tags[tag].value
+                assert numerator / denominator == pytest.approx(10_000 / pixel_um, rel=1e-6)
     area_mm2 = (50 * 0.25 / 1000) ** 2
     assert density.sum() * area_mm2 == pytest.approx(500, rel=1e-4)
     assert half[3, 4] == pytest.approx(density[6:8, 8:10].mean(), rel=1e-6)
-
-
-def brown(dab):
-    from misc.stain import DAB_RGB, WHITE
-
-    return WHITE * 10 ** -(dab * np.array(DAB_RGB) / np.linalg.norm(DAB_RGB))
-
-
-def test_scores_from_the_pixels(tmp_path, capsys):
-    densities = [0.0, 0.1, 0.3, 0.31, 0.5, 1.2]
-    image = np.full((100, 400, 3), 255, np.uint8)
-    for i, dab in enumerate(densities):
-        image[40:61, 40 * i + 30 : 40 * i + 51] = np.rint(brown(dab))
-    cv2.imwrite(str(tmp_path / "a.png"), image[..., ::-1])
-    nuclei = [nucleus(40 * i + 40, 50, None, radius=8) for i in range(6)]
-    for n in nuclei:  # upstream's boxes on slides lie elsewhere
-        n["bbox"] = [[0, 0], [1, 1]]
-    write_slide(tmp_path / "json", "a", nuclei)
-    wsi = f"--wsi_dir={tmp_path}"
-    assert run(tmp_path, wsi, "--score") == 0
-    (row,) = table(tmp_path, "summary.csv")
-    wanted = {"dab_negative": "2", "dab_weak": "2", "dab_moderate": "1", "dab_strong": "1", "positive": "4"}
-    wanted |= {"weak_from_od": "0.2", "strong_from_od": "0.6", "ki67_index": "0.666667"}
-    assert {key: row[key] for key in wanted} == wanted
-    assert float(row["h_score"]) == pytest.approx(100 * (2 * 1 + 2 + 3) / 6, abs=1e-3)
-    assert float(row["ki67_index_low"]) < 2 / 3 < float(row["ki67_index_high"])
-    assert "H-score 117, positive 66.7 % (95 % CI 30.0-90.3)" in capsys.readouterr().out
-    histogram = cv2.imread(str(tmp_path / "out" / "score" / "a.png"))
-    assert len(np.unique(histogram.reshape(-1, 3), axis=0)) > 50
-    assert run(tmp_path, wsi, "--score", "--kmeans", "--overwrite") == 0
-    (row,) = table(tmp_path, "summary.csv")
-    assert float(row["moderate_from_od"]) == pytest.approx((0.305 + 0.5) / 2, abs=0.01)
-    assert float(row["strong_from_od"]) == pytest.approx((0.5 + 1.2) / 2, abs=0.01)
-
-
-def test_kmeans_of_too_few_nuclei_is_said_and_the_rest_is_there(tmp_path, capsys):
-    cv2.imwrite(str(tmp_path / "a.png"), np.full((200, 400, 3), 255, np.uint8))
-    write_slide(tmp_path / "json", "a", FEW)
-    assert run(tmp_path, f"--wsi_dir={tmp_path}", "--score", "--kmeans") == 1
-    assert "--kmeans: k-means of three needs positive nuclei" in capsys.readouterr().err
-    assert table(tmp_path, "summary.csv")[0]["positive"] == "4"
 
 
 def test_an_image_of_another_size_or_none_is_refused(tmp_path, capsys):
