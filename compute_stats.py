@@ -10,8 +10,8 @@ Options:
   --pred_dir=<dir>        Folder with the predictions' .mat files (`mat/` of run_infer.py).
   --true_dir=<dir>        Folder with the truth's .mat files, of the same names.
   --ext=<ext>             How the files of both folders end. [default: .mat]
-  --out=<dir>             Write scores.csv and scores.json there (instances: a row for each image).
-  --merge=<preset>        Merge types of the truth before scoring: `consep` (3,4 -> 3; 5,6,7 -> 4).
+  --out=<dir>             Write scores.csv and scores.json there: a row for each image, and one for all.
+  --merge=<preset>        Merge types of the truth before scoring them: `consep` (3,4 -> 3; 5,6,7 -> 4).
   --type_uid_list=<ids>   Types to score, comma-separated; those of the truth when left out.
   --not_exhaustive        Type -1 in the truth means "not looked at".
   --print_img_stats       Print the scores of every image too.
@@ -59,6 +59,8 @@ def run(args: dict) -> int:
 
     pred_dir, true_dir, ext = args["--pred_dir"], args["--true_dir"], args["--ext"]
     if args["--mode"] == "instance":
+        if args["--merge"]:
+            raise ValueError(f"--merge={args['--merge']} is about types; it goes with --mode=type")
         scores = score_instances(pred_dir, true_dir, ext)
         _print_instances(pred_dir, scores, args["--print_img_stats"])
         rows = _instance_table(scores)
@@ -66,8 +68,7 @@ def run(args: dict) -> int:
         type_ids = _ids(args["--type_uid_list"])
         scores = score_types(pred_dir, true_dir, type_ids, not args["--not_exhaustive"], args["--merge"] or None, ext)
         _print_array(scores.values)
-        names = [*TYPE_COLUMNS, *(f"F1 type {k}" for k in scores.type_ids)]
-        rows = [["", *names], ["all images", *scores.values]]
+        rows = _type_table(scores)
     else:
         raise ValueError(f"--mode must be `instance` or `type`, got `{args['--mode']}`")
     _print_table([rows[0], rows[-1]])
@@ -91,6 +92,16 @@ def _instance_table(scores) -> list[list]:
 
     rows = [[name, *column] for name, column in zip(scores.names, scores.values.T, strict=True)]
     return [["", *INSTANCE_SCORES], *rows, [f"mean of {len(scores.names) - len(scores.undefined())}", *scores.mean()]]
+
+
+def _type_table(scores) -> list[list]:
+    """Scores of each image and of all together, and how many nuclei there are, were found, and were matched."""
+    from metrics.folders import DETECTION_COUNTS
+
+    names = ["", *TYPE_COLUMNS, *(f"F1 type {k}" for k in scores.type_ids), *DETECTION_COUNTS]
+    each = zip(scores.names, scores.each_image, scores.counts.tolist(), strict=True)
+    rows = [[name, *values, *counts] for name, values, counts in each]
+    return [names, *rows, ["all images", *scores.values, *scores.counts.sum(axis=0).tolist()]]
 
 
 def _print_instances(pred_dir: str, scores, each_image: bool) -> None:

@@ -49,7 +49,8 @@ Options:
   -h --help              Show this text.
   --input_dir=<path>     Folder with the images.
   --output_dir=<path>    Folder for the results: json/ mat/ overlay/ (and qupath/). Images whose results are
-                         there are skipped.
+                         there are skipped; those made with another checkpoint, --mpp, --window, --precision or
+                         --save_type_probs stay and are reported, unless --overwrite is given.
   --mpp=<um>             Micrometres per pixel of the images. They are resized to what the network was trained
                          at, and the nuclei mapped back. Left out: the network reads them as they are.
   --mem_usage=<share>    Share of the free memory that images under way may take. [default: 0.2]
@@ -102,6 +103,8 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     text, run = commands[command]
     sub_args = docopt(text, argv=["--help"] if args["--help"] else sub_argv)
+    args = filled(args, docopt(__doc__, argv=[command], options_first=True))
+    sub_args = filled(sub_args, docopt(text, argv=["--input_dir=", "--output_dir="]))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     try:
         return run(args, sub_args)
@@ -154,6 +157,11 @@ def run_wsi(args: dict, sub_args: dict) -> int:
         f"in {options.output_dir / 'json'}, summary in {options.output_dir / 'summary.csv'}"
     )
     return report.exit_code
+
+
+def filled(args: dict, defaults: dict) -> dict:
+    """Return the options with defaults for empty values, which run books pass; but an empty --gpu is the CPU."""
+    return {name: defaults[name] if value == "" and name != "--gpu" else value for name, value in args.items()}
 
 
 def method_options(args: dict) -> dict:

@@ -5,13 +5,10 @@ Each runs in a process of its own, one after the other, so that their memory can
 
 from __future__ import annotations
 
-import contextlib
 import json
 import multiprocessing
 import os
-import resource
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +18,7 @@ import cv2
 import numpy as np
 
 from .pairs import SHIPPED, Pair, channels_scaled
+from .slide_memory import family_rss, folder_size
 from .upstream import Upstream
 
 # From the edge of what the original predicts, px: nearer nuclei are cut off in its result.
@@ -31,7 +29,7 @@ POLL_S = 0.05
 
 @dataclass(frozen=True)
 class Run:
-    """What a run took: seconds, peak RSS in bytes, and the most bytes that its cache folder held."""
+    """What a run took: seconds, the most bytes that it and its helpers had in memory at one time, and in its cache."""
 
     seconds: float
     peak: int
@@ -58,35 +56,25 @@ def slide(upstream: Upstream, path: Path, device: str, mag: float) -> Iterator[P
 
 
 def measured(function, root: Path, folder: Path, device: str, mag: float) -> Run:
-    """Run a function in a process and watch its cache folder."""
+    """Run a function in a process, and watch it, its helpers and its cache folder."""
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     process = context.Process(target=_report, args=(queue, function, root, folder, device, mag))
-    cache, done = [0], threading.Event()
-
-    def watch():
-        while not done.wait(POLL_S):
-            with contextlib.suppress(OSError):
-                held = sum(path.stat().st_size for path in (root / "cache").rglob("*") if path.is_file())
-                cache[0] = max(cache[0], held)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
+    peak = cache = 0
     process.start()
-    process.join()
-    done.set()
-    watcher.join()
+    while process.is_alive():
+        peak = max(peak, sum(family_rss(process.pid)))
+        cache = max(cache, folder_size(root / "cache"))
+        process.join(POLL_S)
     if process.exitcode:
         raise SystemExit(f"{function.__name__} ended with {process.exitcode}")
-    seconds, peak = queue.get()
-    return Run(seconds, peak, cache[0])
+    return Run(queue.get(), peak, cache)
 
 
 def _report(queue, function, *arguments) -> None:
     start = time.perf_counter()
     function(*arguments)
-    peaks = [resource.getrusage(who).ru_maxrss * 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    queue.put((time.perf_counter() - start, max(peaks)))
+    queue.put(time.perf_counter() - start)
 
 
 def run_ours(root: Path, _: Path, device: str, mag: float) -> None:
@@ -141,10 +129,12 @@ def run_theirs(root: Path, folder: Path, device: str, mag: float) -> None:
 
 def compare(theirs: dict, ours: dict) -> tuple[int, int, int]:
     """Return how many of their nuclei away from the edges are ours too, how many those are, and how many of ours lie
-    where they predict nothing.
+    where they predict nothing (nobody can tell where they do not have any).
     """
     from metrics.stats_utils import get_fast_pq, remap_label
 
+    if not theirs:
+        return 0, 0, 0
     points = np.concatenate([np.array(nucleus["contour"]) for nucleus in theirs.values()])
     low, high = points.min(axis=0), points.max(axis=0)
     everything = np.concatenate([points, *(np.array(nucleus["contour"]) for nucleus in ours.values())])
@@ -155,10 +145,12 @@ def compare(theirs: dict, ours: dict) -> tuple[int, int, int]:
         return bool((xy >= low + EDGE_PX).all() and (xy <= high - EDGE_PX).all())
 
     inner = {key: nucleus for key, nucleus in theirs.items() if is_inner(nucleus)}
+    centres = np.array([nucleus["centroid"] for nucleus in ours.values()]).reshape(-1, 2)
+    beyond = ((centres < low) | (centres > high)).any(axis=1)
+    if not inner or not ours:
+        return 0, len(inner), int(beyond.sum())
     true, pred = (remap_label(_painted(nuclei, shape)) for nuclei in (inner, ours))
     paired = get_fast_pq(true, pred, match_iou=MATCH_IOU)[1][0]
-    centres = np.array([nucleus["centroid"] for nucleus in ours.values()])
-    beyond = ((centres < low) | (centres > high)).any(axis=1)
     return len(paired), int(true.max()), int(beyond.sum())
 
 

@@ -15,8 +15,8 @@ import cv2
 import numpy as np
 
 TILE_PX = 512
-BLOCK_PX = 8192  # side of what is tissue or glass as a whole; one tile of the smallest level
 DOWNSAMPLES = (1, 4, 16)
+MIN_BLOCKS = 8  # of a slide, so that there is room for tissue and for glass
 NUCLEI_A_SIDE = 13  # of a tile: 169 in 512 x 512 px, 645 a million px
 RADII_PX = (7, 12)
 _LONG8, _LONG, _SHORT, _RATIONAL = 16, 4, 3, 5
@@ -37,26 +37,37 @@ def write_pyramid(
     """Write a slide with tissue in a share of its blocks.
 
     Args:
-        shape_yx: height and width, px. The number of nuclei is exact where these are multiples of `BLOCK_PX`.
-        tissue_share: below 1, since Otsu's threshold needs glass beside the tissue.
+        shape_yx: height and width, px. The number of nuclei is exact where these are multiples of `block_px`.
+        tissue_share: below 1, since Otsu's threshold needs glass beside the tissue; one block has tissue at least.
     """
     rng = np.random.default_rng(seed)
-    rows, cols = (-(-length // BLOCK_PX) for length in shape_yx)
+    block, downsamples = block_px(shape_yx)
+    rows, cols = (-(-length // block) for length in shape_yx)
     tissue = np.zeros(rows * cols, bool)
-    tissue[rng.permutation(rows * cols)[: round(tissue_share * rows * cols)]] = True
+    tissue[rng.permutation(rows * cols)[: max(round(tissue_share * rows * cols), 1)]] = True
     tissue = tissue.reshape(rows, cols)
     pattern = _tissue_tile(rng)
     with open(path, "wb") as out:
         out.write(struct.pack("<2sHHHQ", b"II", 43, 8, 0, 0))  # BigTIFF; the place of the first directory comes last
-        places = [[_put(out, _shrunk(picture, factor)) for picture in (None, pattern)] for factor in DOWNSAMPLES]
+        places = [[_put(out, _shrunk(picture, factor)) for picture in (None, pattern)] for factor in downsamples]
         link = 8
-        for factor, shared in zip(DOWNSAMPLES, places, strict=True):
+        for factor, shared in zip(downsamples, places, strict=True):
             size = tuple(-(-length // factor) for length in shape_yx)
-            link = _directory(out, link, size, tissue, BLOCK_PX // TILE_PX // factor, shared, mpp * factor)
-    heights, widths = (
-        np.diff(np.minimum(np.arange(-(-length // BLOCK_PX) + 1) * BLOCK_PX, length)) for length in shape_yx
-    )
+            link = _directory(out, link, size, tissue, block // TILE_PX // factor, shared, mpp * factor)
+    heights, widths = (np.diff(np.minimum(np.arange(-(-length // block) + 1) * block, length)) for length in shape_yx)
     return Pyramid(path, round((np.outer(heights, widths) * tissue).sum() * (NUCLEI_A_SIDE / TILE_PX) ** 2))
+
+
+def block_px(shape_yx: tuple[int, int]) -> tuple[int, tuple[int, ...]]:
+    """Return the side of what is tissue or glass as a whole, and the levels of the slide.
+
+    A block is one tile of the smallest level. Small slides have fewer levels, and so smaller blocks.
+    """
+    for count in range(len(DOWNSAMPLES), 0, -1):
+        side = TILE_PX * DOWNSAMPLES[count - 1]
+        if np.prod([-(-length // side) for length in shape_yx]) >= MIN_BLOCKS:
+            break
+    return side, DOWNSAMPLES[:count]
 
 
 def _tissue_tile(rng: np.random.Generator) -> np.ndarray:

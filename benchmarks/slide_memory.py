@@ -10,8 +10,8 @@ Options:
   -h --help          Show this text.
   --sizes=<list>     Sides of the slides in px, comma-separated. [default: 50000,100000]
   --tissue=<share>   Share of the slide that is tissue. [default: 0.3]
-  --workers=<n>      Post-processing processes; 0 for none. [default: 2]
-  --readers=<n>      Reading threads. [default: 2]
+  --workers=<n>      As `run_infer.py --nr_post_proc_workers`, limited to this machine as there. [default: 16]
+  --readers=<n>      As `run_infer.py --nr_inference_workers`, limited as well. [default: 8]
   --tile_shape=<px>  As `run_infer.py wsi`. [default: 2048]
   --batch_size=<n>   Patches at once. [default: 4]
   --work_dir=<path>  Where slides and results go; removed at the end. Left out: a temporary folder.
@@ -30,13 +30,12 @@ from pathlib import Path
 from docopt import docopt
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
 POLL_S = 0.2
 
 
 def main() -> int:
     args = docopt(__doc__)
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     from benchmarks.pyramid import write_pyramid
 
     folder = Path(args["--work_dir"] or tempfile.mkdtemp(prefix="slide_memory_"))
@@ -66,9 +65,8 @@ def measure(place: Path, args: dict) -> dict:
     start, peak = time.perf_counter(), {"main": 0, "all": 0, "cache": 0}
     process.start()
     while process.is_alive():
-        family = [_rss(pid) for pid in _family(process.pid)]
-        cache = sum(size for path in (place / "cache").rglob("*") if (size := _size(path)))
-        now = {"main": family[0], "all": sum(family), "cache": cache}
+        family = family_rss(process.pid)
+        now = {"main": family[0], "all": sum(family), "cache": folder_size(place / "cache")}
         peak = {name: max(peak[name], value) for name, value in now.items()}
         process.join(POLL_S)
     if process.exitcode:
@@ -105,8 +103,17 @@ def _nr_nuclei(summary: Path) -> int:
         return int(next(csv.DictReader(handle))["nuclei"])
 
 
+def family_rss(pid: int) -> list[int]:
+    """Return the bytes that a process and all that it started have in memory now, its own first."""
+    return [_rss(member) for member in _family(pid)]
+
+
+def folder_size(folder: Path) -> int:
+    """Return the bytes of the files in a folder, which may be coming and going."""
+    return sum(size for path in folder.rglob("*") if (size := _size(path)))
+
+
 def _family(pid: int) -> list[int]:
-    """Return a process and all that it started, itself first."""
     found = [pid]
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         try:

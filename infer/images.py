@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import io
+import logging
+import threading
 from pathlib import Path
 
 import cv2
@@ -11,30 +15,78 @@ from PIL import Image
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8"
+# What Pillow calls the formats whose EXIF entry `read_image` follows.
+_TURNED = ("JPEG", "MPO")
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _JPEG_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
+# A 16-bit image whose brightest value is below this (a sixteenth of the range, what a 12-bit camera fills) is dark.
+DARK_16_BIT = 1 << 12
+
+logger = logging.getLogger(__name__)
 
 
 class ImageError(ValueError):
     """A file that cannot be used as an image; the message says why."""
 
 
+class _AnySize:
+    """Lets Pillow open and decode images of more than 179 million pixels, which it takes for an attack, in a block.
+
+    Its limit is one for all threads: the first one to enter lifts it, the last one to leave puts it back.
+    """
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._limit: int | None = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            self._inside += 1
+
+    def __exit__(self, *_) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                Image.MAX_IMAGE_PIXELS = self._limit
+
+
+_any_size = _AnySize()
+
+
 def probe_size(path: Path) -> tuple[int, int] | None:
     """Return (height, width) from a file's header without decoding it, or `None` if the header does not tell."""
     try:
-        with Image.open(path) as image:
+        with _any_size, Image.open(path) as image:
             width, height = image.size
-            # EXIF orientations 5 to 8 turn the image by a quarter
-            return (width, height) if image.getexif().get(0x0112, 1) >= 5 else (height, width)
+            # EXIF orientations 5 to 8 turn the image by a quarter; to look for them in a PNG, Pillow decodes it
+            turned = image.format in _TURNED and image.getexif().get(0x0112, 1) >= 5
+            return (width, height) if turned else (height, width)
     except Exception:  # whatever a damaged header makes Pillow raise: decoding will name the reason
         return None
+
+
+def no_image_because(path: Path) -> str | None:
+    """Return why a file is no image, judged by how it begins, or `None` where it may be one."""
+    try:
+        with open(path, "rb") as handle:
+            if not handle.read(1):
+                return "is empty (0 bytes)"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    # OpenCV cannot open every name on Windows; Pillow can
+    known = cv2.haveImageReader(str(path)) or probe_size(path) is not None
+    return None if known else "is not an image that OpenCV can decode"
 
 
 def read_image(path: Path) -> np.ndarray:
     """Read an image.
 
     16-bit images are scaled to 8 bits, grey ones get three equal channels, transparent ones are laid on white
-    (where nothing was scanned there is glass, not tissue).
+    (where nothing was scanned there is glass, not tissue). The log says where a file has more pages than the one that
+    is read, and where 16 bits are mostly dark.
 
     Returns:
         (H, W, 3) uint8, RGB.
@@ -57,7 +109,28 @@ def read_image(path: Path) -> np.ndarray:
         raise ImageError(f"cannot be decoded ({error.err})") from error
     if image is None:
         raise ImageError("is not an image that OpenCV can decode, or is damaged")
+    _note_oddities(path, data, image)
     return to_rgb8(image)
+
+
+def _note_oddities(path: Path, data: np.ndarray, image: np.ndarray) -> None:
+    pages = _nr_pages(data.tobytes()) if data[:4].tobytes() in _TIFF else 1
+    if pages > 1:
+        _note(f"{path}: has {pages} pages; only the first is read")
+    if image.dtype == np.uint16 and (brightest := int(image.max(initial=0))) < DARK_16_BIT:
+        _note(f"{path}: its 16 bits are used up to {brightest} of 65535: nearly black; stretch its values first")
+
+
+@functools.cache
+def _note(text: str) -> None:
+    """Say it once: validation reads the same files after every epoch."""
+    logger.warning("%s", text)
+
+
+def _nr_pages(tiff: bytes) -> int:
+    with _any_size, contextlib.suppress(Exception):  # a later page may be damaged in any way; the first was read
+        return getattr(Image.open(io.BytesIO(tiff)), "n_frames", 1)
+    return 1
 
 
 def _check_whole(data: bytes) -> None:
@@ -72,14 +145,15 @@ def _check_whole(data: bytes) -> None:
 
 def _check_tiff(data: bytes) -> None:
     """Let Pillow decode a TIFF: OpenCV leaves a damaged strip black and goes on."""
-    try:
-        image = Image.open(io.BytesIO(data))
-    except OSError:
-        return  # a kind of TIFF that Pillow does not know; OpenCV may
-    try:
-        image.load()
-    except (OSError, ValueError, SyntaxError) as error:
-        raise ImageError(f"is a damaged TIFF ({error})") from error
+    with _any_size:
+        try:
+            image = Image.open(io.BytesIO(data))
+        except OSError:
+            return  # a kind of TIFF that Pillow does not know; OpenCV may
+        try:
+            image.load()
+        except (OSError, ValueError, SyntaxError) as error:
+            raise ImageError(f"is a damaged TIFF ({error})") from error
 
 
 def to_rgb8(image: np.ndarray) -> np.ndarray:

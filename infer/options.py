@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -51,7 +52,7 @@ class RunOptions:
         for name in ("nr_inference_workers", "nr_post_proc_workers"):
             if getattr(self, name) < 0:
                 raise ValueError(f"--{name} must be 0 or more, got {getattr(self, name)}")
-        if self.mpp is not None and not self.mpp > 0:
+        if self.mpp is not None and not 0 < self.mpp < math.inf:
             raise ValueError(f"--mpp must be a positive number of micrometres per pixel, got {self.mpp}")
 
 

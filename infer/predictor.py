@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -16,6 +17,10 @@ logger = logging.getLogger(__name__)
 # On a CPU larger batches gain nothing and cost 0.6 GB a patch at full width.
 MAX_CPU_BATCH = 4
 _PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# How PyTorch, cuBLAS and cuDNN say that memory ran out where they raise no exception of a class of its own, lower case:
+# the allocator of the CPU, "CUDA error: out of memory", CUBLAS_STATUS_ALLOC_FAILED and CUDNN_STATUS_ALLOC_FAILED,
+# CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED.
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "_alloc_failed", "_allocation_failed")
 
 
 class OutOfMemoryError(RuntimeError):
@@ -110,8 +115,11 @@ class Predictor:
         return outputs[0] if len(outputs) == 1 else np.concatenate(outputs)
 
     def _step(self, part: np.ndarray) -> np.ndarray:
-        enabled = self.precision != "fp32"
-        with torch.autocast(self.device.type, dtype=_PRECISIONS[self.precision] if enabled else None, enabled=enabled):
+        if self.precision == "fp32":
+            computed_in = full_fp32()
+        else:
+            computed_in = torch.autocast(self.device.type, dtype=_PRECISIONS[self.precision])
+        with computed_in:
             return infer_step(torch.from_numpy(part), self.model, self.type_probs)
 
     def _shrink(self, tried: int, error: RuntimeError) -> None:
@@ -125,6 +133,21 @@ class Predictor:
             torch.cuda.empty_cache()
 
 
+@contextlib.contextmanager
+def full_fp32() -> Iterator[None]:
+    """Compute in whole float32 while the block runs; by default CUDA convolutions keep 10 of its 23 bits (TF32)."""
+    places = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [place.allow_tf32 for place in places]
+    try:
+        for place in places:
+            place.allow_tf32 = False
+        yield
+    finally:
+        for place, allowed in zip(places, before, strict=True):
+            place.allow_tf32 = allowed
+
+
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Tell whether PyTorch ran out of memory; on a CPU it has no exception class for that."""
-    return isinstance(error, torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(error).lower()
+    """Tell whether the network ran out of memory; only some of those who notice have an exception class for that."""
+    said = str(error).lower()
+    return isinstance(error, torch.cuda.OutOfMemoryError) or any(words in said for words in _OUT_OF_MEMORY)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,12 @@ import scipy.io
 from misc.export_qupath import qupath_xy, to_qupath, write_geojson
 from misc.files import atomic_path
 from misc.nuclei import Nuclei
-from misc.nuclei_json import write_json
+from misc.nuclei_json import read_json, write_json
 from misc.type_info import TypeInfo
 from misc.viz_utils import visualize_instances_dict
-from models.hovernet.post_proc import process_nuclei
+from models.hovernet.post_proc import count_dropped, process_nuclei
 
-from .images import resize
+from .images import read_image, resize
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,15 @@ class TileSpec:
     save_raw_map: bool
 
     def paths(self, name: str) -> dict[str, Path]:
-        """Return the files of one tile; the JSON file is written last, so it stands for all of them."""
+        """Return the files of one tile; the JSON file is written last, so it stands for all of them.
+
+        Files for QuPath that an earlier run wrote are among them, lest they be left beside newer results.
+        """
         paths = {"mat": self.output_dir / "mat" / f"{name}.mat", "overlay": self.output_dir / "overlay" / f"{name}.png"}
-        if self.save_qupath:
-            paths["tsv"] = self.output_dir / "qupath" / f"{name}.tsv"
-            paths["geojson"] = self.output_dir / "qupath" / f"{name}.geojson"
+        for kind in ("tsv", "geojson"):
+            path = self.output_dir / "qupath" / f"{name}.{kind}"
+            if self.save_qupath or path.exists():
+                paths[kind] = path
         return {**paths, "json": self.output_dir / "json" / f"{name}.json"}
 
 
@@ -63,6 +68,16 @@ class TileJob:
 
 
 @dataclass(frozen=True)
+class MissingFiles:
+    """Files of a finished tile that can be made from its JSON file: `kinds` of `TileSpec.paths`."""
+
+    spec: TileSpec
+    name: str
+    image_path: Path
+    kinds: frozenset[str]
+
+
+@dataclass(frozen=True)
 class TileResult:
     """What was found in one tile.
 
@@ -81,23 +96,39 @@ def finish_tile(job: TileJob) -> TileResult:
     """Post-process one tile and write its files, each whole or not at all."""
     start = time.perf_counter()
     spec, paths = job.spec, job.spec.paths(job.name)
-    inst_map, nuclei = segment_tile(job.pred_map, job.image.shape[:2], spec)
-    _write_mat(paths["mat"], inst_map, nuclei, job.pred_map if spec.save_raw_map else None)
-    _write_overlay(paths["overlay"], job, nuclei)
-    if spec.save_qupath:
-        types = [None] * len(nuclei) if nuclei.types is None else nuclei.types
-        to_qupath(paths["tsv"], qupath_xy(nuclei.centroids_xy), types, spec.type_info)
-        write_geojson(paths["geojson"], [nuclei], spec.type_info)
+    inst_map, nuclei, dropped = segment_tile(job.pred_map, job.image.shape[:2], spec)
+    save_raw = spec.save_raw_map or holds_raw(paths["mat"])
+    _write_mat(paths["mat"], inst_map, nuclei, job.pred_map if save_raw else None)
+    _write_pictures(paths, paths.keys(), job.image, nuclei, spec)
     height, width = job.image.shape[:2]
     slide = {"name": job.file_name, "width": width, "height": height, "scale": 1.0, "mpp": spec.header.get("mpp")}
     write_json(paths["json"], nuclei, mag=None, header={**spec.header, "slide": slide})
+    return TileResult(len(nuclei), dropped, _count_types(nuclei), time.perf_counter() - start)
+
+
+def complete_tile(job: MissingFiles) -> TileResult:
+    """Write files that are missing beside the JSON file of a finished tile."""
+    start, paths = time.perf_counter(), job.spec.paths(job.name)
+    nuclei, _ = read_json(paths["json"])
+    image = read_image(job.image_path) if "overlay" in job.kinds else None
+    _write_pictures(paths, job.kinds, image, nuclei, job.spec)
+    return TileResult(len(nuclei), 0, _count_types(nuclei), time.perf_counter() - start)
+
+
+def holds_raw(mat_path: Path) -> bool:
+    """Tell whether a `.mat` file holds the network's maps; a damaged one, or none, does not."""
+    try:
+        return any(name == "raw" for name, *_ in scipy.io.whosmat(mat_path))
+    except Exception:  # a damaged file can make scipy raise almost anything
+        return False
+
+
+def _count_types(nuclei: Nuclei) -> dict[int | None, int]:
     found = [None] * len(nuclei) if nuclei.types is None else nuclei.types.tolist()
-    by_type = {type_id: found.count(type_id) for type_id in sorted(set(found), key=lambda t: t or 0)}
-    dropped = len(np.unique(inst_map)) - 1 - len(nuclei) if inst_map.any() else 0
-    return TileResult(len(nuclei), dropped, by_type, time.perf_counter() - start)
+    return {type_id: found.count(type_id) for type_id in sorted(set(found), key=lambda t: t or 0)}
 
 
-def segment_tile(pred_map: np.ndarray, shape_yx: tuple[int, int], spec: TileSpec) -> tuple[np.ndarray, Nuclei]:
+def segment_tile(pred_map: np.ndarray, shape_yx: tuple[int, int], spec: TileSpec) -> tuple[np.ndarray, Nuclei, int]:
     """Find the nuclei of a tile, on the grid of its image.
 
     Where the network saw a smaller picture than the file holds, its maps are enlarged first: on the 14 images
@@ -105,17 +136,18 @@ def segment_tile(pred_map: np.ndarray, shape_yx: tuple[int, int], spec: TileSpec
     are found there, since they would be too small on the image's own grid, and then mapped back.
 
     Returns:
-        (H, W) int32 instance map and the nuclei, both in px of the image.
+        (H, W) int32 instance map and the nuclei, both in px of the image, and how many nuclei have no outline.
     """
     net_shape = pred_map.shape[:2]
     maps = pred_map if net_shape[0] >= shape_yx[0] else _enlarge(pred_map, shape_yx, spec.nr_types)
     nr_channels = 3 if spec.nr_types is None else 4
     probs = maps[..., nr_channels:] if spec.type_probs and spec.nr_types else None
     inst_map, nuclei = process_nuclei(maps[..., :nr_channels], spec.nr_types, class_probs_map=probs)
+    dropped = count_dropped(inst_map, nuclei)  # before the map shrinks: small nuclei may vanish from it
     if inst_map.shape != tuple(shape_yx):
         fy, fx = shape_yx[0] / inst_map.shape[0], shape_yx[1] / inst_map.shape[1]
         inst_map, nuclei = resize(inst_map, shape_yx, nearest=True), nuclei.scale(fy, fx)
-    return inst_map, nuclei
+    return inst_map, nuclei, dropped
 
 
 def _enlarge(pred_map: np.ndarray, shape_yx: tuple[int, int], nr_types: int | None) -> np.ndarray:
@@ -140,10 +172,22 @@ def _write_mat(path: Path, inst_map: np.ndarray, nuclei: Nuclei, raw: np.ndarray
         scipy.io.savemat(temporary, content)
 
 
-def _write_overlay(path: Path, job: TileJob, nuclei: Nuclei) -> None:
-    spec = job.spec
+def _write_pictures(
+    paths: Mapping[str, Path], kinds: Collection[str], image: np.ndarray | None, nuclei: Nuclei, spec: TileSpec
+) -> None:
+    """Write what is for looking at, of the `kinds` of `paths` asked for: the overlay, and the files for QuPath."""
+    if "overlay" in kinds:
+        _write_overlay(paths["overlay"], image, nuclei, spec)
+    if "tsv" in kinds:
+        types = [None] * len(nuclei) if nuclei.types is None else nuclei.types
+        to_qupath(paths["tsv"], qupath_xy(nuclei.centroids_xy), types, spec.type_info)
+    if "geojson" in kinds:
+        write_geojson(paths["geojson"], [nuclei], spec.type_info)
+
+
+def _write_overlay(path: Path, image: np.ndarray, nuclei: Nuclei, spec: TileSpec) -> None:
     overlay = visualize_instances_dict(
-        job.image,
+        image,
         nuclei.to_dict(),
         draw_dot=spec.draw_dot,
         type_colour=spec.type_info,

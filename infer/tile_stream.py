@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 import traceback
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -25,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 # Working memory of post-processing and drawing, bytes a pixel, measured as peak RSS over map and image.
 POST_PROC_BYTES_PX = 90
+# Bytes a pixel of an image that was read ahead: as it was decoded, and as RGB.
+READ_BYTES_PX = 6
 
 
 def network_shape(shape_yx: tuple[int, int], scale: float) -> tuple[int, int]:
@@ -35,7 +39,12 @@ def network_shape(shape_yx: tuple[int, int], scale: float) -> tuple[int, int]:
 def tile_bytes(shape_yx: tuple[int, int], net_yx: tuple[int, int], channels: int) -> int:
     """Estimate the bytes that a tile takes from being read to being written, both processes together."""
     image_px, net_px = shape_yx[0] * shape_yx[1], net_yx[0] * net_yx[1]
-    return 2 * (3 * image_px + (3 + 4 * channels) * net_px) + POST_PROC_BYTES_PX * max(image_px, net_px)
+    return 2 * (3 * image_px + network_bytes(net_yx, channels)) + POST_PROC_BYTES_PX * max(image_px, net_px)
+
+
+def network_bytes(net_yx: tuple[int, int], channels: int) -> int:
+    """Return the bytes of what the network reads of a tile, and of its maps."""
+    return (3 + 4 * channels) * net_yx[0] * net_yx[1]
 
 
 @dataclass
@@ -72,23 +81,31 @@ class _Batch:
     slots: list[tuple[_Tile, int]] = field(default_factory=list)
 
 
+class _Read(NamedTuple):
+    """An image that is being read, in `future` or when it is needed, and the bytes that it takes."""
+
+    path: Path
+    future: Future | None
+    cost: int
+
+
 class TileStream:
     """Runs tiles through the network, a batch after the other, batches crossing the borders of images.
 
     Batches are cut out and put together in a thread of their own, so that the network does not wait for it.
 
     Args:
-        paths: images, in the order they are done.
+        sizes: height and width in px by image, in the order they are done; `None` where its header does not tell.
         pool: takes a `TileJob` for every finished tile.
         window: (input, output) side of a patch, px.
         scale: mpp of the images / mpp of the network.
-        budget: bytes that the tiles under way may take; a larger tile runs alone.
+        budget: bytes that the tiles under way and those read ahead may take; one of each is always allowed.
         readers: threads that read ahead; 0 reads when needed.
     """
 
     def __init__(
         self,
-        paths: list[Path],
+        sizes: Mapping[Path, tuple[int, int] | None],
         predictor: Predictor,
         pool: WorkerPool,
         spec: TileSpec,
@@ -97,7 +114,8 @@ class TileStream:
         budget: int,
         readers: int,
     ):
-        self.paths = deque(paths)
+        self.sizes = sizes
+        self.paths = deque(sizes)
         self.predictor = predictor
         self.pool = pool
         self.spec = spec
@@ -105,7 +123,7 @@ class TileStream:
         self.scale = scale
         self.budget = budget
         self.readers = readers
-        self._reads: deque[tuple[Path, Future | None]] = deque()
+        self._reads: deque[_Read] = deque()
         self._read_pool = ThreadPoolExecutor(readers) if readers else None
         self._current: _Tile | None = None
         self._waiting: _Tile | None = None
@@ -188,7 +206,7 @@ class TileStream:
             self._waiting = self._read_next()
         if self._waiting is None:
             return None
-        while self._costs and sum(self._costs.values()) + self._waiting.cost > self.budget:
+        while self._costs and self._taken() + self._waiting.cost > self.budget:
             if not may_wait or not len(self.pool):
                 return None
             self.pool.wait_one()
@@ -200,17 +218,29 @@ class TileStream:
 
     def _read_next(self) -> _Tile | None:
         """Read the next image and lay it out; a bad one is reported and `None` returned."""
-        while self.paths and len(self._reads) < max(self.readers, 1):
-            path = self.paths.popleft()
-            self._reads.append((path, self._read_pool.submit(read_image, path) if self._read_pool else None))
-        path, read = self._reads.popleft()
+        self._read_ahead()
+        path, future, _ = self._reads.popleft()
         try:
-            image = read_image(path) if read is None else read.result()
+            image = read_image(path) if future is None else future.result()
             return self._lay_out(path, image)
         except Exception as error:
             details = "" if isinstance(error, ValueError) else traceback.format_exc()
             self._outcomes.append(Outcome(full_stem(path), error=f"{path}: {error}", details=details))
             return None
+
+    def _read_ahead(self) -> None:
+        """Begin to read the next images, as many as there are readers and memory for."""
+        while self.paths and len(self._reads) < max(self.readers, 1):
+            cost = READ_BYTES_PX * math.prod(self.sizes[self.paths[0]] or (0,))
+            if self._reads and self._taken() + cost > self.budget:
+                return
+            path = self.paths.popleft()
+            future = self._read_pool.submit(read_image, path) if self._read_pool else None
+            self._reads.append(_Read(path, future, cost))
+
+    def _taken(self) -> int:
+        """Bytes of the tiles under way and of the images read ahead."""
+        return sum(self._costs.values()) + sum(read.cost for read in self._reads)
 
     def _lay_out(self, path: Path, image: np.ndarray) -> _Tile:
         net_yx = network_shape(image.shape[:2], self.scale)

@@ -2,20 +2,24 @@
 
 A piece of work that fails in a worker, or whose worker is killed, is done once more in this process; if it
 fails again, its name and traceback are reported. Nothing is dropped silently.
+
+Each worker has a pipe of its own that no other process holds, so its end is seen at once whenever it is killed.
+`ProcessPoolExecutor` has one queue for all: a worker that is killed while it writes a result takes the queue's lock
+with it, and its half of a result keeps the reader waiting for ever.
 """
 
 from __future__ import annotations
 
 import logging
 import multiprocessing
-import os
+import pickle
 import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from typing import Any
 
 import cv2
@@ -23,6 +27,17 @@ import cv2
 from misc.machine import cpu_count
 
 logger = logging.getLogger(__name__)
+
+# Time that an idle worker has to end by itself at the close, s.
+GRACE_S = 10
+
+
+class WorkerKilledError(RuntimeError):
+    """The process that did a piece of work is gone."""
+
+
+class WorkerError(RuntimeError):
+    """A piece of work failed in a worker; the message is the last line of its failure."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +84,7 @@ class WorkerPool:
         self.queue = max(queue or 2 * nr_workers, 1)
         self._pending: dict[Future, tuple[str, Any]] = {}
         self._finished: list[Outcome] = []
-        self._executor = self._start() if nr_workers else None
+        self._processes = _Processes(function, nr_workers) if nr_workers else None
 
     def __len__(self) -> int:
         """Pieces that are under way."""
@@ -79,15 +94,10 @@ class WorkerPool:
         """Hand over a piece of work; waits while the queue is full."""
         while len(self._pending) >= self.queue:
             self._collect()
-        if self._executor is None:
+        if self._processes is None:
             self._finished.append(self._attempt(name, job))
-            return
-        try:
-            future = self._executor.submit(self.function, job)
-        except BrokenProcessPool:  # a worker died since the last look
-            self._replace_pool()
-            future = self._executor.submit(self.function, job)
-        self._pending[future] = (name, job)
+        else:
+            self._pending[self._processes.submit(job)] = (name, job)
 
     def wait_one(self) -> None:
         """Wait until a piece that is under way has ended; `finished` then yields it."""
@@ -109,38 +119,21 @@ class WorkerPool:
 
     def close(self, cancel: bool = False) -> None:
         """End the processes; `cancel` drops what has not begun."""
-        if self._executor is not None:
-            self._executor.shutdown(wait=True, cancel_futures=cancel)
-
-    def _start(self) -> ProcessPoolExecutor:
-        context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(self.nr_workers, mp_context=context, initializer=_init_worker)
+        if self._processes is not None:
+            self._processes.close(cancel)
 
     def _collect(self) -> None:
         done, _ = wait(self._pending, return_when=FIRST_COMPLETED)
-        broken = False
         for future in done:
             name, job = self._pending.pop(future)
             try:
                 self._finished.append(Outcome(name, value=future.result()))
-            except BrokenProcessPool:
-                broken = True
+            except WorkerKilledError:
                 logger.warning("%s: its worker process was killed; doing it again in this process", name)
                 self._finished.append(self._attempt(name, job))
             except Exception as error:
                 logger.warning("%s: failed in a worker (%s); doing it again in this process", name, error)
                 self._finished.append(self._attempt(name, job))
-        if broken:
-            self._replace_pool()
-
-    def _replace_pool(self) -> None:
-        """Start a new pool and do what the broken one still had."""
-        left, self._pending = self._pending, {}
-        self._executor.shutdown(wait=False)
-        self._executor = self._start()
-        for future, (name, job) in left.items():
-            intact = future.done() and not future.cancelled() and future.exception() is None
-            self._finished.append(Outcome(name, value=future.result()) if intact else self._attempt(name, job))
 
     def _attempt(self, name: str, job: Any) -> Outcome:
         try:
@@ -149,14 +142,101 @@ class WorkerPool:
             return Outcome(name, error=f"{type(error).__name__}: {error}", details=traceback.format_exc())
 
 
-def _init_worker() -> None:
-    """Leave Ctrl-C to the parent, and parallelism to the number of processes; end when the parent is killed."""
+class _Worker:
+    """One process, and the only other end of its pipe."""
+
+    def __init__(self, function: Callable[[Any], Any]):
+        context = multiprocessing.get_context("spawn")
+        self.pipe, other = context.Pipe()
+        # a daemon, lest a run that ends without closing its pool waits for it
+        self.process = context.Process(target=_serve, args=(other, function), daemon=True)
+        self.process.start()
+        other.close()  # the worker has the last one: reading ends when it does
+
+    def call(self, job: Any) -> Any:
+        """Do a piece of work.
+
+        Raises:
+            WorkerKilledError: the process ended meanwhile.
+            WorkerError: the work failed.
+        """
+        try:
+            self.pipe.send(job)
+            done, value = self.pipe.recv()
+        except (EOFError, OSError) as error:
+            raise WorkerKilledError("the process ended") from error
+        if not done:
+            raise WorkerError(value)
+        return value
+
+    def end(self) -> None:
+        """Let the process end: it sees its pipe closed; by force if it does not."""
+        self.pipe.close()
+        self.process.join(GRACE_S)
+        if self.process.is_alive():
+            self.process.kill()
+        self.process.join()
+
+
+class _Processes:
+    """Processes that are started when needed and stay for the next piece; a thread waits for each that is at work."""
+
+    def __init__(self, function: Callable[[Any], Any], count: int):
+        self._function = function
+        self._threads = ThreadPoolExecutor(count)
+        self._idle: list[_Worker] = []
+        self._lock = threading.Lock()
+
+    def submit(self, job: Any) -> Future:
+        return self._threads.submit(self._run, job)
+
+    def close(self, cancel: bool) -> None:
+        self._threads.shutdown(wait=True, cancel_futures=cancel)
+        while self._idle:
+            self._idle.pop().end()
+
+    def _run(self, job: Any) -> Any:
+        with self._lock:  # one start at a time, too
+            worker = self._idle.pop() if self._idle else _Worker(self._function)
+        try:
+            value = worker.call(job)
+        except WorkerError:
+            self._idle.append(worker)
+            raise
+        except BaseException:  # killed, or nothing that can be sent: what its pipe holds is not known
+            worker.process.kill()
+            worker.end()
+            raise
+        self._idle.append(worker)
+        return value
+
+
+def _serve(pipe: Connection, function: Callable[[Any], Any]) -> None:
+    """Do what comes through the pipe until it is closed, or its other end is killed; runs in a worker.
+
+    Ctrl-C is left to the parent, and parallelism to the number of processes.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    while True:
+        try:
+            job = pipe.recv()
+        except (EOFError, OSError):
+            return
+        try:
+            reply = True, function(job)
+        except Exception as error:
+            reply = False, f"{type(error).__name__}: {error}"
+        del job
+        try:
+            _reply(pipe, reply)
+        except OSError:  # nobody waits for it any more
+            return
+        del reply
 
 
-def _end_with_parent() -> None:
-    """A killed parent closes no queue: its workers would wait for the next piece of work for ever."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
+def _reply(pipe: Connection, reply: tuple[bool, Any]) -> None:
+    try:
+        pipe.send(reply)
+    except (TypeError, AttributeError, ValueError, pickle.PicklingError) as error:
+        pipe.send((False, f"its result cannot be sent: {error}"))

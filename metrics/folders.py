@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import scipy.io
 
 from misc.files import full_stem, list_files
 
-from .overlap import Overlap
+from .overlap import Overlap, whole_numbers
 from .stats_utils import aji, aji_plus, get_dice_1, pair_coordinates, panoptic_quality
 
 # The order in which the original prints them.
@@ -20,6 +21,8 @@ INSTANCE_SCORES = ("Dice", "AJI", "DQ", "SQ", "PQ", "AJI+")
 MATCH_RADIUS_PX = 12
 # Weights of misclassified (twice), wrongly detected and missed nuclei in the F1 score of a type (ibid., equation 11).
 TYPE_WEIGHTS = (2, 2, 1, 1)
+# Nuclei of the truth, of the prediction, and pairs of them.
+DETECTION_COUNTS = ("true nuclei", "predicted nuclei", "matched nuclei")
 # How types of a truth are merged before scoring: {new type: types of the file}. CoNSeP's seven raw types are 1 other,
 # 2 inflammatory, 3 healthy epithelial, 4 malignant epithelial, 5 fibroblast, 6 muscle, 7 endothelial; the networks
 # predict 1 miscellaneous, 2 inflammatory, 3 epithelial, 4 spindle-shaped.
@@ -35,12 +38,16 @@ class Scores:
         values: for instances (6, N) as `INSTANCE_SCORES`, `nan` where undefined; for types (2 + K,): F1 of
             detection, accuracy, F1 of each of `type_ids`.
         type_ids: the K types scored.
+        each_image: (N, 2 + K) the same of each image alone, `nan` where undefined; for types only.
+        counts: (N, 3) as `DETECTION_COUNTS`; for types only.
         failed: reason by image.
     """
 
     names: list[str] = field(default_factory=list)
     values: np.ndarray = field(default_factory=lambda: np.zeros(0))
     type_ids: list[int] = field(default_factory=list)
+    each_image: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    counts: np.ndarray = field(default_factory=lambda: np.zeros((0, len(DETECTION_COUNTS)), np.int64))
     failed: dict[str, str] = field(default_factory=dict)
 
     def mean(self) -> np.ndarray:
@@ -78,7 +85,7 @@ def score_instances(pred_dir: str | Path, true_dir: str | Path, ext: str = ".mat
     scores, columns = Scores(failed=failed), []
     for name, (pred_path, true_path) in pairs.items():
         try:
-            columns.append(instance_scores(_read(true_path, "inst_map"), _read(pred_path, "inst_map")))
+            columns.append(instance_scores(_read_map(true_path, "inst_map"), _read_map(pred_path, "inst_map")))
         except (ValueError, OSError) as error:
             scores.failed[name] = str(error)
         else:
@@ -118,33 +125,50 @@ def score_types(
     if merge is not None and merge not in MERGES:
         raise ValueError(f"unknown merge `{merge}`; there is {', '.join(MERGES)}")
     pairs, failed = pair_files(pred_dir, true_dir, ext)
-    scores = Scores(failed=failed)
-    parts: list[tuple[np.ndarray, ...]] = []
+    scores, parts = Scores(failed=failed), []
     for name, (pred_path, true_path) in pairs.items():
         try:
-            true_xy, true_types = _read_types(true_path)
-            pred_xy, pred_types = _read_types(pred_path)
+            parts.append(_match(_read_types(true_path), _read_types(pred_path), merge))
         except (ValueError, OSError) as error:
             scores.failed[name] = str(error)
-            continue
-        true_types = _merged(true_types, merge)
-        pairing, lone_true, lone_pred = pair_coordinates(true_xy, pred_xy, MATCH_RADIUS_PX)
-        parts.append(
-            (true_types[pairing[:, 0]], pred_types[pairing[:, 1]], true_types[lone_true], pred_types[lone_pred])
-        )
-        scores.names.append(name)
-    empty = np.zeros(0, np.int64)
-    matched_true, matched_pred, missed, invented = (
-        (np.concatenate([empty, *column]) for column in zip(*parts, strict=True)) if parts else (empty,) * 4
-    )
-    scores.type_ids = sorted(set(type_ids if type_ids is not None else np.concatenate([matched_true, missed]).tolist()))
-    scores.values = np.array(
-        [
-            *_detection(matched_true, matched_pred, missed, invented, exhaustive),
-            *(_type_f1(matched_true, matched_pred, missed, invented, k, exhaustive) for k in scores.type_ids),
-        ]
-    )
+        else:
+            scores.names.append(name)
+    together = _Matched(*(np.concatenate(column) for column in zip(_Matched.nothing(), *parts, strict=True)))
+    true_types = np.concatenate([together.true, together.missed])
+    scores.type_ids = sorted(set(type_ids if type_ids is not None else true_types.tolist()))
+    scores.values = _type_scores(together, scores.type_ids, exhaustive)
+    each = [_type_scores(part, scores.type_ids, exhaustive) for part in parts]
+    scores.each_image = np.array(each).reshape(len(parts), len(scores.values))
+    counts = [(len(p.true) + len(p.missed), len(p.pred) + len(p.invented), len(p.true)) for p in parts]
+    scores.counts = np.array(counts, np.int64).reshape(len(parts), len(DETECTION_COUNTS))
     return scores
+
+
+class _Matched(NamedTuple):
+    """Types of nuclei: of the M matched ones in truth and prediction, of those missed, and of those invented."""
+
+    true: np.ndarray
+    pred: np.ndarray
+    missed: np.ndarray
+    invented: np.ndarray
+
+    @classmethod
+    def nothing(cls) -> _Matched:
+        return cls(*[np.zeros(0, np.int64)] * len(cls._fields))
+
+
+def _match(true: tuple[np.ndarray, np.ndarray], pred: tuple[np.ndarray, np.ndarray], merge: str | None) -> _Matched:
+    """Pair the (N, 2) centroids, with their (N,) types, of one image."""
+    (true_xy, true_types), (pred_xy, pred_types) = true, pred
+    true_types = _merged(true_types, merge)
+    pairing, lone_true, lone_pred = pair_coordinates(true_xy, pred_xy, MATCH_RADIUS_PX)
+    return _Matched(true_types[pairing[:, 0]], pred_types[pairing[:, 1]], true_types[lone_true], pred_types[lone_pred])
+
+
+def _type_scores(matched: _Matched, type_ids: Sequence[int], exhaustive: bool) -> np.ndarray:
+    """(2 + K,) F1 of detection, accuracy, F1 of each type; `nan` where undefined."""
+    f1_types = [_type_f1(*matched, k, exhaustive) for k in type_ids]
+    return np.array([*_detection(*matched, exhaustive), *f1_types])
 
 
 def _detection(matched_true, matched_pred, missed, invented, exhaustive: bool) -> tuple[float, float]:
@@ -184,8 +208,12 @@ def _merged(types: np.ndarray, merge: str | None) -> np.ndarray:
     return result
 
 
-def _read(path: Path, key: str) -> np.ndarray:
-    return _load(path, (key,))[key].astype(np.int32)
+def _read_map(path: Path, key: str) -> np.ndarray:
+    labels = _load(path, (key,))[key]
+    try:
+        return whole_numbers(labels)
+    except ValueError as error:
+        raise ValueError(f"{path}: {key}: {error}") from error
 
 
 def _load(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
@@ -208,8 +236,7 @@ def _read_types(path: Path) -> tuple[np.ndarray, np.ndarray]:
         if len(centroids) != len(types):
             raise ValueError(f"{path}: {len(centroids)} centroids but {len(types)} types")
         return centroids, types
-    maps = _load(path, ("inst_map", "type_map"))
-    return _lists_from_maps(maps["inst_map"].astype(np.int64), maps["type_map"].astype(np.int64))
+    return _lists_from_maps(_read_map(path, "inst_map"), _read_map(path, "type_map"))
 
 
 def _lists_from_maps(inst_map: np.ndarray, type_map: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

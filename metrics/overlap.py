@@ -16,14 +16,31 @@ from scipy.sparse.csgraph import connected_components
 MAX_DENSE_CELLS = 1 << 22
 
 
-def ids_and_areas(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the labels of a map in ascending order, background left out, and their areas in px.
+def whole_numbers(labels: np.ndarray) -> np.ndarray:
+    """Return a label map as integers; the published .mat files of Kumar and CoNSeP hold whole numbers as floats.
 
     Raises:
-        ValueError: the map holds no integers, or a negative one.
+        ValueError: it holds fractions, numbers beyond int64, or no numbers at all.
     """
-    if labels.dtype.kind not in "biu":
+    labels = np.asarray(labels)
+    if labels.dtype.kind not in "biuf":
         raise ValueError(f"a label map holds integers, got {labels.dtype}")
+    if labels.dtype.kind == "f" or labels.dtype == np.uint64:
+        with np.errstate(invalid="ignore"):
+            whole = labels.astype(np.int64)
+        if not np.array_equal(whole, labels) or (labels.dtype == np.uint64 and (whole < 0).any()):
+            wrong = labels[(whole != labels) | (whole < 0)][0]
+            raise ValueError(f"a label map holds integers up to {np.iinfo(np.int64).max}, got {wrong}")
+        return whole
+    return labels
+
+
+def ids_and_areas(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the labels of a map of integers in ascending order, background left out, and their areas in px.
+
+    Raises:
+        ValueError: the map holds a negative one.
+    """
     if labels.size == 0:
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
     if labels.dtype.kind == "i" and labels.min() < 0:
@@ -75,7 +92,7 @@ class Overlap:
         Raises:
             ValueError: they differ in shape, or are no label maps.
         """
-        true, pred = np.asarray(true), np.asarray(pred)
+        true, pred = whole_numbers(true), whole_numbers(pred)
         if true.shape != pred.shape:
             raise ValueError(f"truth is {true.shape} and prediction {pred.shape}; they must be of one image")
         true_ids, true_areas = ids_and_areas(true)

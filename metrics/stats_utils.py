@@ -10,7 +10,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
-from .overlap import Overlap, ids_and_areas
+from .overlap import Overlap, ids_and_areas, whole_numbers
 
 # Added by the original to the union before dividing (AJI) and to the number of matches (SQ).
 EPS = 1.0e-6
@@ -105,13 +105,17 @@ def remap_label(pred: np.ndarray, by_size: bool = False) -> np.ndarray:
     """Number the instances 1..N without gaps.
 
     Args:
-        pred: (H, W) label map.
+        pred: (H, W) label map; whole numbers of any type.
         by_size: larger instances get the smaller ids; otherwise the order of the ids stays.
 
     Returns:
         (H, W) int32; `pred` itself where it holds no instance.
+
+    Raises:
+        ValueError: fractions or negative numbers.
     """
-    ids, areas = ids_and_areas(pred)
+    labels = whole_numbers(pred)
+    ids, areas = ids_and_areas(labels)
     if not len(ids):
         return pred
     order = np.argsort(-areas, kind="stable") if by_size else np.arange(len(ids))
@@ -120,8 +124,8 @@ def remap_label(pred: np.ndarray, by_size: bool = False) -> np.ndarray:
     if ids[-1] <= 4 * pred.size:
         table = np.zeros(int(ids[-1]) + 1, np.int32)
         table[ids] = new_ids
-        return table[pred]
-    return np.where(pred > 0, new_ids[np.searchsorted(ids, pred).clip(0, len(ids) - 1)], 0).astype(np.int32)
+        return table[labels]
+    return np.where(labels > 0, new_ids[np.searchsorted(ids, labels).clip(0, len(ids) - 1)], 0).astype(np.int32)
 
 
 def pair_coordinates(set_a: np.ndarray, set_b: np.ndarray, radius: float):

@@ -51,30 +51,62 @@ def test_recipes_are_imported_by_the_configuration_alone():
         assert "hovernet.opt" not in path.read_text(encoding="utf-8"), relative
 
 
+# Packages of others do set filters when they are imported; ours are those whose caller is no installed file.
 IMPORT_ALL = """
 import importlib, multiprocessing, os, sys, warnings
-warn, filters, files = warnings.warn, list(warnings.filters), set(os.listdir("."))
+warn, files, callers = warnings.warn, set(os.listdir(".")), []
+def recorded(function):
+    def call(*args, **kwargs):
+        callers.append(sys._getframe(1).f_code.co_filename)
+        return function(*args, **kwargs)
+    return call
+warnings.filterwarnings, warnings.simplefilter = recorded(warnings.filterwarnings), recorded(warnings.simplefilter)
 for name in {modules!r}:
     importlib.import_module(name)
+ours = [path for path in callers if "site-packages" not in path and not path.startswith(os.path.dirname(os.__file__))]
+assert not ours, f"warning filters were set by {{ours}}"
 assert warnings.warn is warn, "warnings.warn was replaced"
 assert multiprocessing.get_start_method(allow_none=True) is None, "a start method was set"
-if "matplotlib" in sys.modules:
-    import matplotlib
-    assert "backend" not in matplotlib.rcParams._get_changed() if hasattr(matplotlib.rcParams, "_get_changed") else True
+import matplotlib
+backend = dict.__getitem__(matplotlib.rcParams, "backend")  # read as an attribute it would be chosen now
+assert not isinstance(backend, str), f"the plot backend was set to {{backend}}"
 assert set(os.listdir(".")) == files, "files appeared"
 import numpy
 assert not hasattr(numpy, "sctypes"), "np.sctypes was left behind"
 """
 
 
+def import_all(names: list[str], *folders) -> subprocess.CompletedProcess:
+    """Import modules that lie in `folders` in a fresh process, whose working directory is the first of them."""
+    code = f"import sys; sys.path[:0] = {[str(folder) for folder in folders]}\n" + IMPORT_ALL.format(modules=names)
+    return subprocess.run([sys.executable, "-Bc", code], cwd=folders[0], capture_output=True, text=True)
+
+
 def test_p41_importing_every_module_does_nothing(tmp_path):
-    """No output, no start method, no replaced function, no file."""
-    names = [*MODULES, *[name for name in SCRIPTS if name != "config"]]
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n" + IMPORT_ALL.format(modules=names)
-    ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    """No output, no start method, no backend, no warning filter, no replaced function, no file."""
+    ended = import_all([*MODULES, *[name for name in SCRIPTS if name != "config"]], tmp_path, ROOT)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout == ""
     assert ended.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("deed", "said"),
+    [
+        ("import warnings; warnings.simplefilter('ignore')", "guilty.py"),
+        ("import warnings; warnings.filterwarnings('ignore')", "guilty.py"),
+        ("import warnings; warnings.warn = print", "warnings.warn"),
+        ("import multiprocessing; multiprocessing.set_start_method('spawn')", "start method"),
+        ("import matplotlib; matplotlib.use('Agg')", "backend"),
+        ("import numpy; numpy.sctypes = {}", "sctypes"),
+        ("open('left', 'w').close()", "files"),
+    ],
+)
+def test_the_check_of_imports_finds_what_it_looks_for(tmp_path, deed, said):
+    (tmp_path / "guilty.py").write_text(deed)
+    ended = import_all(["guilty"], tmp_path)
+    assert ended.returncode == 1
+    assert said in ended.stderr.splitlines()[-1]
 
 
 def test_p35_no_names_are_mangled():

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
-from infer.images import ImageError, probe_size, read_image, resize
+from infer.images import ImageError, no_image_because, probe_size, read_image, resize
 
 RNG = np.random.default_rng(0)
 IMAGE = cv2.GaussianBlur(RNG.integers(0, 255, (60, 90, 3), dtype=np.uint8), (9, 9), 0)  # BGR for OpenCV
@@ -44,6 +47,16 @@ def test_truncated_files_are_refused(tmp_path, suffix):
     (tmp_path / f"cut{suffix}").write_bytes(data[: len(data) * 2 // 3])
     with pytest.raises(ImageError):
         read_image(tmp_path / f"cut{suffix}")
+    if suffix in (".png", ".jpg"):  # the header is enough for its size
+        assert probe_size(tmp_path / f"cut{suffix}") == (60, 90)
+
+
+def test_probed_sizes_are_those_of_turned_images(tmp_path):
+    for suffix in (".jpg", ".png", ".tif"):
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.fromarray(IMAGE).save(tmp_path / f"turned{suffix}", exif=exif)
+        assert probe_size(tmp_path / f"turned{suffix}") == read_image(tmp_path / f"turned{suffix}").shape[:2]
 
 
 def test_damaged_tiff_strip_is_refused(tmp_path):
@@ -64,6 +77,43 @@ def test_no_images_say_why(tmp_path):
     with pytest.raises(ImageError, match="not an image"):
         read_image(tmp_path / "text.png")
     assert probe_size(tmp_path / "text.png") is None
+    assert "empty" in no_image_because(tmp_path / "empty.png")
+    assert "not an image" in no_image_because(tmp_path / "text.png")
+    assert "cannot be read" in no_image_because(tmp_path / "nowhere.png")
+    cv2.imwrite(str(tmp_path / "größe.png"), IMAGE)
+    assert no_image_because(tmp_path / "größe.png") is None
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_images_larger_than_pillow_likes_are_read(tmp_path, monkeypatch, suffix):
+    cv2.imwrite(str(tmp_path / f"a{suffix}"), IMAGE)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(Image.DecompressionBombError):
+        Image.open(tmp_path / f"a{suffix}")
+    assert probe_size(tmp_path / f"a{suffix}") == (60, 90)
+    assert read_image(tmp_path / f"a{suffix}").shape == (60, 90, 3)
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+
+def test_pages_that_are_not_read_are_mentioned_once(tmp_path, caplog):
+    cv2.imwritemulti(str(tmp_path / "two.tif"), [IMAGE, IMAGE[:30]])
+    cv2.imwrite(str(tmp_path / "one.tif"), IMAGE)
+    for name in ("two.tif", "one.tif", "two.tif"):
+        assert read_image(tmp_path / name).shape == (60, 90, 3)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path / 'two.tif'}: has 2 pages; only the first is read"
+    ]
+
+
+def test_dark_sixteen_bits_are_mentioned(tmp_path, caplog):
+    for name, brightest in (("dark.png", 4095), ("bright.png", 4096)):
+        image = np.zeros((20, 20, 3), np.uint16)
+        image[5, 5] = brightest
+        cv2.imwrite(str(tmp_path / name), image)
+        with caplog.at_level(logging.WARNING):
+            read_image(tmp_path / name)
+    assert "dark.png: its 16 bits are used up to 4095" in caplog.text
+    assert "bright.png" not in caplog.text
 
 
 def test_resize_keeps_what_fits_and_averages_when_shrinking():

@@ -22,14 +22,14 @@ PATCHES = np.random.default_rng(0).integers(0, 255, (7, 256, 256, 3), dtype=np.u
 class SmallMemory(StubNet):
     """Runs out of memory with more than `limit` patches."""
 
-    def __init__(self, limit: int, kind: type[RuntimeError] = torch.cuda.OutOfMemoryError):
+    def __init__(self, limit: int, error: RuntimeError):
         super().__init__()
         self.limit = limit
-        self.kind = kind
+        self.error = error
 
     def forward(self, imgs):
         if len(imgs) > self.limit:
-            raise self.kind("DefaultCPUAllocator: can't allocate memory")
+            raise self.error
         return super().forward(imgs)
 
 
@@ -40,9 +40,20 @@ def test_p11_any_batch_size_gives_the_same(batch_size):
     assert np.array_equal(Predictor(StubNet(), CPU, batch_size)(PATCHES), whole)
 
 
-@pytest.mark.parametrize("kind", [torch.cuda.OutOfMemoryError, RuntimeError])
-def test_p17_batch_size_falls_by_halves_when_memory_runs_out(kind, caplog):
-    predictor = Predictor(SmallMemory(1, kind), CPU, 4)
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.cuda.OutOfMemoryError("no room"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+    ],
+    ids=str,
+)
+def test_p17_batch_size_falls_by_halves_when_memory_runs_out(error, caplog):
+    predictor = Predictor(SmallMemory(1, error), CPU, 4)
     with caplog.at_level(logging.WARNING):
         assert np.array_equal(predictor(PATCHES), Predictor(StubNet(), CPU, 4)(PATCHES))
     assert predictor.batch_size == 1
@@ -52,7 +63,7 @@ def test_p17_batch_size_falls_by_halves_when_memory_runs_out(kind, caplog):
 
 def test_p17_one_patch_too_many_is_said():
     with pytest.raises(OutOfMemoryError, match="single patch"):
-        Predictor(SmallMemory(0), CPU, 4)(PATCHES)
+        Predictor(SmallMemory(0, torch.cuda.OutOfMemoryError("no room")), CPU, 4)(PATCHES)
 
 
 def test_other_errors_are_not_taken_for_memory():
@@ -80,6 +91,42 @@ def test_precision():
         Predictor(net, CPU, 1, "fp16")
     with pytest.raises(ValueError, match="auto, fp32"):
         Predictor(net, CPU, 1, "int8")
+
+
+@pytest.fixture
+def tf32_allowed():
+    """Where PyTorch says whether CUDA may compute in TF32; it may."""
+    places = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [place.allow_tf32 for place in places]
+    for place in places:
+        place.allow_tf32 = True
+    yield places
+    for place, allowed in zip(places, before, strict=True):
+        place.allow_tf32 = allowed
+
+
+@pytest.mark.parametrize(("precision", "expected"), [("auto", (False, False)), ("bf16", (True, True))])
+def test_fp32_is_not_tf32(tf32_allowed, precision, expected):
+    """A GPU computes float32 in whole, but only while this network runs."""
+    places, seen = tf32_allowed, []
+
+    class Spy(StubNet):
+        def forward(self, imgs):
+            seen.append(tuple(place.allow_tf32 for place in places))
+            return super().forward(imgs)
+
+    Predictor(Spy(), CPU, 1, precision)(PATCHES[:1])
+    assert seen == [expected]
+    assert all(place.allow_tf32 for place in places)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="DataParallel runs on the CPU only where there is no GPU")
+def test_several_devices_take_a_batch_each():
+    net = StubNet()
+    predictor = Predictor(net, CPU * 2, 2)
+    assert isinstance(predictor.model, torch.nn.DataParallel)
+    assert np.array_equal(predictor(PATCHES), Predictor(StubNet(), CPU, 4)(PATCHES))
+    assert net.batch_sizes == [4, 3]
 
 
 def test_channels_are_type_nucleus_h_v_and_probabilities():

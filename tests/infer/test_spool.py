@@ -8,12 +8,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 from conftest import ROOT
 
 import infer.spool
-from infer.spool import Spool, locked
+from infer.spool import Spool, SpoolError, locked
 
 HOLD = """
 import sys, time
@@ -54,11 +55,11 @@ def test_a_lock_file_that_its_holder_removed_meanwhile_is_not_taken(tmp_path, mo
     """Opened while another held it, locked after that one removed it: a third run would make, and lock, a new one."""
     path, real, calls = tmp_path / ".a.lock", infer.spool._flock, []
 
-    def slow(handle, lock_path):
+    def slow(handle, lock_path, wait):
         if not calls:
             lock_path.unlink()  # what the other run does at its end
         calls.append(lock_path)
-        return real(handle, lock_path)
+        return real(handle, lock_path, wait)
 
     monkeypatch.setattr(infer.spool, "_flock", slow)
     with locked(path) as free, locked(path) as third:
@@ -82,11 +83,11 @@ def test_a_disk_without_locks_does_not_stop_the_run(tmp_path, monkeypatch, caplo
 def test_p05_p15_removing_a_spool_leaves_everything_else(tmp_path):
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "a.txt").write_text("the user's")
-    one, other = (Spool(tmp_path / "cache", "a", {"output_dir": name}) for name in ("x", "y"))
+    one, other = (Spool(tmp_path / "cache", "a", {}, owner=name) for name in ("x", "y"))
     other.write(0, [])
     one.write(0, [])
     one.remove()
-    assert other.rows() == {0}
+    assert other.rows() == {0: 0}
     other.remove()
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["a.txt"]
 
@@ -95,4 +96,59 @@ def test_what_a_killed_run_was_writing_is_no_finished_row(tmp_path):
     spool = Spool(tmp_path / "cache", "a", {})
     spool.write(0, [])
     (spool.folder / ".000001.123.part.npz").write_bytes(b"half")
-    assert spool.rows() == {0}
+    assert spool.rows() == {0: 0}
+
+
+def test_other_options_do_not_take_up_what_is_spooled_and_remove_it(tmp_path):
+    """Of another slide, or for another output folder, spools stay: somebody may be at work on them."""
+    root = tmp_path / "cache"
+    others = [Spool(root, name, {"tile": 128}, owner) for name, owner in (("a.b", "x"), ("a", "y"), ("A", "x"))]
+    old = Spool(root, "a", {"tile": 128}, "x")
+    for spool in (*others, old):
+        spool.write(0, [])
+    (root / f"{old.folder.name}.txt").write_text("the user's")
+    assert Spool(root, "a", {"tile": 128}, "x").rows() == {0: 0}
+    assert Spool(root, "a", {"tile": 256}, "x").rows() == {}
+    assert not old.folder.exists()
+    assert all(spool.rows() == {0: 0} for spool in others)
+    assert (root / f"{old.folder.name}.txt").exists()
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "other"])
+def test_a_row_that_cannot_be_read_is_removed(tmp_path, caplog, damage):
+    spool = Spool(tmp_path / "cache", "a", {})
+    for row in range(3):
+        spool.write(row, [])
+    path = spool.folder / "000001.npz"
+    path.write_bytes({"cut": path.read_bytes()[:-200], "empty": b"", "other": b"not a row of tiles"}[damage])
+    assert spool.rows() == {0: 0, 2: 0}
+    assert not path.exists()
+    assert str(path) in caplog.text
+    with pytest.raises(SpoolError, match="000001.npz cannot be read"):
+        spool.read(1)
+
+
+def test_an_empty_spool_is_not_left_behind(tmp_path):
+    with Spool(tmp_path / "cache", "a", {}):
+        pass
+    assert not (tmp_path / "cache").exists()
+    with Spool(tmp_path / "cache", "a", {}) as spool:
+        spool.write(0, [])
+    assert spool.rows() == {0: 0}
+
+
+def test_our_own_cache_folder_goes_with_the_last_spool_whoever_made_it(tmp_path):
+    """Two runs at once, or one that was killed: the folder was there before the one that ends last."""
+    one, other = (Spool(tmp_path / ".cache", name, {}, is_ours=True) for name in "ab")
+    one.remove()
+    assert other.folder.exists()
+    other.remove()
+    assert not (tmp_path / ".cache").exists()
+
+
+def test_who_waits_for_a_lock_gets_it(holder):
+    path, process = holder
+    threading.Timer(0.3, process.kill).start()
+    with locked(path, wait=True) as free:
+        assert free
+        assert process.wait(5)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import signal
+import struct
+import threading
+from multiprocessing.connection import Connection
 
 import pytest
+from killer import Killer
 
 from infer.workers import WorkerPool, limit_workers
 
@@ -36,6 +41,29 @@ def fail_in_a_worker(job):
     if os.getpid() != parent:
         raise MemoryError("only here")
     return number
+
+
+def large_result(job):
+    """Larger than a pipe holds: a kill often meets a worker that is writing it."""
+    return bytes([job % 256]) * (4 << 20)
+
+
+def die_amid_the_result(job):
+    """As `die_in_a_worker`, when half of the result has been written."""
+    parent, number = job
+    if number == 2 and os.getpid() != parent:
+
+        def half(pipe, data):
+            os.write(pipe.fileno(), struct.pack("!i", len(data)) + bytes(data[: len(data) // 2]))
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        Connection._send_bytes = half
+    return bytes(1000) if number == 2 else number
+
+
+def unsendable(job):
+    """Parent's pid: a worker makes what cannot be pickled."""
+    return (lambda: 0) if os.getpid() != job else "made here"
 
 
 def run(pool, jobs):
@@ -73,6 +101,36 @@ def test_p02_a_killed_worker_loses_nothing(caplog):
         outcomes = run(WorkerPool(die_in_a_worker, 2), [(PARENT, n) for n in range(8)])
     assert {o.value for o in outcomes.values()} == set(range(8))
     assert "was killed" in caplog.text
+
+
+def run_in_time(pool, jobs, seconds: float) -> dict:
+    """As `run`, but an endless wait is a failure of the test."""
+    outcomes: dict = {}
+    work = threading.Thread(target=lambda: outcomes.update(run(pool, jobs)), daemon=True)
+    work.start()
+    work.join(seconds)
+    assert not work.is_alive(), "the pool waits for ever"
+    return outcomes
+
+
+def test_p02_a_worker_killed_amid_its_result_is_not_waited_for():
+    """With one queue for all workers, its lock and its reader would have been stuck for ever."""
+    outcomes = run_in_time(WorkerPool(die_amid_the_result, 2), [(PARENT, n) for n in range(8)], 20)
+    assert outcomes.pop("job 2").value == bytes(1000)
+    assert {o.value for o in outcomes.values()} == {0, 1, 3, 4, 5, 6, 7}
+
+
+def test_p02_workers_killed_at_random_moments_lose_nothing():
+    with Killer(seed=1, longest_s=0.4) as killer:
+        jobs = itertools.takewhile(lambda n: n < 50 or killer.kills < 5, itertools.count())
+        outcomes = run_in_time(WorkerPool(large_result, 3), jobs, 40)
+    assert len(outcomes) >= 50
+    assert all(outcomes[f"job {n}"].value == large_result(n) for n in range(len(outcomes)))
+
+
+def test_p02_a_result_that_cannot_be_sent_is_made_here():
+    outcomes = run(WorkerPool(unsendable, 1), [PARENT, PARENT])
+    assert [o.value for o in outcomes.values()] == ["made here"] * 2
 
 
 def test_queue_is_bounded():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import errno
 import json
 import os
@@ -10,84 +9,30 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import slide_runs
 import tifffile
 from conftest import ROOT
+from slide_runs import filled, nuclei_of, paint, run, same_nuclei, summary
 from stubs import StubNet, disc_labels, painted_image, write_rgb
 
 import infer.tile
 import infer.wsi
+import infer.wsi_reader
+import infer.wsi_slide
 import infer.wsi_stream
+import infer.wsi_tile
 from infer.grid import patch_grid, tile_grid
 from infer.spool import Spool, locked
-from infer.wsi import InferManager, stitched
-from infer.wsi_stream import Plan
-from misc.tissue import TissueMask, whole_mask
-from models.hovernet.checkpoint import save_weights
-from models.hovernet.net_desc import create_model
+from infer.wsi_plan import Plan
+from infer.wsi_slide import stitched
+from misc.slide_sources import SlideError
+from misc.tissue import TissueMask
 
-
-@pytest.fixture(scope="session")
-def weights(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("weights") / "net.tar"
-    save_weights(path, create_model("fast", width=0.125).state_dict())
-    return path
-
-
-@pytest.fixture
-def manager(weights, monkeypatch) -> InferManager:
-    """A manager whose network is the stub, on slides of which every pixel is tissue."""
-    manager = InferManager({"model_path": weights}, gpu="")
-    manager.net = StubNet()
-    monkeypatch.setattr(infer.wsi, "otsu_mask", lambda thumb: whole_mask())
-    return manager
-
-
-def run(manager, folder: Path, out: str = "out", **options):
-    defaults = {"nr_inference_workers": 1, "nr_post_proc_workers": 0, "mag": 40, "batch_size": 4}
-    places = {"input_dir": folder / "in", "output_dir": folder / out}
-    return manager.process_wsi_list({**defaults, **places, **options})
-
-
-def nuclei_of(folder: Path, name: str = "a", out: str = "out") -> dict:
-    return json.loads((folder / out / "json" / f"{name}.json").read_text())["nuc"]
-
-
-def summary(folder: Path, out: str = "out") -> dict[str, dict]:
-    with open(folder / out / "summary.csv") as handle:
-        return {row["slide"]: row for row in csv.DictReader(handle)}
-
-
-def paint(folder: Path, name: str = "a.png", shape=(300, 420), **kwargs) -> np.ndarray:
-    labels = disc_labels(shape, **kwargs)
-    write_rgb(folder / "in" / name, painted_image(labels))
-    return labels
-
-
-def filled(nuclei: dict, shape) -> np.ndarray:
-    """Paint outlines; every pixel must be free."""
-    labels = np.zeros(shape, np.int32)
-    for key, info in nuclei.items():
-        mask = np.zeros(shape, np.uint8)
-        cv2.fillPoly(mask, [np.array(info["contour"])], 1)
-        assert not labels[mask > 0].any(), "two nuclei overlap"
-        labels[mask > 0] = int(key)
-    return labels
-
-
-def same_nuclei(expected: np.ndarray, found: np.ndarray) -> None:
-    """Every nucleus is there once, at an IoU above 0.99."""
-    assert len(np.unique(expected)) == len(np.unique(found))
-    for nucleus in np.unique(expected)[1:]:
-        mask = expected == nucleus
-        values, counts = np.unique(found[mask], return_counts=True)
-        best = values[counts.argmax()]
-        assert best > 0
-        assert counts.max() / (mask | (found == best)).sum() > 0.99
+manager, weights = slide_runs.manager, slide_runs.weights  # fixtures
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (163, 164), (165, 328), (300, 421)])
@@ -134,7 +79,7 @@ def test_p08_every_pixel_is_predicted(manager, tmp_path, monkeypatch, shape):
         seen[y0:y1, x0:x1] += (job.maps[..., 0] > 0.9).astype(int)
         return finish(job)
 
-    finish = infer.wsi_stream.finish_wsi_tile
+    finish = infer.wsi_tile.finish_wsi_tile
     monkeypatch.setattr(infer.wsi, "finish_wsi_tile", look)
     run(manager, tmp_path, tile_shape=128, ambiguous_size=16)
     assert seen.min() >= 1
@@ -152,7 +97,7 @@ def test_patches_without_tissue_are_not_sent_to_the_network(manager, tmp_path, m
     labels = paint(tmp_path, shape=(328, 492))
     mask = np.zeros((2, 3), bool)
     mask[1, 2] = True  # one patch of 164 px
-    monkeypatch.setattr(infer.wsi, "otsu_mask", lambda thumb: TissueMask(mask, "otsu"))
+    monkeypatch.setattr(infer.wsi_slide, "otsu_mask", lambda thumb: TissueMask(mask, "otsu"))
     run(manager, tmp_path, batch_size=1)
     assert len(manager.net.batch_sizes) == 1
     found = filled(nuclei_of(tmp_path), labels.shape)
@@ -294,14 +239,6 @@ def test_a_fault_at_any_row_is_resumed_to_the_same_file(manager, tmp_path, monke
         assert not list((tmp_path / f"cut{stop}").rglob("*.npz"))
 
 
-def test_other_options_do_not_take_up_what_is_spooled(tmp_path):
-    first = Spool(tmp_path / "c", "a", {"tile": 128})
-    first.write(0, [])
-    assert first.rows() == {0}
-    assert Spool(tmp_path / "c", "a", {"tile": 256}).rows() == set()
-    assert Spool(tmp_path / "c", "a", {"tile": 128}).rows() == {0}
-
-
 def test_kill_9_and_the_same_command_gives_the_same_file(weights, tmp_path):
     image = np.random.default_rng(0).integers(0, 255, (1100, 340, 3)).astype(np.uint8)
     write_rgb(tmp_path / "in" / "a.png", cv2.GaussianBlur(image, (9, 9), 0))
@@ -361,14 +298,14 @@ def test_p03_p20_a_full_disk_is_named_and_nothing_half_is_left(manager, tmp_path
 def test_a_slide_that_cannot_be_read_half_way_is_named(manager, tmp_path, monkeypatch):
     paint(tmp_path, "a.png")
     paint(tmp_path, "b.png", shape=(100, 100))
-    read = infer.wsi_stream.read_reflect
+    read = infer.wsi_reader.read_reflect
 
     def truncated(handler, *window):
         if handler.path.name == "a.png":
-            raise infer.wsi.SlideError(handler.path, "cannot be read at level 0")
+            raise SlideError(handler.path, "cannot be read at level 0")
         return read(handler, *window)
 
-    monkeypatch.setattr(infer.wsi_stream, "read_reflect", truncated)
+    monkeypatch.setattr(infer.wsi_reader, "read_reflect", truncated)
     report = run(manager, tmp_path, tile_shape=128, ambiguous_size=16)
     assert report.done == ["b"]
     assert "cannot be read at level 0" in report.failed["a"]
@@ -411,7 +348,7 @@ def test_memory_of_predicted_patches_does_not_go_with_the_slide(manager, tmp_pat
 
         def look(self, *args, peak=peak, predict=predict):
             result = predict(self, *args)
-            peak[0] = max(peak[0], sum(len(column) for column in self._maps.values()))
+            peak[0] = max(peak[0], len(self.canvas))
             return result
 
         monkeypatch.setattr(infer.wsi_stream.SlideStream, "_predict", look)
@@ -432,7 +369,7 @@ def test_memory_of_the_last_row_of_tiles_does_not_go_with_its_width(manager, tmp
 
         def look(self, *args, peak=peak):
             result = predict(self, *args)
-            peak[0] = max(peak[0], sum(len(column) for column in self._maps.values()))
+            peak[0] = max(peak[0], len(self.canvas))
             return result
 
         monkeypatch.setattr(infer.wsi_stream.SlideStream, "_predict", look)
@@ -443,7 +380,7 @@ def test_memory_of_the_last_row_of_tiles_does_not_go_with_its_width(manager, tmp
 
 def test_a_slide_without_tissue_has_an_empty_file(manager, tmp_path, monkeypatch):
     paint(tmp_path)
-    monkeypatch.setattr(infer.wsi, "otsu_mask", lambda thumb: TissueMask(np.zeros((3, 3), bool), "otsu"))
+    monkeypatch.setattr(infer.wsi_slide, "otsu_mask", lambda thumb: TissueMask(np.zeros((3, 3), bool), "otsu"))
     report = run(manager, tmp_path, save_thumb=True, save_mask=True)
     assert report.done == ["a"]
     assert nuclei_of(tmp_path) == {}

@@ -107,6 +107,15 @@ def test_small_integer_types_do_not_overflow(dtype):
     assert get_fast_aji(true, pred) == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint64])
+def test_whole_numbers_of_any_type_are_labels(dtype):
+    true, pred = TRUE.astype(dtype), PRED.astype(dtype)
+    assert [function(true, pred) for function in SCORES] == [function(TRUE, PRED) for function in SCORES]
+    assert get_fast_pq(true, pred)[0] == get_fast_pq(TRUE, PRED)[0]
+    assert remap_label(3 * true).tolist() == TRUE.tolist()
+    assert remap_label(np.array([[7, 10**12]]).astype(np.float64)).tolist() == [[1, 2]]
+
+
 def test_p12_nothing_there_and_nothing_found_is_undefined():
     empty = np.zeros((4, 4), np.int32)
     assert all(math.isnan(function(empty, empty)) for function in SCORES)
@@ -146,8 +155,10 @@ def test_bad_maps_are_one_line():
         Overlap.of(np.zeros((2, 2), int), np.zeros((3, 3), int))
     with pytest.raises(ValueError, match="negative"):
         ids_and_areas(np.array([[-1]]))
-    with pytest.raises(ValueError, match="integers"):
-        ids_and_areas(np.array([[0.5]]))
+    for wrong in (np.array([[0.5]]), np.array([[np.nan]]), np.array([[2**63]], np.uint64), np.array([["1"]])):
+        for function in (remap_label, lambda labels: get_dice_2(labels, labels)):
+            with pytest.raises(ValueError, match="integers"):
+                function(wrong)
     with pytest.raises(ValueError, match="match_iou"):
         get_fast_pq(TRUE, PRED, -0.1)
 

@@ -121,8 +121,42 @@ def test_type_scores_by_hand(tmp_path, capsys):
     f1_type2 = 2 * 2 / (2 * 2 + 2 * 1 + 2 * 0 + 1 + 0)
     expected = [f1_detection, accuracy, f1_type1, f1_type2]
     assert lines[0] == "[" + " ".join(f"{v: 0.5f}" for v in expected) + "]"
-    assert lines[1].split() == "F1 detection accuracy of type F1 type 1 F1 type 2".split()
+    names = "F1 detection accuracy of type F1 type 1 F1 type 2 true nuclei predicted nuclei matched nuclei"
+    assert lines[1].split() == names.split()
+    assert lines[2].split()[-3:] == ["5", "5", "4"]
     assert compute_stats.run_nuclei_type_stat(tmp_path / "pred", tmp_path / "true", [2])[2] == pytest.approx(f1_type2)
+
+
+def test_out_writes_types_of_each_image_and_of_all(tmp_path):
+    places = [[30 * k, 0] for k in range(3)]
+    save(tmp_path / "true", "a", centroids=places, types=[1, 1, 2])
+    save(tmp_path / "pred", "a", centroids=places, types=[1, 2, 2])
+    save(tmp_path / "true", "b", centroids=places[:2], types=[1, 1])
+    save(tmp_path / "pred", "b", centroids=places[1:2], types=[1])
+    for side in ("true", "pred"):
+        save(tmp_path / side, "blank", centroids=[], types=[])
+    assert call(tmp_path, "--mode=type", f"--out={tmp_path / 'scores'}") == 0
+    header, a, b, blank, total = csv.reader((tmp_path / "scores" / "scores.csv").open())
+    assert header[:5] == ["image", "F1 detection", "accuracy of type", "F1 type 1", "F1 type 2"]
+    assert header[5:] == ["true nuclei", "predicted nuclei", "matched nuclei"]
+    assert [float(v) for v in a[1:5]] == pytest.approx([1, 2 / 3, 2 / (2 + 2), 2 / (2 + 2)])
+    assert [float(v) for v in b[1:4]] == pytest.approx([2 / 3, 1, 2 / (2 + 1)])
+    assert (b[4], blank[1:]) == ("", ["", "", "", "", "0", "0", "0"])  # no nucleus of type 2: no score of it
+    assert [row[5:] for row in (a, b)] == [["3", "3", "3"], ["2", "1", "1"]]
+    assert (total[0], total[5:]) == ("all images", ["5", "4", "4"])
+    assert [float(v) for v in total[1:5]] == score_types(tmp_path / "pred", tmp_path / "true").values.tolist()
+    content = json.loads((tmp_path / "scores" / "scores.json").read_text())
+    assert content["scores"][1]["F1 type 2"] is None
+
+
+def test_maps_of_whole_floats_are_scored_and_fractions_are_refused(folders, capsys):
+    """The published .mat files of Kumar and CoNSeP hold floats."""
+    whole = scipy.io.loadmat(folders / "true" / "b.mat")["inst_map"]
+    scipy.io.savemat(folders / "true" / "b.mat", {"inst_map": whole.astype(np.float64)})
+    assert call(folders) == 0
+    scipy.io.savemat(folders / "true" / "b.mat", {"inst_map": whole + 0.5})
+    assert call(folders) == 1
+    assert "integers" in capsys.readouterr().err
 
 
 def test_p34_consep_is_merged_by_name(tmp_path):
@@ -171,6 +205,7 @@ def test_labels_without_lists_are_read_from_their_maps(tmp_path):
     [
         (["--mode=both"], "--mode"),
         (["--merge=x", "--mode=type"], "consep"),
+        (["--merge=consep"], "--mode=type"),
         (["--type_uid_list=a", "--mode=type"], "1,2,3"),
     ],
 )

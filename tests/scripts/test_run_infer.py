@@ -14,6 +14,7 @@ from conftest import ROOT
 from skimage.data import immunohistochemistry
 
 import run_infer
+from infer.base import Report
 from models.hovernet.checkpoint import save_weights
 from models.hovernet.net_desc import create_model
 
@@ -84,6 +85,8 @@ def test_the_original_run_book_parses(images, capsys):
         ([f"--model_path={MODEL}", "--precision=int8"], [], "--precision"),
         ([f"--model_path={MODEL}"], ["--pattern=*.tif"], "no file matches"),
         ([f"--model_path={MODEL}"], ["--mem_usage=2"], "--mem_usage"),
+        ([f"--model_path={MODEL}"], ["--mpp=nan"], "--mpp"),
+        ([f"--model_path={MODEL}"], ["--mpp=inf"], "--mpp"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_1(images, capsys, common, tile, said):
@@ -98,6 +101,37 @@ def test_p28_no_default_is_a_pair_of_quotes():
     for text in (run_infer.__doc__, run_infer.TILE_CLI):
         assert "[default: '']" not in text
         assert '[default: ""]' not in text
+
+
+@pytest.mark.parametrize("command", ["tile", "wsi"])
+def test_an_empty_option_is_its_default(command, tmp_path, monkeypatch):
+    """Run books pass every option, filled in or not."""
+    seen = []
+
+    class Manager:
+        def __init__(self, method, type_info_path, gpu, precision):
+            seen.append((method, type_info_path, gpu, precision))
+
+        def process(self, options):
+            seen.append(options)
+            return Report()
+
+        process_file_list = process_wsi_list = process
+
+    monkeypatch.setattr(f"infer.{command}.InferManager", Manager)
+    folders = [f"--input_dir={tmp_path}", f"--output_dir={tmp_path}"]
+    common = (
+        "gpu nr_types type_info_path model_mode nr_inference_workers nr_post_proc_workers batch_size precision window"
+    )
+    own = {
+        "tile": "mpp mem_usage line_thickness pattern",
+        "wsi": "cache_path input_mask_dir mask_dir proc_mag mpp mag ambiguous_size chunk_shape tile_shape pattern",
+    }
+    empty = [[f"--{name}=" for name in names.split()] for names in (common, own[command])]
+    assert run_infer.main(["--model_path=x", *empty[0], command, *folders, *empty[1]]) == 0
+    assert run_infer.main(["--model_path=x", "--gpu=", command, *folders]) == 0
+    assert seen[:2] == seen[2:]
+    assert seen[1].batch_size == 128
 
 
 def test_p30_default_colours_are_readable_and_plain_integers(images):

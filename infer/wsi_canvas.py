@@ -1,0 +1,67 @@
+"""Predicted patches of a slide, kept only as long as a tile still waits for them."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+
+from infer.grid import Box, PatchGrid
+
+
+class Canvas:
+    """Predicted patches by their place in the grid; those that are not there are 0.
+
+    Args:
+        patches: the grid.
+        channels: of a prediction.
+    """
+
+    def __init__(self, patches: PatchGrid, channels: int):
+        self.patches = patches
+        self.channels = channels
+        self._columns: dict[int, dict[int, np.ndarray]] = {}  # column, row -> prediction
+
+    def __len__(self) -> int:
+        """Patches that are held."""
+        return sum(map(len, self._columns.values()))
+
+    def put(self, row: int, col: int, output: np.ndarray) -> None:
+        """Keep what a patch predicts, (out, out, C) float32."""
+        self._columns.setdefault(col, {})[row] = output.copy()  # a view would keep the whole batch
+
+    def assemble(self, outer: Box) -> np.ndarray:
+        """Put together the maps of a box, (h, w, C) float32, from the patches that predict them."""
+        top, left, bottom, right = outer
+        size = self.patches.patch_output
+        maps = np.zeros((bottom - top, right - left, self.channels), np.float32)
+        rows, cols = self.patches.touching(outer)
+        for row, col in itertools.product(range(*rows), range(*cols)):
+            output = self._columns.get(col, {}).get(row)
+            if output is not None:
+                y0, x0 = max(row * size, top), max(col * size, left)
+                y1, x1 = min((row + 1) * size, bottom), min((col + 1) * size, right)
+                maps[y0 - top : y1 - top, x0 - left : x1 - left] = output[
+                    y0 - row * size : y1 - row * size, x0 - col * size : x1 - col * size
+                ]
+        return maps
+
+    def forget_left(self, left: int, below: int) -> None:
+        """Drop patches that end left of `left`, where the next tile begins, and above `below`, the next band's first
+        px.
+        """
+        size = self.patches.patch_output
+        for col in [col for col in self._columns if (col + 1) * size <= left]:
+            self._drop(col, below // size)
+
+    def forget_above(self, row: int) -> None:
+        """Drop the rows of patches above one."""
+        for col in list(self._columns):
+            self._drop(col, row)
+
+    def _drop(self, col: int, first: int) -> None:
+        kept = {row: output for row, output in self._columns[col].items() if row >= first}
+        if kept:
+            self._columns[col] = kept
+        else:
+            del self._columns[col]

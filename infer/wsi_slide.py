@@ -1,0 +1,295 @@
+"""One slide of a run: what it is and what is to be done, through the network, and into its files."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from infer import base
+from infer.options import WsiOptions
+from infer.predictor import Predictor
+from infer.spool import Spool, remove_finished
+from infer.stitch import Stitcher
+from infer.workers import WorkerPool, limit_workers
+from infer.wsi_files import lock_path, named_errors, remove_parts, result_path
+from infer.wsi_plan import Plan, Strip, plan_slide
+from infer.wsi_reader import SlideReader
+from infer.wsi_stream import SlideStream
+from infer.wsi_summary import Row
+from misc.export_qupath import write_geojson
+from misc.files import full_stem
+from misc.nuclei import Nuclei
+from misc.nuclei_json import iter_json, read_header, write_json
+from misc.tissue import TissueMask, load_mask, otsu_mask, save_png, thumbnail
+from misc.wsi_handler import FileHandler, get_file_handler
+
+logger = logging.getLogger(__name__)
+
+# Folder in the output folder for the spool, when no --cache_path is given.
+CACHE_DIR = ".cache"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all slides of a run have in common.
+
+    Attributes:
+        window: (input, output) side of a patch, px.
+        batch_size: patches that go to the network together.
+        proc_mag: magnification that the network reads.
+        weights: digest of the checkpoint.
+    """
+
+    manager: base.InferManager
+    options: WsiOptions
+    predictor: Predictor
+    window: tuple[int, int]
+    batch_size: int
+    proc_mag: float
+    weights: str
+
+    @property
+    def cache_dir(self) -> Path:
+        return self.options.cache_path or self.options.output_dir / CACHE_DIR
+
+    def paths(self, name: str) -> dict[str, Path]:
+        """Return the files of a slide."""
+        out, options = self.options.output_dir, self.options
+        paths = {"json": out / "json" / f"{name}.json"}
+        if options.save_qupath:
+            paths["qupath"] = out / "qupath" / f"{name}.geojson"
+        if options.save_thumb:
+            paths["thumb"] = out / "thumb" / f"{name}.png"
+        if options.save_mask:
+            paths["mask"] = out / "mask" / f"{name}.png"
+        return paths
+
+
+class SlideTask:
+    """A slide that is to be done; whoever calls its methods holds its lock.
+
+    Attributes:
+        lock: path of the lock.
+        nr_patches: how many the network got.
+    """
+
+    def __init__(self, setting: Setting, path: Path):
+        self.setting = setting
+        self.path = path
+        self.name = full_stem(path)
+        self.files = setting.paths(self.name)
+        self.lock = lock_path(self.files["json"])
+        self.nr_patches = 0
+
+    @cached_property
+    def wanted(self) -> set[str]:
+        """The files that are to be written; all of them when the nuclei are new."""
+        if self.setting.options.overwrite or not self.files["json"].exists():
+            return set(self.files)
+        return {kind for kind, path in self.files.items() if not path.exists()}
+
+    def complete(self) -> None:
+        """Write the files that are missing beside nuclei that are there, without the network."""
+        remove_finished(self.setting.cache_dir, self.name, self._owner, self.files["json"])
+        remove_parts(self.files.values())
+        if self.wanted & {"thumb", "mask"}:
+            with SlideReader(self._open) as reader:
+                self._tissue(reader)
+        if "qupath" in self.wanted:
+            self._write_qupath()
+
+    def nuclei_in_json(self) -> int:
+        """Count the nuclei of the file that is there."""
+        return sum(len(part) for part in iter_json(self.files["json"]))
+
+    def segment(self, pool: WorkerPool, row: Row, seconds_a_patch: float | None) -> Counter:
+        """Do the slide.
+
+        Args:
+            pool: runs `finish_wsi_tile`.
+            row: the slide's line of the summary, filled in as things become known.
+            seconds_a_patch: what earlier slides took, `None` for the first one.
+
+        Returns:
+            Number of nuclei of each type (`None` without types).
+        """
+        remove_parts(self.files.values())
+        with SlideReader(self._open) as reader:
+            tissue = self._tissue(reader)
+            plan = self._plan(reader.handler, tissue)
+            with self._spool(plan) as spool:
+                done = spool.rows()
+                strips = plan.strips(done)
+                self.nr_patches = plan.nr_patches(strips)
+                self._describe(reader.handler, tissue, plan, row)
+                self._say_what_is_left(plan, done, seconds_a_patch)
+                stream = self._stream(plan, reader, pool, spool)
+                stream.nuclei, stream.tell_estimate = sum(done.values()), seconds_a_patch is None
+                self._run(stream, plan, strips)
+                start = time.perf_counter()
+                found = self._write(spool, plan, self._header(reader.handler), row)
+                stream.seconds["joining and writing"] += time.perf_counter() - start
+                spool.remove()
+        times = ", ".join(f"{what} {seconds:.1f} s" for what, seconds in stream.seconds.items())
+        logger.info("%s: %d nuclei; %s", self.path.name, row.nuclei, times)
+        return found
+
+    # ------------------------------------------------------------------------------------------ before the network
+
+    def _open(self) -> FileHandler:
+        options = self.setting.options
+        handler = get_file_handler(self.path, mpp=options.mpp, mag=options.mag)
+        handler.prepare_reading(read_mag=self.setting.proc_mag)
+        return handler
+
+    def _tissue(self, reader: SlideReader) -> TissueMask:
+        """Find the tissue, and write the pictures that are wanted of it."""
+        thumb = None
+        if self.setting.options.input_mask_dir is not None:
+            tissue = load_mask(self.setting.options.input_mask_dir / f"{self.name}.png", reader.handler.shape_yx)
+        else:
+            thumb = reader.use(thumbnail)
+            tissue = otsu_mask(thumb)
+        if "thumb" in self.wanted:
+            with result_path(self.files["thumb"]) as path:
+                save_png(path, reader.use(thumbnail) if thumb is None else thumb)
+        if "mask" in self.wanted:
+            with result_path(self.files["mask"]) as path:
+                tissue.save(path)
+        return tissue
+
+    def _plan(self, handler: FileHandler, tissue: TissueMask) -> Plan:
+        options = self.setting.options
+        shape = handler.shape_yx
+        return plan_slide(shape, self.setting.window, options.tile_shape, options.ambiguous_size, tissue)
+
+    @property
+    def _owner(self) -> Path:
+        return self.setting.options.output_dir.resolve()
+
+    def _spool(self, plan: Plan) -> Spool:
+        state, options = self.path.stat(), self.setting.options
+        fingerprint = {
+            "slide": [str(self.path.resolve()), state.st_size, state.st_mtime_ns],
+            "weights": self.setting.weights,
+            "grids": [plan.patches, plan.tiles],
+            "tissue": hashlib.sha256(np.packbits(plan.tissue).tobytes()).hexdigest(),
+            "network": [self.setting.predictor.precision, options.save_type_probs, base.VERSION],
+            "resolution": [self.setting.proc_mag, options.mpp, options.mag],
+        }
+        return Spool(self.setting.cache_dir, self.name, fingerprint, self._owner, is_ours=options.cache_path is None)
+
+    def _describe(self, handler: FileHandler, tissue: TissueMask, plan: Plan, row: Row) -> None:
+        """Say what the slide is, and what is odd about it."""
+        data, (height, width), proc_mag = handler.metadata, handler.shape_yx, self.setting.proc_mag
+        mpp = float(data["base_mpp"][0])
+        row.mpp, row.magnification, row.tissue_share = round(mpp, 4), data["base_mag"], round(tissue.share, 4)
+        logger.info(
+            "%s: %d x %d px at %.4g um/px (%s; %gx), read at %gx: %d x %d px, "
+            "%.0f %% tissue (%s), %d patches, %d tiles",
+            *(self.path.name, *data["base_shape"].tolist(), mpp, data["mpp_from"], data["base_mag"], proc_mag),
+            *(width, height, 100 * tissue.share, tissue.source, plan.nr_patches(), len(plan.tiles)),
+        )
+        for note in data["notes"]:
+            logger.warning("%s: %s", self.path.name, note)
+        if enlarged := handler.upsampling(read_mag=proc_mag):
+            logger.warning("%s", enlarged)
+        if not plan.tissue.any():
+            logger.warning("%s: no tissue found; its JSON will hold no nuclei", self.path.name)
+
+    def _say_what_is_left(self, plan: Plan, done: dict[int, int], seconds_a_patch: float | None) -> None:
+        said = []
+        if done:
+            said.append(f"{len(done)} of {plan.tiles.rows} rows of tiles are there already")
+        if seconds_a_patch is not None:
+            said.append(f"about {self.nr_patches * seconds_a_patch / 60:.1f} minutes at the pace of earlier slides")
+        if said:
+            logger.info("%s: %s", self.path.name, "; ".join(said))
+
+    # ------------------------------------------------------------------------------------------ network and output
+
+    def _stream(self, plan: Plan, reader: SlideReader, pool: WorkerPool, spool: Spool) -> SlideStream:
+        setting = self.setting
+
+        def keep_row(row: int, parts: list) -> None:
+            with named_errors(spool.folder):
+                spool.write(row, parts)
+
+        return SlideStream(
+            plan=plan,
+            read=reader.read,
+            predictor=setting.predictor,
+            pool=pool,
+            nr_types=setting.manager.nr_types,
+            batch_size=setting.batch_size,
+            readers=limit_workers("--nr_inference_workers", setting.options.nr_inference_workers, len(plan.tiles)),
+            chunk_px=setting.options.chunk_shape,
+            keep_row=keep_row,
+        )
+
+    def _run(self, stream: SlideStream, plan: Plan, strips: Sequence[Strip]) -> None:
+        """Run the network with a progress bar, which goes on where the last run was."""
+        patch_px = plan.patches.patch_output**2  # whole px: shares of a Mpx add up to too much
+        # strips that are predicted again may be more than what is left
+        total = max(plan.nr_patches(), self.nr_patches)
+        numbers = {"total": total * patch_px, "initial": (total - self.nr_patches) * patch_px}
+        with tqdm(**numbers, unit="px", unit_scale=True, desc=self.path.name, smoothing=0.1) as bar:
+            stream.run(strips, bar)
+
+    def _header(self, handler: FileHandler) -> dict[str, Any]:
+        (width, height), mpp = handler.metadata["base_shape"].tolist(), float(handler.metadata["base_mpp"][0])
+        scale = handler.scale_yx[1]
+        slide = {"name": self.path.name, "width": width, "height": height, "scale": scale, "mpp": mpp}
+        return self.setting.manager.header(mpp=mpp * scale, slide=slide)
+
+    def _write(self, spool: Spool, plan: Plan, header: dict, row: Row) -> Counter:
+        """Join the tiles, and write the nuclei as a stream; returns how many there are of each type."""
+        found: Counter = Counter()
+        nuclei = _counted(stitched(spool, plan), found)
+        with result_path(self.files["json"]) as path:
+            row.nuclei = write_json(path, nuclei, mag=self.setting.proc_mag, header=header)
+        if "qupath" in self.files:
+            self._write_qupath()
+        return found
+
+    def _write_qupath(self) -> None:
+        source = self.files["json"]
+        try:
+            scale = float(read_header(source)["slide"]["scale"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{source} does not say the scale of its slide; --overwrite makes it anew") from error
+        with result_path(self.files["qupath"]) as path:
+            nuclei, types = iter_json(source), self.setting.manager.type_info_dict
+            write_geojson(path, nuclei, types, scale, name=self.name)
+
+
+def _counted(parts: Iterator[Nuclei], found: Counter) -> Iterator[Nuclei]:
+    """Yield nuclei, and count their types."""
+    for part in parts:
+        if part.types is None:
+            found[None] += len(part)
+        else:
+            types, counts = np.unique(part.types, return_counts=True)
+            found.update(dict(zip(types.tolist(), counts.tolist(), strict=True)))
+        yield part
+
+
+def stitched(spool: Spool, plan: Plan) -> Iterator[Nuclei]:
+    """Yield the nuclei of a slide from its finished tiles; only the rows that still meet are held."""
+    expected = plan.expected()
+    if not expected:
+        return
+    stitcher = Stitcher(plan.tiles, expected)
+    for row in sorted({index // plan.tiles.cols for index in expected}):
+        for part in spool.read(row):
+            yield from stitcher.add(part)

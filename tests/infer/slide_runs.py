@@ -1,0 +1,80 @@
+"""What tests of slide runs share: a manager whose network is the stub, painted slides, and how results are compared."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from stubs import StubNet, disc_labels, painted_image, write_rgb
+
+import infer.wsi_slide
+from infer.wsi import InferManager
+from misc.tissue import whole_mask
+from models.hovernet.checkpoint import save_weights
+from models.hovernet.net_desc import create_model
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "net.tar"
+    save_weights(path, create_model("fast", width=0.125).state_dict())
+    return path
+
+
+@pytest.fixture
+def manager(weights, monkeypatch) -> InferManager:
+    """A manager whose network is the stub, on slides of which every pixel is tissue."""
+    manager = InferManager({"model_path": weights}, gpu="")
+    manager.net = StubNet()
+    monkeypatch.setattr(infer.wsi_slide, "otsu_mask", lambda thumb: whole_mask())
+    return manager
+
+
+def run(manager, folder: Path, out: str = "out", **options):
+    defaults = {"nr_inference_workers": 1, "nr_post_proc_workers": 0, "mag": 40, "batch_size": 4}
+    places = {"input_dir": folder / "in", "output_dir": folder / out}
+    return manager.process_wsi_list({**defaults, **places, **options})
+
+
+def nuclei_of(folder: Path, name: str = "a", out: str = "out") -> dict:
+    return json.loads((folder / out / "json" / f"{name}.json").read_text())["nuc"]
+
+
+def summary(folder: Path, out: str = "out") -> dict[str, dict]:
+    with open(folder / out / "summary.csv") as handle:
+        return {row["slide"]: row for row in csv.DictReader(handle)}
+
+
+def paint(folder: Path, name: str = "a.png", shape=(300, 420), **kwargs) -> np.ndarray:
+    labels = disc_labels(shape, **kwargs)
+    write_rgb(folder / "in" / name, painted_image(labels))
+    return labels
+
+
+def filled(nuclei: dict, shape) -> np.ndarray:
+    """Paint outlines; every pixel must be free."""
+    labels = np.zeros(shape, np.int32)
+    for key, info in nuclei.items():
+        xy = np.array(info["contour"])
+        (x0, y0), (x1, y1) = xy.min(axis=0), xy.max(axis=0) + 1
+        mask = np.zeros((y1 - y0, x1 - x0), np.uint8)
+        cv2.fillPoly(mask, [xy - (x0, y0)], 1)
+        window = labels[y0:y1, x0:x1]
+        assert not window[mask > 0].any(), "two nuclei overlap"
+        window[mask > 0] = int(key)
+    return labels
+
+
+def same_nuclei(expected: np.ndarray, found: np.ndarray) -> None:
+    """Every nucleus is there once, at an IoU above 0.99."""
+    sizes, found_sizes = np.bincount(expected.ravel()), np.bincount(found.ravel())
+    assert np.count_nonzero(sizes[1:]) == np.count_nonzero(found_sizes[1:])
+    pairs, shared = np.unique(expected.ravel().astype(np.int64) * len(found_sizes) + found.ravel(), return_counts=True)
+    one, other = pairs // len(found_sizes), pairs % len(found_sizes)
+    best = np.zeros(len(sizes))
+    np.maximum.at(best, one, np.where(other > 0, shared / (sizes[one] + found_sizes[other] - shared), 0))
+    assert best[1:][sizes[1:] > 0].min(initial=1) > 0.99

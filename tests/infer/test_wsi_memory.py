@@ -1,0 +1,79 @@
+"""The memory benchmark in small: peak memory and cache do not go with the area of a slide."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+
+from benchmarks import pairs_slide, slide_memory
+from benchmarks.pyramid import block_px, write_pyramid
+from misc.tissue import otsu_mask, thumbnail
+from misc.wsi_handler import get_file_handler
+
+ARGS = {"--workers": "0", "--readers": "1", "--tile_shape": "1024", "--batch_size": "4"}
+TISSUE_SHARES = {4096: 1 / 16, 16384: 1 / 32}  # by side of the slide, px; little, so that the test is short
+CACHE_BYTES = 3 << 20  # about 350 bytes a nucleus, of which there are up to 5,400
+
+
+@pytest.fixture(scope="module")
+def peaks(tmp_path_factory):
+    """A run on a slide of each side, and what it found."""
+    result = {}
+    for side, share in TISSUE_SHARES.items():
+        place = tmp_path_factory.mktemp(str(side))
+        (place / "in").mkdir()
+        painted = write_pyramid(place / "in" / "made_up.tif", (side, side), share).nr_nuclei
+        peak = slide_memory.measure(place, ARGS)
+        with open(place / "out" / "summary.csv", newline="") as handle:
+            result[side] = {**peak, "painted": painted, "found": int(next(csv.DictReader(handle))["nuclei"])}
+    return result
+
+
+def test_p15_p20_memory_and_cache_do_not_go_with_the_slide(peaks):
+    """16 times the area and 8 times the tissue; the maps of the whole slide alone would take 3 GB."""
+    small, large = (peaks[side] for side in TISSUE_SHARES)
+    assert abs(large["main"] / small["main"] - 1) < 0.2
+    assert large["main"] < 2e9
+    assert max(small["cache"], large["cache"]) < CACHE_BYTES
+    for peak in (small, large):
+        assert peak["found"] == pytest.approx(peak["painted"], rel=0.05)
+
+
+@pytest.mark.parametrize("side", [600, 8192, 20000, 50000])
+def test_made_up_slides_have_tissue_and_glass(tmp_path, side):
+    """Where 30 % of the blocks are less than one, there was no tissue."""
+    block, downsamples = block_px((side, side))
+    slide = write_pyramid(tmp_path / "a.tif", (side, side), 0.3)
+    assert slide.nr_nuclei > 0
+    with get_file_handler(slide.path) as handler:
+        assert handler.metadata["base_shape"].tolist() == [side, side]
+        assert block == 512 * downsamples[-1]
+        share = otsu_mask(thumbnail(handler)).share
+    assert 0.05 < share
+    assert share < 0.8 or side == 600  # holes as large as that picture are filled
+
+
+def test_comparing_with_no_nuclei_on_either_side():
+    """Of two results, one or both may be empty, or have nothing away from the edges."""
+    square = [[500, 500], [520, 500], [520, 520], [500, 520]]
+    one = {"1": {"contour": square, "centroid": [510.0, 510.0]}}
+    far = {str(i): {"contour": [[x, x], [x + 9, x], [x, x + 9]], "centroid": [x, x]} for i, x in enumerate((0, 900))}
+    assert pairs_slide.compare({}, one) == (0, 0, 0)
+    assert pairs_slide.compare(one, {}) == (0, 0, 0)
+    assert pairs_slide.compare(far | {"2": one["1"]}, {}) == (0, 1, 0)
+    assert pairs_slide.compare(far | {"2": one["1"]}, one) == (1, 1, 0)
+
+
+def spend(*_) -> None:
+    """Take memory in a helper process, which is what counts at its peak."""
+    import subprocess
+    import sys
+
+    subprocess.run([sys.executable, "-c", "import time; held = bytearray(300 << 20); time.sleep(0.8)"], check=True)
+
+
+def test_the_peak_of_a_run_counts_its_helpers(tmp_path):
+    run = pairs_slide.measured(spend, tmp_path, tmp_path, "cpu", 20)
+    assert run.peak > 300 << 20
+    assert run.cache == 0

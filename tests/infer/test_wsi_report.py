@@ -1,0 +1,211 @@
+"""What a slide run says: the summary, the report, the log and the progress bar; and what it adds to finished slides."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+import cv2
+import numpy as np
+import pytest
+import slide_runs
+from slide_runs import nuclei_of, paint, run, summary
+from stubs import disc_labels, painted_image
+
+import infer.wsi_slide
+from infer.spool import Spool
+from infer.wsi_summary import BUSY, THERE, Row, Summary
+
+manager, weights = slide_runs.manager, slide_runs.weights  # fixtures
+
+TILES = {"tile_shape": 128, "ambiguous_size": 40}
+
+
+# ---------------------------------------------------------------------------------------------- summary
+
+
+def test_several_runs_at_once_lose_no_line_of_the_summary(tmp_path):
+    def record(run_nr: int) -> None:
+        mine = Summary(tmp_path / "summary.csv")
+        for number in range(15):
+            mine.put(Row(f"{run_nr} {number:02d}.svs", status="done", nuclei=number))
+
+    threads = [threading.Thread(target=record, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len((tmp_path / "summary.csv").read_text().splitlines()) == 1 + 4 * 15
+    assert [path.name for path in tmp_path.iterdir()] == ["summary.csv"]
+
+
+def test_the_summary_is_there_after_each_slide(manager, tmp_path, monkeypatch):
+    for name in "ab":
+        paint(tmp_path, f"{name}.png", shape=(100, 100))
+    seen, segment = [], infer.wsi_slide.SlideTask.segment
+
+    def look(self, *args):
+        path = tmp_path / "out" / "summary.csv"
+        seen.append(path.read_text() if path.exists() else "")
+        return segment(self, *args)
+
+    monkeypatch.setattr(infer.wsi_slide.SlideTask, "segment", look)
+    run(manager, tmp_path)
+    assert "a.png" not in seen[0]
+    assert "a.png,done" in seen[1]
+
+
+def test_lines_of_the_summary_that_cannot_be_written_come_later(tmp_path, monkeypatch, caplog):
+    mine = Summary(tmp_path / "summary.csv")
+    (tmp_path / "summary.csv").mkdir()
+    mine.put(Row("a.svs", status="done"))
+    assert "cannot be written now" in caplog.text
+    with pytest.raises(OSError, match="summary.csv"):
+        mine.flush()
+    (tmp_path / "summary.csv").rmdir()
+    mine.put(Row("b.svs", status="done"))
+    assert mine.earlier("a.svs")["status"] == "done"
+    assert mine.earlier("b.svs")["status"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("earlier", "now", "stays"),
+    [
+        (Row("a", "done", nuclei=7), Row("a", "skipped", THERE, 9), True),
+        (Row("a", "done", nuclei=7), Row("a", "failed", "broken"), False),
+        (Row("a", "failed", "broken"), Row("a", "skipped", THERE, 9), False),
+        (Row("a", "failed", "broken"), Row("a", "skipped", BUSY), True),
+        (Row("a", "skipped", BUSY), Row("a", "done", nuclei=9), False),
+    ],
+)
+def test_which_line_of_a_slide_stays(tmp_path, earlier, now, stays):
+    mine = Summary(tmp_path / "summary.csv")
+    mine.put(earlier)
+    mine.put(now)
+    assert mine.earlier("a")["nuclei"] == str(earlier.nuclei if stays else now.nuclei)
+    assert mine.earlier("a")["status"] == (earlier.status if stays else now.status)
+
+
+def test_nuclei_of_slides_that_are_done_are_counted_where_no_line_says_them(manager, tmp_path):
+    paint(tmp_path)
+    run(manager, tmp_path)
+    first = summary(tmp_path)
+    run(manager, tmp_path)
+    assert summary(tmp_path) == first
+    (tmp_path / "out" / "summary.csv").unlink()
+    run(manager, tmp_path)
+    row = summary(tmp_path)["a.png"]
+    assert (row["status"], row["reason"], row["nuclei"]) == ("skipped", THERE, first["a.png"]["nuclei"])
+
+
+# ---------------------------------------------------------------------------------------------- log and bar
+
+
+def test_progress_goes_on_where_it_was_and_ends_at_100_per_cent(manager, tmp_path, monkeypatch):
+    paint(tmp_path, shape=(1200, 300))
+    bars = []
+
+    class Bar(infer.wsi_slide.tqdm):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            bars.append(self)
+
+    write, written = Spool.write, []
+
+    def interrupted(self, row, parts):
+        if len(written) == 5:
+            raise KeyboardInterrupt
+        written.append(row)
+        write(self, row, parts)
+
+    monkeypatch.setattr(infer.wsi_slide, "tqdm", Bar)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Spool, "write", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(manager, tmp_path, **TILES)
+    run(manager, tmp_path, **TILES)
+    first, second = bars
+    assert first.initial == 0
+    assert first.n < first.total
+    assert 0.3 * second.total < second.initial <= first.n
+    assert second.n == second.total == first.total
+    assert int(second.postfix.split()[0]) >= len(nuclei_of(tmp_path))
+
+
+def test_time_is_estimated_at_once_from_the_second_slide_on(manager, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    for name in "ab":
+        paint(tmp_path, f"{name}.png", shape=(900, 900), spacing=100)
+    run(manager, tmp_path, batch_size=1)
+    messages = [record.message for record in caplog.records]
+    assert sum("for the rest of this slide" in text for text in messages) == 1
+    assert next(text for text in messages if "at the pace of earlier slides" in text).startswith("b.png: about 0.")
+
+
+def test_notes_name_the_slide(manager, tmp_path, caplog):
+    import tifffile
+
+    (tmp_path / "in").mkdir()
+    image = painted_image(disc_labels((100, 120)))
+    tags = {"resolution": (72, 72), "resolutionunit": "INCH", "photometric": "rgb"}  # 353 um/px
+    tifffile.imwrite(tmp_path / "in" / "odd.tif", image, **tags)
+    run(manager, tmp_path)
+    assert next(r.message for r in caplog.records if "is ignored" in r.message).startswith("odd.tif: ")
+
+
+def test_a_margin_that_is_too_small_is_warned_of(manager, tmp_path, caplog):
+    paint(tmp_path, shape=(100, 100))
+    run(manager, tmp_path, ambiguous_size=32)
+    assert "--ambiguous_size" not in caplog.text
+    run(manager, tmp_path, ambiguous_size=31)
+    assert "--ambiguous_size=31" in caplog.text
+
+
+# ---------------------------------------------------------------------------------------------- finished slides
+
+
+def test_files_that_are_missing_are_added_without_the_network(manager, tmp_path):
+    paint(tmp_path)
+    run(manager, tmp_path)
+    before, first = (tmp_path / "out" / "json" / "a.json").read_bytes(), summary(tmp_path)
+    calls = len(manager.net.batch_sizes)
+    for option, kind in (("save_thumb", "thumb"), ("save_mask", "mask"), ("save_qupath", "qupath")):
+        report = run(manager, tmp_path, **{option: True})
+        assert report.skipped == ["a"]
+        assert list((tmp_path / "out" / kind).iterdir())
+    assert len(manager.net.batch_sizes) == calls
+    assert (tmp_path / "out" / "json" / "a.json").read_bytes() == before
+    assert summary(tmp_path) == first
+    run(manager, tmp_path, "whole", save_thumb=True, save_mask=True, save_qupath=True)
+    for name in ("thumb/a.png", "mask/a.png", "qupath/a.geojson"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_json_that_does_not_say_its_scale_gives_no_geojson(manager, tmp_path):
+    paint(tmp_path)
+    (tmp_path / "out" / "json").mkdir(parents=True)
+    (tmp_path / "out" / "json" / "a.json").write_text('{"mag": 40, "nuc": {}}')
+    assert "--overwrite" in run(manager, tmp_path, save_qupath=True).failed["a"]
+
+
+# ---------------------------------------------------------------------------------------------- real slides
+
+
+def test_a_folder_of_real_slides_of_all_kinds(manager, tmp_path, shared, monkeypatch):
+    """At a low magnification, as the slides come: one good, one large without a resolution, odd and broken ones."""
+    (tmp_path / "in").mkdir()
+    slides = sorted((shared / "data" / "slides").iterdir())
+    for path in slides:
+        (tmp_path / "in" / path.name).symlink_to(path)
+    report = run(manager, tmp_path, mag=None, proc_mag=2.5, save_thumb=True)
+    rows = summary(tmp_path)
+    assert rows.keys() == {path.name for path in slides}
+    assert len(report.done) + len(report.failed) == len(slides)
+    assert "CMU-1-Small-Region" in report.done
+    assert {"broken", "TCGA-CR-7395-01A-01-TS1"} <= report.failed.keys()
+    assert "--mpp" in rows["TCGA-CR-7395-01A-01-TS1.svs"]["reason"]
+    assert all(row["reason"] for row in rows.values() if row["status"] == "failed")
+    done = run(manager, tmp_path, "mpp", mpp=0.5, proc_mag=2.5)  # the user says what the files do not
+    assert list(done.failed) == ["broken"]
+    thumb = cv2.imread(str(tmp_path / "out" / "thumb" / "CMU-1-Small-Region.png"))
+    assert np.ptp(thumb) > 100
