@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
+import cv2
 import numpy as np
 
 from infer.grid import TileGrid
@@ -38,9 +39,15 @@ class TileNuclei:
         return len(self.nuclei)
 
     def mask(self, i: int) -> np.ndarray:
-        """Return the pixels of nucleus i in its box, (h, w) bool."""
+        """Return the pixels of nucleus i in its box, (h, w) bool; those in its outline where none were handed over.
+
+        No other tile sees such a nucleus, but one that neighbours put together from several tiles can reach it.
+        """
         (y0, x0), (y1, x1) = self.nuclei.boxes_yx[i].tolist()
         bits = self.mask_bits[self.mask_starts[i] : self.mask_starts[i + 1]]
+        if not len(bits):
+            drawn = np.zeros((y1 - y0, x1 - x0), np.uint8)
+            return cv2.fillPoly(drawn, [self.nuclei.contour(i)], 1, offset=(-x0, -y0)).view(bool)
         return np.unpackbits(bits, count=(y1 - y0) * (x1 - x0)).reshape(y1 - y0, x1 - x0).view(bool)
 
 

@@ -67,6 +67,7 @@ def test_workers_change_nothing(manager, tmp_path):
         run(manager, tmp_path, out, nr_post_proc_workers=workers, tile_shape=128, ambiguous_size=40)
     one, two = ((tmp_path / out / "json" / "a.json").read_bytes() for out in ("one", "two"))
     assert one == two
+    assert one.count(b'"contour"') > 10
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (5, 300), (129, 128)])
