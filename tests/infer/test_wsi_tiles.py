@@ -99,7 +99,7 @@ def test_p19_one_pool_for_the_run_and_all_stages_at_once(manager, tmp_path, monk
         paint(tmp_path, f"{name}.png", shape=(200, 1400))
     monkeypatch.setenv(SIGNAL, str(tmp_path / "went_on"))
     monkeypatch.setattr(infer.wsi, "finish_wsi_tile", finish_when_the_network_went_on)
-    pools, submitted, reads, read_meanwhile = [], threading.Event(), [], []
+    pools, submitted, reading, read_meanwhile = [], threading.Event(), [], []
     forward, read = manager.net.forward, infer.wsi_reader.read_reflect
 
     class Watched(WorkerPool):
@@ -111,23 +111,20 @@ def test_p19_one_pool_for_the_run_and_all_stages_at_once(manager, tmp_path, monk
             super().submit(name, job)
             submitted.set()
 
-    def reading(*args):
-        reads.append(args)
+    def slow_read(*args):
+        reading.append(args)
+        time.sleep(0.05)
+        reading.remove(args)
         return read(*args)
 
     def predicting(imgs):
-        before = len(reads)
         if submitted.is_set():
             (tmp_path / "went_on").touch()
-        elif len(reads) < 4:
-            deadline = time.monotonic() + 5
-            while len(reads) == before and time.monotonic() < deadline:
-                time.sleep(0.01)
-            read_meanwhile.append(len(reads) > before)
+        read_meanwhile.append(bool(reading))
         return forward(imgs)
 
     monkeypatch.setattr(infer.wsi, "WorkerPool", Watched)
-    monkeypatch.setattr(infer.wsi_reader, "read_reflect", reading)
+    monkeypatch.setattr(infer.wsi_reader, "read_reflect", slow_read)
     monkeypatch.setattr(manager.net, "forward", predicting)
     report = run(manager, tmp_path, nr_post_proc_workers=1, batch_size=1, tile_shape=256, chunk_shape=300)
     assert report.done == ["a", "b"]
