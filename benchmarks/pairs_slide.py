@@ -44,7 +44,8 @@ def slide(upstream: Upstream, path: Path, device: str, mag: float) -> Iterator[P
         (root / "in" / path.name).symlink_to(path.resolve())
         theirs = measured(run_theirs, root, upstream.folder, device, mag)
         ours = measured(run_ours, root, upstream.folder, device, mag)
-        files = (root / side / "json" / f"{path.stem}.json" for side in ("theirs", "ours"))
+        # the original writes beside json/ unless it writes thumbnails or masks, too
+        files = (next((root / side).rglob(f"{path.stem}.json")) for side in ("theirs", "ours"))
         nuclei = [json.loads(file.read_text())["nuc"] for file in files]
     found, inner, missed = compare(*nuclei)
     remark = (
@@ -99,7 +100,7 @@ def run_theirs(root: Path, folder: Path, device: str, mag: float) -> None:
     checkpoint = load_checkpoint(SHIPPED)
     torch.save({"desc": checkpoint.state_dict}, root / "theirs.tar")
     upstream = Upstream(folder, device)
-    for name in ("theirs", "cache", "theirs/json", "theirs/thumb", "theirs/mask"):
+    for name in ("theirs", "cache"):
         (root / name).mkdir(exist_ok=True)
     module = upstream.load("infer.wsi")
     module.Pool = ThreadPool

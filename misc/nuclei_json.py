@@ -9,7 +9,7 @@ Keys of ours, all optional:
     slide: {"name": full file name, "width", "height": level-0 px, "scale": level-0 px per px of the coordinates,
         "mpp": um per level-0 px}.
     types: {"1": ["name", [red, green, blue]], ...}.
-    model, version: what made the file.
+    model, version: what made the file; run: what its nuclei depend on (checkpoint, window, ...), for reruns to compare.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import numpy as np
 from skimage.segmentation import watershed
 from skimage.segmentation._watershed_cy import watershed_raveled
 
-from misc.runs import Regions, box_slices
+from misc.runs import Regions, Runs, box_slices
 
 _BLUR = np.array([0.25, 0.5, 0.25])  # OpenCV's 3 px Gaussian at "sigma 0"
 _CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))  # a pixel and its four neighbours
@@ -28,8 +28,8 @@ def flood_all(mask: np.ndarray, markers: np.ndarray, edges: np.ndarray) -> np.nd
 
 def flood_regions(
     inst_map: np.ndarray,
+    runs: Runs,
     regions: Regions,
-    labels: np.ndarray,
     mask: np.ndarray,
     markers: np.ndarray,
     edges: np.ndarray,
@@ -38,8 +38,8 @@ def flood_regions(
 
     Args:
         inst_map: (H, W) int32, receives the marker of every pixel of these components.
-        regions: the components to flood.
-        labels: (H, W) int32, component of each pixel.
+        runs: the components to flood.
+        regions: the same, gathered.
         mask: (H, W) uint8, 1 in all components, these or others.
         markers: (H, W) int32, 0 where there is none.
         edges: (H, W) float32, 0..1.
@@ -47,31 +47,35 @@ def flood_regions(
     Returns:
         False where only flooding the whole map gives the whole map's answer; `inst_map` is then incomplete.
     """
-    batch = np.cumsum((regions.boxes[:, 2:] - regions.boxes[:, :2]).prod(axis=1)) // _BATCH_PX
+    area = (regions.boxes[:, 2:] - regions.boxes[:, :2]).prod(axis=1)
+    batch = np.cumsum(area) // _BATCH_PX
+    region = np.searchsorted(regions.ids, runs.value)
     for chosen in np.split(np.arange(len(batch)), np.flatnonzero(np.diff(batch)) + 1):
-        if not _flood_packed(inst_map, regions.ids[chosen], regions.boxes[chosen], labels, mask, markers, edges):
+        first, last = chosen[[0, -1]]
+        some = (first <= region) & (region <= last)
+        boxes = regions.boxes[chosen]
+        if not _flood_packed(inst_map, runs.where(some), region[some] - first, boxes, mask, markers, edges):
             return False
     return True
 
 
 def _flood_packed(
     inst_map: np.ndarray,
-    ids: np.ndarray,
+    runs: Runs,
+    box_of_run: np.ndarray,
     boxes: np.ndarray,
-    labels: np.ndarray,
     mask: np.ndarray,
     markers: np.ndarray,
     edges: np.ndarray,
 ) -> bool:
-    """Flood the components `ids` in one packed image; the images as in `flood_regions`."""
-    sources = box_slices(boxes)
+    """Flood the components of `runs`, each in its box, in one packed image."""
     packed, shape = _pack(boxes[:, 2:] - boxes[:, :2] + 2 * _RIM_PX)
-    places = box_slices(packed + np.array([1, 1, -1, -1]) * _RIM_PX)
+    down, right = (packed[:, :2] + _RIM_PX - boxes[:, :2])[box_of_run].T
+    moved = Runs(runs.y + down, runs.x0 + right, runs.x1 + right, runs.value)
+    source, place = runs.pixels(inst_map.shape[1]), moved.pixels(shape[1])
     component, marker = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-    for label, source, place in zip(ids, sources, places, strict=True):
-        inside = labels[source] == label
-        np.multiply(inside, label, out=component[place])
-        np.multiply(inside, markers[source], out=marker[place])
+    component.ravel()[place] = np.repeat(runs.value, runs.x1 - runs.x0)
+    marker.ravel()[place] = markers.ravel()[source]
     height = _packed_relief(edges, mask, boxes, packed, shape)
     free = (component > 0) & (marker == 0)
     # marker pixels without a free neighbour reach nothing and are left out
@@ -80,8 +84,7 @@ def _flood_packed(
         return False
     flooded = _flood(height, marker * seed, seed | free)
     np.maximum(flooded, marker, out=flooded)
-    for source, place in zip(sources, places, strict=True):
-        np.copyto(inst_map[source], flooded[place], where=component[place] > 0)
+    inst_map.ravel()[source] = flooded.ravel()[place]
     return True
 
 

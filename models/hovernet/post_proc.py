@@ -8,8 +8,8 @@ The values are the reference implementation's, bit for bit, in one pass over the
 
 - a component that holds one marker belongs to it whole, one without a marker is dropped, and only components with
   several markers are flooded (`flood.py`);
-- sizes, boxes and centroids are sums over runs of pixels (`misc/runs.py`); contours and types are read in the
-  nucleus' own box.
+- sizes, boxes, centroids and types are sums over runs of pixels (`misc/runs.py`); contours are traced in the nucleus'
+  own box.
 
 `process` is the reference's interface; `segment`, `measure` and `process_nuclei` are the same steps as arrays.
 """
@@ -145,14 +145,14 @@ def measure(
     for name, extra in (("type_map", type_map), ("class_probs_map", class_probs_map)):
         if extra is not None and extra.shape[:2] != inst_map.shape:
             raise ValueError(f"{name} {extra.shape} does not fit the instance map {inst_map.shape}")
-    regions = find_regions(find_runs(inst_map))
+    runs = find_runs(inst_map)
+    regions = find_regions(runs)
     cuts = [cut for cut in _cut_out(inst_map, regions) if len(cut.contour) >= MIN_CONTOUR_POINTS]
     kept = np.array([cut.index for cut in cuts], np.int64)
     columns = {}
     if type_map is not None:
-        type_map, nr_types = _whole_types(type_map, nr_types)
-        types = [type_map[cut.window][cut.inside] for cut in cuts]
-        columns["types"], columns["type_prob"] = _majority(types, regions.areas[kept], nr_types)
+        counts = _count_types(runs, regions.ids, *_whole_types(type_map, nr_types))
+        columns["types"], columns["type_prob"] = _majority(counts[kept], regions.areas[kept])
     if class_probs_map is not None:
         means = [class_probs_map[cut.window][cut.inside].mean(axis=0, dtype=np.float64) for cut in cuts]
         columns["class_probs"] = np.array(means, np.float32).reshape(len(cuts), class_probs_map.shape[2])
@@ -263,26 +263,30 @@ def _grow(blob: _Layer, markers: _Layer, edges: np.ndarray) -> np.ndarray:
     owner[contested] = 0
     inst_map = paint_runs(blob.runs._replace(value=owner[blob.runs.value]), blob.mask.shape)
     if contested.any():
-        regions = find_regions(blob.runs.where(contested[blob.runs.value]))
-        if not flood.flood_regions(inst_map, regions, blob.labels, blob.mask, markers.labels, edges):
+        runs = blob.runs.where(contested[blob.runs.value])
+        if not flood.flood_regions(inst_map, runs, find_regions(runs), blob.mask, markers.labels, edges):
             return flood.flood_all(blob.mask, markers.labels, edges)
     return inst_map
 
 
 def _whole_types(type_map: np.ndarray, nr_types: int | None) -> tuple[np.ndarray, int]:
-    """Return the types in the smallest whole type that holds them, and how many there are."""
+    """Return the types as int32, and how many there are."""
     types = type_map.astype(np.int32)
     if types.min(initial=0) < 0:
         raise ValueError(f"types must be >= 0, got {types.min()}")
-    highest = int(types.max(initial=0))
-    return types.astype(np.min_scalar_type(highest)), max(nr_types or 0, highest + 1)
+    return types, max(nr_types or 0, int(types.max(initial=0)) + 1)
 
 
-def _majority(types: list[np.ndarray], areas: np.ndarray, nr_types: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the type (N,) int32 and its share (N,) float64 of nuclei whose pixels have these `types`."""
-    nucleus = np.repeat(np.arange(len(areas)) * nr_types, areas)
-    counts = np.bincount(nucleus + np.concatenate([np.zeros(0, np.uint8), *types]), minlength=len(areas) * nr_types)
-    counts = counts.reshape(len(areas), nr_types)
+def _count_types(runs: Runs, ids: np.ndarray, type_map: np.ndarray, nr_types: int) -> np.ndarray:
+    """Return how many pixels of each type the runs of each id have, (N, T) int64; `ids` ascend."""
+    first = np.searchsorted(ids, runs.value) * nr_types
+    keys = np.repeat(first, runs.x1 - runs.x0)
+    keys += type_map.ravel()[runs.pixels(type_map.shape[1])]
+    return np.bincount(keys, minlength=len(ids) * nr_types).reshape(len(ids), nr_types)
+
+
+def _majority(counts: np.ndarray, areas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the type (N,) int32 and its share (N,) float64 of nuclei with (N, T) `counts` of pixels."""
     others = counts.copy()
     others[:, 0] = 0
     best = counts.argmax(axis=1)

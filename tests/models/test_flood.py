@@ -36,10 +36,9 @@ def flood_marked(mask, markers, edges):
     labels = labelled(mask)
     marked = np.unique(labels[markers > 0])
     runs = find_runs(labels)
+    runs = runs.where(np.isin(runs.value, marked))
     inst_map = np.zeros_like(labels)
-    done = flood.flood_regions(
-        inst_map, find_regions(runs.where(np.isin(runs.value, marked))), labels, mask, markers, edges
-    )
+    done = flood.flood_regions(inst_map, runs, find_regions(runs), mask, markers, edges)
     return inst_map, done
 
 
