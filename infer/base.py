@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +88,12 @@ class InferManager:
     def model_mpp(self) -> float:
         """Micrometres per pixel that the network was trained at."""
         return float(self.checkpoint.meta.get("mpp") or DEFAULT_MPP)
+
+    @cached_property
+    def checkpoint_id(self) -> str:
+        """Name of the checkpoint's file, and the start of its SHA-256."""
+        path = self.checkpoint.path
+        return f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
 
     def predictor(self, options: RunOptions) -> Predictor:
         """Put the network on its devices for a run."""

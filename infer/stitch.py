@@ -309,11 +309,12 @@ class Stitcher:
         return replace(written, ids=ids)
 
     def _measured(self, nucleus: Nuclei, shape: _Shape) -> Nuclei:
-        """Return a nucleus (none, if it is a dot or a line now) with the box, centroid and contour of a shape."""
+        """Return a nucleus (none, if it is a dot or a line now) with the box, centroid and contour of a shape.
+
+        Its type stays the one that the tile which decided it gave the part it saw.
+        """
         measured = measure(shape.mask.astype(np.int32)).shift(*shape.box[:2])
-        if not len(measured) or nucleus.types is None:
-            return replace(nucleus.select([] if not len(measured) else [0]), **_geometry(measured))
-        return measured
+        return replace(nucleus.select([0] if len(measured) else []), **_geometry(measured))
 
 
 def _geometry(nuclei: Nuclei) -> dict[str, np.ndarray]:

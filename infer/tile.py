@@ -7,7 +7,6 @@ processes turn prediction maps into files. Only as many images are under way as 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
@@ -21,8 +20,8 @@ from misc.machine import available_memory, reused_memory_pages
 from . import base
 from .images import no_image_because, probe_size
 from .options import TileOptions
+from .rerun import RUN_KEY, OtherRunError, missing_files
 from .tile_output import MissingFiles, TileResult, TileSpec, complete_tile, finish_tile
-from .tile_rerun import RUN_KEY, OtherRunError, missing_files
 from .tile_stream import TileStream, network_bytes, network_shape, tile_bytes
 from .workers import Outcome, WorkerPool, limit_workers
 
@@ -125,9 +124,8 @@ class _Run:
 
     def _fingerprint(self) -> dict[str, Any]:
         """What the results of an image depend on, besides the image."""
-        checkpoint = self.manager.checkpoint.path
         return {
-            "checkpoint": f"{checkpoint.name} {hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:12]}",
+            "checkpoint": self.manager.checkpoint_id,
             "mpp": self.options.mpp,
             "window": self.window[0],
             "precision": self.predictor.precision,
@@ -139,7 +137,7 @@ class _Run:
         for path in images:
             try:
                 missing = {"json"} if self.options.overwrite else missing_files(self.spec, full_stem(path))
-            except OtherRunError as error:
+            except (OtherRunError, OSError) as error:
                 self.report.failed[full_stem(path)] = str(error)
                 continue
             if not missing:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import time
 from collections.abc import Mapping
@@ -90,7 +89,6 @@ class _Run:
             window=manager.patch_shapes(options),
             batch_size=predictor.batch_size,
             proc_mag=options.proc_mag or (MPP_TIMES_MAG / float(trained_at) if trained_at else DEFAULT_MAG),
-            weights=hashlib.sha256(Path(manager.checkpoint.path).read_bytes()).hexdigest(),
         )
         self.report = base.Report()
         self.summary = Summary(options.output_dir / "summary.csv")

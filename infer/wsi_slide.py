@@ -18,6 +18,7 @@ from tqdm import tqdm
 from infer import base
 from infer.options import WsiOptions
 from infer.predictor import Predictor
+from infer.rerun import RUN_KEY, was_made_so
 from infer.spool import Spool, remove_finished
 from infer.stitch import Stitcher
 from infer.workers import WorkerPool, limit_workers
@@ -47,7 +48,6 @@ class Setting:
         window: (input, output) side of a patch, px.
         batch_size: patches that go to the network together.
         proc_mag: magnification that the network reads.
-        weights: digest of the checkpoint.
     """
 
     manager: base.InferManager
@@ -56,11 +56,27 @@ class Setting:
     window: tuple[int, int]
     batch_size: int
     proc_mag: float
-    weights: str
 
     @property
     def cache_dir(self) -> Path:
         return self.options.cache_path or self.options.output_dir / CACHE_DIR
+
+    @cached_property
+    def fingerprint(self) -> dict[str, Any]:
+        """What the results of a slide depend on, besides the slide."""
+        options = self.options
+        return {
+            "checkpoint": self.manager.checkpoint_id,
+            "proc_mag": self.proc_mag,
+            "mpp": options.mpp,
+            "mag": options.mag,
+            "masks": options.input_mask_dir is not None,
+            "window": self.window[0],
+            "tile_shape": options.tile_shape,
+            "ambiguous_size": options.ambiguous_size,
+            "precision": self.predictor.precision,
+            "save_type_probs": options.save_type_probs,
+        }
 
     def paths(self, name: str) -> dict[str, Path]:
         """Return the files of a slide."""
@@ -93,8 +109,12 @@ class SlideTask:
 
     @cached_property
     def wanted(self) -> set[str]:
-        """The files that are to be written; all of them when the nuclei are new."""
-        if self.setting.options.overwrite or not self.files["json"].exists():
+        """The files that are to be written; all of them when the nuclei are new.
+
+        Raises:
+            OtherRunError: the nuclei there are not those that this run would find.
+        """
+        if self.setting.options.overwrite or was_made_so(self.files["json"], self.setting.fingerprint) is None:
             return set(self.files)
         return {kind for kind, path in self.files.items() if not path.exists()}
 
@@ -181,7 +201,7 @@ class SlideTask:
         state, options = self.path.stat(), self.setting.options
         fingerprint = {
             "slide": [str(self.path.resolve()), state.st_size, state.st_mtime_ns],
-            "weights": self.setting.weights,
+            "weights": self.setting.manager.checkpoint_id,
             "grids": [plan.patches, plan.tiles],
             "tissue": hashlib.sha256(np.packbits(plan.tissue).tobytes()).hexdigest(),
             "network": [self.setting.predictor.precision, options.save_type_probs, base.VERSION],
@@ -250,7 +270,7 @@ class SlideTask:
         (width, height), mpp = handler.metadata["base_shape"].tolist(), float(handler.metadata["base_mpp"][0])
         scale = handler.scale_yx[1]
         slide = {"name": self.path.name, "width": width, "height": height, "scale": scale, "mpp": mpp}
-        return self.setting.manager.header(mpp=mpp * scale, slide=slide)
+        return self.setting.manager.header(mpp=mpp * scale, slide=slide, **{RUN_KEY: self.setting.fingerprint})
 
     def _write(self, spool: Spool, plan: Plan, header: dict, row: Row) -> Counter:
         """Join the tiles, and write the nuclei as a stream; returns how many there are of each type."""

@@ -198,6 +198,28 @@ def test_types_and_their_shares_travel_with_the_nuclei():
     assert {found.contour(i).tobytes(): (found.types[i], found.type_prob[i]) for i in range(len(found))} == expected
 
 
+@pytest.mark.parametrize(("margin", "how"), [(3, "trimmed"), (8, "united")])
+def test_nuclei_that_are_put_together_or_cut_back_keep_type_and_probabilities(margin, how):
+    """Each tile says something else, so that shapes are united and cut back; all nuclei are of type 2."""
+    labels = ellipses((83, 96), 1)
+    labels[20:24, 5:90] = labels.max() + 1  # longer than a tile
+    labels = whole_pieces(labels)
+    tiles = tile_grid(labels.shape, 32, margin)
+    parts = []
+    for index in range(len(tiles)):
+        y0, x0, y1, x1 = tiles.tile(index).outer
+        seen = shaken(labels, index)[y0:y1, x0:x1]
+        softmax = np.broadcast_to(np.array([0.1, 0.2, 0.7], np.float32), (*seen.shape, 3))
+        parts.append(hand_over(tiles, index, seen, measure(seen, np.where(seen > 0, 2, 0), 3, softmax)))
+    stitcher = Stitcher(tiles, range(len(tiles)))
+    found = Nuclei.concat([nuclei for part in parts for nuclei in stitcher.add(part)])
+    assert getattr(stitcher, how)
+    assert (found.types == 2).all()
+    assert found.type_prob.min() > 0.99
+    assert np.allclose(found.class_probs, [0.1, 0.2, 0.7])
+    painted(found, labels.shape)
+
+
 def test_tiles_without_tissue_need_not_come():
     labels = ellipses((96, 96))
     labels[:, 30:] = 0

@@ -181,6 +181,33 @@ def test_files_that_are_missing_are_added_without_the_network(manager, tmp_path)
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"proc_mag": 20}, "proc_mag 40"),
+        ({"tile_shape": 256}, "tile_shape"),
+        ({"mag": 20}, "(mag 40, now 20)"),
+    ],
+)
+def test_p05_slides_that_were_made_otherwise_stay_and_are_reported(manager, tmp_path, options, said):
+    paint(tmp_path)
+    assert run(manager, tmp_path).exit_code == 0
+    before = (tmp_path / "out" / "json" / "a.json").read_bytes()
+    report = run(manager, tmp_path, **options)
+    assert report.exit_code == 1
+    assert said in report.failed["a"]
+    assert "--overwrite" in report.failed["a"]
+    assert (tmp_path / "out" / "json" / "a.json").read_bytes() == before
+    assert run(manager, tmp_path, overwrite=True, **options).done == ["a"]
+
+
+def test_slides_that_do_not_say_how_they_were_made_are_done(manager, tmp_path):
+    paint(tmp_path)
+    (tmp_path / "out" / "json").mkdir(parents=True)
+    (tmp_path / "out" / "json" / "a.json").write_text('{"mag": 40, "nuc": {}}')
+    assert run(manager, tmp_path).skipped == ["a"]
+
+
 def test_a_json_that_does_not_say_its_scale_gives_no_geojson(manager, tmp_path):
     paint(tmp_path)
     (tmp_path / "out" / "json").mkdir(parents=True)

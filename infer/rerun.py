@@ -1,8 +1,9 @@
-"""What an earlier run left of a tile: whether it may stay, and what of it is missing."""
+"""What an earlier run left: whether it may stay, and what of it is missing."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from misc.nuclei_json import read_header
@@ -21,26 +22,43 @@ def missing_files(spec: TileSpec, name: str) -> frozenset[str]:
     """Return which files of a tile have to be written, as kinds of `TileSpec.paths`.
 
     All of them, `json` among them, where the network has to run; others alone where the JSON file is enough for them.
-    Files that do not say how they were made (of the original, of older versions) count as made by this run.
 
     Raises:
         OtherRunError: the results there are not those that this run would make.
     """
     paths = spec.paths(name)
     everything = frozenset(paths)
-    try:
-        made = read_header(paths["json"]).get(RUN_KEY)
-    except (OSError, ValueError):  # not there, or not whole
+    known = was_made_so(paths["json"], spec.header[RUN_KEY])
+    if known is None:
         return everything
-    known = isinstance(made, dict)
-    if known and made != spec.header[RUN_KEY]:
-        raise OtherRunError(
-            f"its results were made otherwise ({_differences(made, spec.header[RUN_KEY])}): "
-            "--overwrite redoes them, or give another --output_dir"
-        )
     missing = frozenset(kind for kind, path in paths.items() if not path.exists())
     lacks_raw = known and spec.save_raw_map and not holds_raw(paths["mat"])
     return everything if "mat" in missing or lacks_raw else missing
+
+
+def was_made_so(path: Path, asked: Mapping[str, Any]) -> bool | None:
+    """Tell whether a JSON file of nuclei was made as this run would make it.
+
+    Returns:
+        `None` when it is not there or not whole; `False` when it does not say how it was made, as files of the original
+        do not: they count as made so.
+
+    Raises:
+        OtherRunError: it was made otherwise.
+        OSError: it cannot be read.
+    """
+    try:
+        made = read_header(path).get(RUN_KEY)
+    except (FileNotFoundError, ValueError):
+        return None
+    if not isinstance(made, dict):
+        return False
+    if made != asked:
+        raise OtherRunError(
+            f"its results were made otherwise ({_differences(made, asked)}): --overwrite redoes them, or give another "
+            "--output_dir"
+        )
+    return True
 
 
 def _differences(made: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
