@@ -58,6 +58,9 @@ def main() -> int:
         if part not in parts:
             print(f"compare_upstream.py: --only knows {', '.join(parts)}; got `{part}`", file=sys.stderr)
             return 2
+        if part == "slide" and not args["--slide"]:
+            print("compare_upstream.py: the part `slide` needs --slide=<file>", file=sys.stderr)
+            return 2
         for pair in parts[part]():
             print(pair.row(), flush=True)
             all_same &= pair.same

@@ -236,7 +236,10 @@ def _read_types(path: Path) -> tuple[np.ndarray, np.ndarray]:
         if len(centroids) != len(types):
             raise ValueError(f"{path}: {len(centroids)} centroids but {len(types)} types")
         return centroids, types
-    return _lists_from_maps(_read_map(path, "inst_map"), _read_map(path, "type_map"))
+    inst_map, type_map = (_read_map(path, key) for key in ("inst_map", "type_map"))
+    if type_map.shape != inst_map.shape:
+        raise ValueError(f"{path}: type_map {type_map.shape} does not fit inst_map {inst_map.shape}")
+    return _lists_from_maps(inst_map, type_map)
 
 
 def _lists_from_maps(inst_map: np.ndarray, type_map: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -245,10 +248,10 @@ def _lists_from_maps(inst_map: np.ndarray, type_map: np.ndarray) -> tuple[np.nda
     ids, which = np.unique(inst_map[ys, xs], return_inverse=True)
     area = np.bincount(which, minlength=len(ids))
     centroids = np.stack([np.bincount(which, v, len(ids)) / np.maximum(area, 1) for v in (xs, ys)], axis=-1)
-    types = type_map[ys, xs]
-    votes = np.zeros((len(ids), int(types.max(initial=0)) + 1), np.int64)
-    np.add.at(votes, (which, types), 1)
-    return centroids.astype(np.float32), votes.argmax(axis=1)
+    types, column = np.unique(type_map[ys, xs], return_inverse=True)  # -1 is one, where a truth is not exhaustive
+    votes = np.zeros((len(ids), len(types)), np.int64)
+    np.add.at(votes, (which, column), 1)
+    return centroids.astype(np.float32), types[votes.argmax(axis=1)] if len(ids) else types
 
 
 def _ratio(above: float, below: float) -> float:

@@ -172,19 +172,8 @@ def _size(path: Path, extent: np.ndarray, notes: list[str]) -> tuple[int, int]:
 
 
 def _measure(part: Nuclei, image: SlideImage, scale: float) -> np.ndarray:
-    part = replace(part, boxes_yx=_boxes_of_contours(part))  # upstream's boxes on slides are those of other places
     at_level0 = part if scale == 1 else part.scale(scale, scale)
     return nuclear_densities(at_level0, image.read, (image.height, image.width), "hdab")[:, DAB].astype(np.float32)
-
-
-def _boxes_of_contours(part: Nuclei) -> np.ndarray:
-    """Return (N, 2, 2) int32 boxes [[rmin, cmin], [rmax, cmax]], max exclusive; as they are where no contour is."""
-    boxes, filled = part.boxes_yx.copy(), np.diff(part.offsets) > 0
-    starts = part.offsets[:-1][filled]
-    if len(starts):
-        boxes[filled, 0] = np.minimum.reduceat(part.points_xy, starts)[:, ::-1]
-        boxes[filled, 1] = np.maximum.reduceat(part.points_xy, starts)[:, ::-1] + 1
-    return boxes
 
 
 # ---------------------------------------------------------------------------------------------- counting

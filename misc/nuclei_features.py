@@ -7,7 +7,7 @@ and holes filled. Everything here is in pixels of the contour's own grid.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -133,6 +133,7 @@ def nuclear_densities(nuclei: Nuclei, read: ReadRegion, shape_px: tuple[int, int
     Returns:
         (N, 2) float64, in the order of `misc.stain.STAINS[stain]`; NaN for a nucleus outside the image.
     """
+    nuclei = replace(nuclei, boxes_yx=_boxes_of_contours(nuclei))  # upstream's boxes on slides are of other places
     means = np.full((len(nuclei), 3), np.nan)
     cells = np.floor(nuclei.centroids_xy / READ_PX).astype(np.int64)
     order = np.lexsort(cells.T)
@@ -165,6 +166,16 @@ def _measure_group(
             inside = mask[up : up + pixels.shape[0], before : before + pixels.shape[1]].astype(bool)
             if inside.any():
                 means[i] = optical_density(pixels[inside]).mean(axis=0)
+
+
+def _boxes_of_contours(nuclei: Nuclei) -> np.ndarray:
+    """Return (N, 2, 2) int32 boxes [[rmin, cmin], [rmax, cmax]], max exclusive; as they are where no contour is."""
+    boxes, filled = nuclei.boxes_yx.copy(), np.diff(nuclei.offsets) > 0
+    starts = nuclei.offsets[:-1][filled]
+    if len(starts):
+        boxes[filled, 0] = np.minimum.reduceat(nuclei.points_xy, starts)[:, ::-1]
+        boxes[filled, 1] = np.maximum.reduceat(nuclei.points_xy, starts)[:, ::-1] + 1
+    return boxes
 
 
 def _edges(nuclei: Nuclei) -> tuple[np.ndarray, np.ndarray]:

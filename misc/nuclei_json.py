@@ -15,6 +15,7 @@ Keys of ours, all optional:
 from __future__ import annotations
 
 import itertools
+import operator
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -39,6 +40,8 @@ TAIL_BYTES = 1 << 16
 # Coordinates are int32.
 MAX_PX = np.iinfo(np.int32).max
 
+# What values of a wrong kind or size raise on their way into arrays.
+_WRONG_VALUES = (KeyError, TypeError, ValueError, OverflowError, AttributeError)
 _DUMP = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
 _SPACE = re.compile(rb"[ \t\r\n]*+")
 # A whole string, or a mark that opens, closes or parts values; a lone quote is a string cut off by the block's end.
@@ -277,7 +280,7 @@ def _read_plainly(text: _Text, make: _Maker) -> Nuclei:
     try:
         ring = np.asarray(info["contour"], np.float64).reshape(len(info["contour"]), 2)
         return make({key: info}, np.rint(ring), np.array([len(ring)]))
-    except (KeyError, TypeError, ValueError) as error:
+    except _WRONG_VALUES as error:
         text.fail(f"nucleus {key!r} is not as it should be: {type(error).__name__} {error}")
 
 
@@ -290,26 +293,29 @@ class _Maker:
         self.nr_probs = 0
 
     def __call__(self, infos: dict, points_xy: np.ndarray, lengths: np.ndarray) -> Nuclei:
+        if not (np.abs(points_xy) <= MAX_PX).all():
+            self.text.fail(f"a contour leaves the range of +-{MAX_PX} px")
+        try:
+            return self._nuclei(infos, points_xy, lengths)
+        except _WRONG_VALUES as error:
+            self.text.fail(f"a nucleus from here on is not as it should be: {type(error).__name__} {error}")
+
+    def _nuclei(self, infos: dict, points_xy: np.ndarray, lengths: np.ndarray) -> Nuclei:
         values = list(infos.values())
         types = [info.get("type") for info in values]
         if self.typed is None:
             self.typed = any(t is not None for t in types) or self.text.is_ahead(_TYPE)
             self.nr_probs = len(values[0].get("type_probs") or ())
-        if not (np.abs(points_xy) <= MAX_PX).all():
-            self.text.fail(f"a contour leaves the range of +-{MAX_PX} px")
-        try:
-            return Nuclei(
-                ids=np.array([int(key) for key in infos], np.int64),
-                boxes_yx=np.array([info["bbox"] for info in values], np.int32).reshape(-1, 2, 2),
-                centroids_xy=np.array([info["centroid"] for info in values], np.float64).reshape(-1, 2),
-                points_xy=points_xy.astype(np.int32),
-                offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-                types=np.array([t or 0 for t in types], np.int32) if self.typed else None,
-                type_prob=np.array([info.get("type_prob") for info in values], np.float64) if self.typed else None,
-                class_probs=self._class_probs(values),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            self.text.fail(f"a nucleus from here on is not as it should be: {type(error).__name__} {error}")
+        return Nuclei(
+            ids=np.array([int(key) for key in infos], np.int64),
+            boxes_yx=np.array([info["bbox"] for info in values], np.int32).reshape(-1, 2, 2),
+            centroids_xy=np.array([info["centroid"] for info in values], np.float64).reshape(-1, 2),
+            points_xy=points_xy.astype(np.int32),
+            offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            types=np.array([operator.index(t or 0) for t in types], np.int32) if self.typed else None,
+            type_prob=np.array([info.get("type_prob") for info in values], np.float64) if self.typed else None,
+            class_probs=self._class_probs(values),
+        )
 
     def _class_probs(self, values: list[dict]) -> np.ndarray | None:
         if not self.nr_probs:

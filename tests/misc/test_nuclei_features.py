@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -117,6 +119,8 @@ def test_densities_are_means_over_the_nucleus(monkeypatch):
         found = nuclear_densities(nuclei, read, image.shape[:2], "he")
         np.testing.assert_allclose(found[:-1], expected, rtol=1e-4)
         assert np.isnan(found[-1]).all()  # beyond the image
+    moved = replace(nuclei, boxes_yx=nuclei.boxes_yx + [2048, 0])  # as the original moves them on slides (P07)
+    np.testing.assert_array_equal(nuclear_densities(moved, read, image.shape[:2], "he"), found)
 
 
 def test_real_dab_tells_positive_from_negative(shared):

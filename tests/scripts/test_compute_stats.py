@@ -200,6 +200,24 @@ def test_labels_without_lists_are_read_from_their_maps(tmp_path):
     assert score_types(tmp_path / "pred", tmp_path / "true").values == pytest.approx(np.ones(4))
 
 
+def test_maps_and_lists_say_the_same_of_what_was_not_looked_at(tmp_path):
+    inst = np.zeros((40, 40), np.int32)
+    inst[2:5, 2:5], inst[20:23, 30:33] = 1, 2
+    save(tmp_path / "true", "a", inst, type_map=np.choose(inst, [0, -1, 4]))
+    save(tmp_path / "pred", "a", centroids=[[3, 3], [31, 21]], types=[1, 4])
+    assert score_types(tmp_path / "pred", tmp_path / "true", [4], exhaustive=False).values.tolist() == [1, 1, 1]
+
+
+def test_a_type_map_of_another_size_is_named(tmp_path):
+    save(tmp_path / "true", "a", np.ones((20, 20), np.int32), type_map=np.ones((10, 20), np.int32))
+    save(tmp_path / "pred", "a", centroids=[[3, 3]], types=[1])
+    save(tmp_path / "true", "b", centroids=[[3, 3]], types=[1])
+    save(tmp_path / "pred", "b", centroids=[[3, 3]], types=[1])
+    scores = score_types(tmp_path / "pred", tmp_path / "true")
+    assert scores.names == ["b"]
+    assert "type_map (10, 20)" in scores.failed["a"]
+
+
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
