@@ -11,12 +11,14 @@ Options:
                            annotation belongs to the image of the same name, or to the one that it names.
   --output_dir=<dir>       Where <image>.mat goes: inst_map, type_map, inst_type, inst_centroid.
   --type_info_path=<file>  type_info.json: names and colours of the types, as used in the annotation. Left out: the pens
-                           of the seed's lab, 1 negative red, 2 weak blue, 3 moderate purple, 4 strong green.
+                           of the seed's lab, 1 negative red, 2 weak blue, 3 moderate purple, 4 strong green; its
+                           outline of the tumour bed, cyan, is left out.
   --mapping=<file>         JSON {"class name or #rrggbb": type, ...} on top of that; null leaves contours out.
   --untyped                All contours are nuclei of type 1, whatever their class or colour.
   --scale=<f>              Multiply the contours' coordinates: 0.5 for images halved after annotation. [default: 1]
   --intensity              Types from the staining instead: 1 negative, 2 weak, 3 moderate, 4 strong by the mean DAB
-                           density of each nucleus. Writes intensity.csv (nuclei), intensity_summary.csv (images) and
+                           density of each nucleus, unknown classes and colours included; what is left out above is
+                           left out here. Writes intensity.csv (nuclei), intensity_summary.csv (images) and
                            intensity.png of all images, those whose label maps are there already included.
   --thresholds=<a,b,c>     DAB densities from which a nucleus is weak, moderate, strong. [default: 0.2,0.4,0.6]
   --kmeans                 Find moderate and strong by three-way k-means over all images, which may change the types
@@ -58,6 +60,7 @@ class Options:
     overwrite: bool
     scale: float
     mapping: TypeMapping | None  # None: untyped
+    unknown: int | None  # type of what the mapping does not know; None: an error
     thresholds: tuple[float, float, float] | None  # None: no intensity
     kmeans: bool
     keep_negative: bool
@@ -78,6 +81,8 @@ class Report:
     buried: int = 0
     outside: int = 0
     clipped: int = 0
+    too_small: int = 0
+    made: int = 0
 
 
 @dataclass(frozen=True)
@@ -105,9 +110,7 @@ def read_options(args: dict) -> Options:
     Raises:
         ValueError, FileNotFoundError: an option makes no sense.
     """
-    from misc.annotations import TypeMapping
     from misc.ihc_scores import check_thresholds
-    from misc.type_info import load_type_info
 
     if not args["--intensity"] and (args["--kmeans"] or args["--keep_negative"]):
         raise ValueError("--kmeans and --keep_negative need --intensity")
@@ -118,13 +121,6 @@ def read_options(args: dict) -> Options:
         raise ValueError(f"--scale takes a number and --thresholds three that rise: {error}") from error
     if not 0 < scale < float("inf"):
         raise ValueError(f"--scale must be positive, got {args['--scale']}")
-    typed = not args["--untyped"] and (not args["--intensity"] or args["--keep_negative"])
-    mapping = None
-    if typed:
-        path = args["--type_info_path"]
-        mapping = TypeMapping.of_type_info(load_type_info(path)) if path else TypeMapping.of_lab()
-        if args["--mapping"]:
-            mapping |= TypeMapping.read(args["--mapping"])
     return Options(
         image_dir=Path(args["--image_dir"]),
         annotation_dir=Path(args["--annotation_dir"]),
@@ -132,19 +128,40 @@ def read_options(args: dict) -> Options:
         pattern=args["--pattern"],
         overwrite=args["--overwrite"],
         scale=scale,
-        mapping=mapping,
+        mapping=read_mapping(args),
+        unknown=1 if args["--intensity"] and not args["--keep_negative"] else None,
         thresholds=thresholds if args["--intensity"] else None,
         kmeans=args["--kmeans"],
         keep_negative=args["--keep_negative"],
     )
 
 
+def read_mapping(args: dict) -> TypeMapping | None:
+    """Return what classes and colours mean; `None` with --untyped.
+
+    Raises:
+        ValueError, FileNotFoundError: a file is not as it should be, or an option has no effect.
+    """
+    from misc.annotations import TypeMapping
+    from misc.type_info import load_type_info
+
+    if args["--untyped"]:
+        for option in ("--mapping", "--type_info_path", "--keep_negative"):
+            if args[option]:
+                raise ValueError(f"{option} has no effect with --untyped, which takes all contours alike")
+        return None
+    path = args["--type_info_path"]
+    type_info = load_type_info(path) if path else None
+    mapping = TypeMapping.of_lab() if type_info is None else TypeMapping.of_type_info(type_info)
+    return mapping | TypeMapping.read(args["--mapping"], type_info) if args["--mapping"] else mapping
+
+
 def run(options: Options) -> int:
     """Make all label maps, and say what was found."""
     from tqdm import tqdm
 
-    pairs, unpaired = pair_files(options)
-    report = Report(unpaired=unpaired)
+    pairs, unpaired, broken = pair_files(options)
+    report = Report(unpaired=unpaired, failed=broken)
     if not options.overwrite:
         report.skipped = [image.name for image, _ in pairs if label_path(image, options).exists()]
     if options.kmeans and report.skipped:
@@ -169,7 +186,7 @@ def run(options: Options) -> int:
             report.failed[image.name] = str(error)
     if measured:
         save_intensities(measured, options, report)
-    print_report(report, len(pairs), options)
+    print_report(report, options)
     return 1 if report.failed else 0
 
 
@@ -180,27 +197,30 @@ def label_path(image: Path, options: Options) -> Path:
     return options.output_dir / f"{full_stem(image)}.mat"
 
 
-def pair_files(options: Options) -> tuple[list[tuple[Path, Path]], list[str]]:
-    """Return (image, annotation) pairs, and the names of the files that are alone.
+def pair_files(options: Options) -> tuple[list[tuple[Path, Path]], list[str], dict[str, str]]:
+    """Return (image, annotation) pairs, the names of the files that are alone, and what is wrong with broken ones.
 
     Raises:
-        FileNotFoundError, ValueError: a folder is missing, or two files have one stem.
+        FileNotFoundError, ValueError: a folder is missing, or two files have one stem, or nothing pairs.
     """
+    from dataloader.extraction import ROIS_TABLE
     from misc.annotations import read_annotations
     from misc.files import check_unique_stems, full_stem, list_files
 
     images, annotations = list_files(options.image_dir, options.pattern), list_files(options.annotation_dir)
     annotations = [path for path in annotations if path.suffix.lower() in ANNOTATION_SUFFIXES]
-    images = [path for path in images if path.suffix.lower() not in ANNOTATION_SUFFIXES]
+    images = [p for p in images if p.suffix.lower() not in ANNOTATION_SUFFIXES and p.name != ROIS_TABLE]
     check_unique_stems(images)
     check_unique_stems(annotations)
     by_stem = {full_stem(path): path for path in annotations}
     pairs = {image: by_stem.pop(full_stem(image)) for image in images if full_stem(image) in by_stem}
+    broken: dict[str, str] = {}
     for stem, annotation in list(by_stem.items()):
         # a session may be called anything: it says which image it belongs to
         try:
             named = read_annotations(annotation).image_name
-        except ValueError:
+        except ValueError as error:
+            broken[by_stem.pop(stem).name] = str(error)
             continue
         for image in images:
             if image not in pairs and named and full_stem(image) in (full_stem(named), named):
@@ -208,8 +228,11 @@ def pair_files(options: Options) -> tuple[list[tuple[Path, Path]], list[str]]:
                 break
     alone = [path.name for path in images if path not in pairs] + [path.name for path in by_stem.values()]
     if not pairs:
-        raise ValueError(f"no annotation in {options.annotation_dir} belongs to an image in {options.image_dir}")
-    return list(pairs.items()), alone
+        reasons = "".join(f"; {reason}" for reason in broken.values())
+        raise ValueError(
+            f"no annotation in {options.annotation_dir} belongs to an image in {options.image_dir}{reasons}"
+        )
+    return list(pairs.items()), alone, broken
 
 
 def paint(image: Path, annotation: Path, options: Options, report: Report) -> tuple[LabelMask, np.ndarray | None]:
@@ -232,6 +255,7 @@ def paint(image: Path, annotation: Path, options: Options, report: Report) -> tu
     report.buried += mask.buried
     report.outside += mask.outside
     report.clipped += mask.clipped
+    report.too_small += mask.too_small
     if not mask.inst_map.any():
         report.empty.append(image.name)
     return mask, None if rgb is None else nuclear_dab(rgb, mask.inst_map)[1]
@@ -241,7 +265,9 @@ def choose(found: Annotations, options: Options) -> tuple[list, list[int]]:
     """Return the contours to paint, scaled, and their types."""
     from dataclasses import replace
 
-    types = [1] * len(found.contours) if options.mapping is None else options.mapping.types_of(found.contours)
+    types = [1] * len(found.contours)
+    if options.mapping is not None:
+        types = options.mapping.types_of(found.contours, options.unknown)
     scaled = [
         replace(contour, rings=[(ring + 0.5) * options.scale - 0.5 for ring in contour.rings])
         if options.scale != 1
@@ -330,17 +356,19 @@ def write_intensity_tables(
 
 
 def count(mask: LabelMask, report: Report) -> None:
+    report.made += 1
     report.nuclei.update(mask.types.tolist())
 
 
-def print_report(report: Report, nr_pairs: int, options: Options) -> None:
+def print_report(report: Report, options: Options) -> None:
     """Say what was painted, what lies under what, and what was left out."""
     print("type   nuclei")
     for type_id, number in sorted(report.nuclei.items()):
         print(f"{type_id:4d} {number:8d}")
     print(
         f"{report.hidden_px} px hidden under smaller nuclei, {report.buried} contours wholly hidden, "
-        f"{report.clipped} cut at the edge of the image, {report.outside} outside of it, {report.left_out} left out"
+        f"{report.clipped} cut at the edge of the image, {report.outside} outside of it, "
+        f"{report.too_small} too small for a pixel, {report.left_out} left out"
     )
     if report.others:
         listed = ", ".join(f"{number} {name}" for name, number in sorted(report.others.items()))
@@ -351,9 +379,8 @@ def print_report(report: Report, nr_pairs: int, options: Options) -> None:
         print(f"without a partner: {', '.join(report.unpaired)}")
     for name, reason in report.failed.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)
-    made = nr_pairs - len({*report.skipped, *report.failed})
     print(
-        f"{sum(report.nuclei.values())} nuclei in {made} label maps, {len(report.skipped)} there already "
+        f"{sum(report.nuclei.values())} nuclei in {report.made} label maps, {len(report.skipped)} there already "
         f"(--overwrite makes them anew), {len(report.failed)} failed; in {options.output_dir}"
     )
 

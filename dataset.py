@@ -155,14 +155,14 @@ class PanNuke(Dataset):
             images: (N, H, W, 3), 0 to 255 of any type.
             masks: (N, H, W, 6).
             out_dir: folder to write to.
-            overwrite: write anew what is there; otherwise it stays.
+            overwrite: write anew what is there; otherwise it stays, where it is of these arrays.
             track: wraps the range of numbers, for a progress bar.
 
         Returns:
             Number of images written, of images that were there, and of nuclei hidden under others.
 
         Raises:
-            ValueError: the arrays do not fit each other.
+            ValueError: the arrays do not fit each other, or what is there is of others (another fold).
             FileNotFoundError: one is missing.
         """
         pictures, labels, out_dir = _open_npy(images), _open_npy(masks), Path(out_dir)
@@ -176,10 +176,13 @@ class PanNuke(Dataset):
         written = hidden = 0
         for index in track(range(len(pictures))):
             png, mat = out_dir / "Images" / f"{index:05d}.png", out_dir / "Labels" / f"{index:05d}.mat"
-            if png.exists() and mat.exists() and not overwrite:
-                continue
-            label, lost = PanNuke.label_of(labels[index])
             image = np.clip(np.rint(pictures[index]), 0, 255).astype(np.uint8)
+            if png.exists() and not overwrite:
+                if not _shows(png, image):
+                    raise ValueError(f"{png} is from other arrays or damaged; another --output_dir, or --overwrite")
+                if mat.exists():
+                    continue
+            label, lost = PanNuke.label_of(labels[index])
             with atomic_path(mat) as temporary:
                 scipy.io.savemat(temporary, _label_lists(label), do_compression=True)
             with atomic_path(png) as temporary:
@@ -273,6 +276,13 @@ def _open_npy(path: str | Path) -> np.ndarray:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise ValueError(f"{path} is no readable .npy array: {error}") from error
+
+
+def _shows(png: Path, image: np.ndarray) -> bool:
+    try:
+        return np.array_equal(read_image(png), image)
+    except ValueError:
+        return False
 
 
 def _label_lists(label: np.ndarray) -> dict[str, np.ndarray]:

@@ -254,6 +254,7 @@ def rois(args: dict) -> int:
 
     from tqdm import tqdm
 
+    from dataloader.extraction import ROIS_TABLE
     from misc.files import check_unique_stems, list_files, write_atomic
     from misc.rois import extract_rois
     from misc.slide_sources import is_slide
@@ -266,7 +267,7 @@ def rois(args: dict) -> int:
     if not slides:
         raise ValueError(f"no slide among the {len(files)} files of {args['--wsi_dir']} ({args['--pattern']})")
     check_unique_stems(slides)
-    table = out_dir / "rois.csv"
+    table = out_dir / ROIS_TABLE
     if table.exists() and not args["--overwrite"]:
         raise ValueError(f"{table} is there; --overwrite crops anew, another --output_dir keeps both")
     out_dir.mkdir(parents=True, exist_ok=True)

@@ -80,11 +80,13 @@ def load_manager(path: str | Path) -> type:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it has no class `Config`.
+        ValueError: it is no Python file, or has no class `Config`.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no such configuration file: {path}")
+    if path.suffix != ".py":
+        raise ValueError(f"a configuration is a Python file, whose name ends in .py; got {path}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -7,6 +7,7 @@ Edit them by hand. Each function takes imgaug's `(images, random_state, parents,
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 
 import cv2
@@ -15,7 +16,7 @@ import numpy as np
 from misc.stain import DAB_RGB, DENSITY_OF_VALUE, EOSIN_RGB, HEMATOXYLIN_RGB, WHITE
 from models.hovernet.targets import fix_mirror_padding
 
-__all__ = ["fix_mirror_padding", "iaa", "train_input_augs", "train_shape_augs", "valid_shape_augs"]
+__all__ = ["fix_mirror_padding", "iaa", "reach", "train_input_augs", "train_shape_augs", "valid_shape_augs"]
 
 
 @contextlib.contextmanager
@@ -43,6 +44,7 @@ SCALE = (0.8, 1.2)  # of each axis
 TRANSLATE_SHARE = (-0.01, 0.01)
 SHEAR_DEG = (-5, 5)
 ROTATE_DEG = (-179, 179)
+ROUNDING_PX = 2  # what the rounding of shift and pixels adds to the reach
 MAX_BLUR = 3  # kernels of 1, 3 and 5 px
 NOISE_SD = (0.0, 0.05 * 255)
 HUE = (-8, 8)  # of 180
@@ -80,6 +82,17 @@ def train_shape_augs(input_shape: Sequence[int]) -> iaa.Sequential:
             iaa.Flipud(0.5),
         ]
     )
+
+
+def reach(input_shape: Sequence[int]) -> int:
+    """Return the side, px, of the smallest square patch of which `train_shape_augs` shows no pixel that is not there.
+
+    The input's diagonal, turned anywhere, drawn from farther off by the smallest scale and the largest shear; the shift
+    grows with the side that is looked for.
+    """
+    shrink = min(SCALE) * math.cos(math.radians(max(map(abs, SHEAR_DEG))))
+    shift = 2 * math.sqrt(2) * max(map(abs, TRANSLATE_SHARE))  # of the side: both directions, both axes
+    return math.ceil((math.hypot(*input_shape) / shrink + ROUNDING_PX) / (1 - shift / shrink))
 
 
 def valid_shape_augs(input_shape: Sequence[int]) -> iaa.Sequential:

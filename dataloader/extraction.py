@@ -15,6 +15,9 @@ from misc.patch_extractor import PatchExtractor
 
 from .patch_files import write_patches
 
+# What `extract_patches.py rois` writes beside the fields that it crops; no image.
+ROIS_TABLE = "rois.csv"
+
 
 @dataclass(frozen=True)
 class Split:
@@ -91,7 +94,7 @@ def pair_files(name: str, img: tuple[str, str | Path], ann: tuple[str, str | Pat
                 f"no such folder: {folder} (split `{name}`); give --img_dir and --ann_dir, "
                 "or edit DATASET_INFO in extract_patches.py"
             )
-        files = [path for path in list_files(folder) if path.name.lower().endswith(ending.lower())]
+        files = [p for p in list_files(folder) if p.name.lower().endswith(ending.lower()) and p.name != ROIS_TABLE]
         check_unique_stems(files)
         found.append({full_stem(path): path for path in files})
     images, labels = found

@@ -27,7 +27,8 @@ class FileLoader(Dataset):
         with_type: whether samples have a `tp_map`.
         input_shape: (h, w) of the network's input.
         mask_shape: (h, w) of its output.
-        mode: `train` augments, `valid` cuts out the centre.
+        mode: `train` augments, `valid` cuts out the centre. Both reflect patches that are too small for it at their
+            edges: no sample has black corners.
         setup_augmentor: kept for old callers, as is the method of that name; nothing needs to be set up.
         target_gen: (function, keyword arguments) that makes `np_map` and `hv_map` from (instances, mask_shape).
         seed: of the augmentation.
@@ -71,8 +72,10 @@ class FileLoader(Dataset):
         if self.mode == "train":
             self.shape_augs = augs.train_shape_augs(self.input_shape)
             self.input_augs = augs.train_input_augs(self.stain_jitter)
+            self.least_shape = (augs.reach(self.input_shape),) * 2
         else:
             self.shape_augs, self.input_augs = augs.valid_shape_augs(self.input_shape), None
+            self.least_shape = self.input_shape
 
     def set_epoch(self, epoch: int, occurrence: int = 0) -> None:
         """Go to an epoch, and to the n-th repetition of a sample within it: other random numbers."""
@@ -98,7 +101,7 @@ class FileLoader(Dataset):
         shape_seed, input_seed = np.random.SeedSequence(place).generate_state(2).tolist()
         # image and labels in one array: what is done to one is done to the other
         self.shape_augs.seed_(shape_seed)
-        patch = self.shape_augs.augment_image(_at_least(patch, self.input_shape))
+        patch = self.shape_augs.augment_image(_at_least(patch, self.least_shape))
         image = np.ascontiguousarray(patch[..., :3], np.uint8)
         labels = patch[..., 3:].astype(np.int32)
         if self.input_augs is not None:

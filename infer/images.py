@@ -11,6 +11,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import tifffile
 from PIL import Image
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -18,6 +19,7 @@ _JPEG = b"\xff\xd8"
 # What Pillow calls the formats whose EXIF entry `read_image` follows.
 _TURNED = ("JPEG", "MPO")
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_TAG_WIDTH, _TAG_HEIGHT, _TAG_ORIENTATION = 256, 257, 274
 _JPEG_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
 # A 16-bit image whose brightest value is below this (a sixteenth of the range, what a 12-bit camera fills) is dark.
 DARK_16_BIT = 1 << 12
@@ -60,6 +62,8 @@ def probe_size(path: Path) -> tuple[int, int] | None:
     """Return (height, width) from a file's header without decoding it, or `None` if the header does not tell."""
     try:
         with _any_size, Image.open(path) as image:
+            if image.format == "TIFF":  # as it is stored; Pillow turns its size
+                return image.tag_v2[_TAG_HEIGHT], image.tag_v2[_TAG_WIDTH]
             width, height = image.size
             # EXIF orientations 5 to 8 turn the image by a quarter; to look for them in a PNG, Pillow decodes it
             turned = image.format in _TURNED and image.getexif().get(0x0112, 1) >= 5
@@ -86,7 +90,8 @@ def read_image(path: Path) -> np.ndarray:
 
     16-bit images are scaled to 8 bits, grey ones get three equal channels, transparent ones are laid on white
     (where nothing was scanned there is glass, not tissue). The log says where a file has more pages than the one that
-    is read, and where 16 bits are mostly dark.
+    is read, and where 16 bits are mostly dark. A JPEG is turned as its EXIF entry says; all others, TIFF among them,
+    are read as they are stored, as the readers of slides do.
 
     Returns:
         (H, W, 3) uint8, RGB.
@@ -104,7 +109,7 @@ def read_image(path: Path) -> np.ndarray:
     # JPEG: let OpenCV turn the picture as its EXIF entry says; the others keep their bit depth and alpha.
     is_jpeg = data[:2].tobytes() == _JPEG
     try:
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR if is_jpeg else cv2.IMREAD_UNCHANGED)
+        image = cv2.imdecode(_not_turned(data), cv2.IMREAD_COLOR if is_jpeg else cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
         raise ImageError(f"cannot be decoded ({error.err})") from error
     if image is None:
@@ -119,6 +124,18 @@ def _note_oddities(path: Path, data: np.ndarray, image: np.ndarray) -> None:
         _note(f"{path}: has {pages} pages; only the first is read")
     if image.dtype == np.uint16 and (brightest := int(image.max(initial=0))) < DARK_16_BIT:
         _note(f"{path}: its 16 bits are used up to {brightest} of 65535: nearly black; stretch its values first")
+
+
+def _not_turned(data: np.ndarray) -> np.ndarray:
+    """Return a TIFF that does not ask to be shown turned: OpenCV turns it, and no option keeps it from that."""
+    if data[:4].tobytes() not in _TIFF:
+        return data
+    buffer = io.BytesIO(data)
+    with contextlib.suppress(Exception), tifffile.TiffFile(buffer) as file:  # what it cannot read, OpenCV may
+        tag = file.pages[0].tags.get(_TAG_ORIENTATION)
+        if tag is not None and tag.value != 1:
+            tag.overwrite(1)
+    return np.frombuffer(buffer.getbuffer(), np.uint8)
 
 
 @functools.cache

@@ -8,8 +8,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from misc.files import printable, unusable_name
+
 # Micrometres per pixel that a network reads when its checkpoint does not say: the published ones are 40x.
 DEFAULT_MPP = 0.25
+_FOLDERS = ("input_dir", "output_dir", "cache_path", "input_mask_dir")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +45,14 @@ class RunOptions:
         missing = [name for name in ("input_dir", "output_dir") if not run_args.get(name)]
         if missing:
             raise ValueError(f"run options {missing} are missing")
-        folders = ("input_dir", "output_dir", "cache_path", "input_mask_dir")
-        paths = {name: Path(run_args[name]) if run_args[name] else None for name in folders if name in run_args}
+        paths = {name: Path(run_args[name]) if run_args[name] else None for name in _FOLDERS if name in run_args}
         return cls(**{**run_args, **paths})
 
     def __post_init__(self):
+        for name in _FOLDERS:
+            folder = Path(getattr(self, name, None) or "").absolute()
+            if reason := unusable_name(folder):
+                raise ValueError(f"--{name}={printable(folder)}: {reason}")
         if self.batch_size < 1:
             raise ValueError(f"--batch_size must be 1 or more, got {self.batch_size}")
         for name in ("nr_inference_workers", "nr_post_proc_workers"):

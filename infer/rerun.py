@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from misc.nuclei_json import read_header
+from models.hovernet import post_proc
 
 from .tile_output import TileSpec, holds_raw
 
@@ -16,6 +17,12 @@ RUN_KEY = "run"
 
 class OtherRunError(ValueError):
     """The results that are there were made otherwise; the message is one line that says how."""
+
+
+def post_proc_constants() -> dict[str, float]:
+    """Return the constants of post-processing: they are there to be edited, and the nuclei depend on them."""
+    public = {name: value for name, value in vars(post_proc).items() if name[0] != "_" and name.isupper()}
+    return {name: value for name, value in public.items() if isinstance(value, int | float)}
 
 
 def missing_files(spec: TileSpec, name: str) -> frozenset[str]:
@@ -62,5 +69,14 @@ def was_made_so(path: Path, asked: Mapping[str, Any]) -> bool | None:
 
 
 def _differences(made: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    made, asked = _flat(made), _flat(asked)
     names = [name for name in {**asked, **made} if made.get(name) != asked.get(name)]
     return "; ".join(f"{name} {made.get(name)}, now {asked.get(name)}" for name in names)
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Lift what is in dictionaries inside to the top, so that only what differs of them is said."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= value if isinstance(value, dict) else {name: value}
+    return flat

@@ -14,13 +14,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from misc.files import check_unique_stems, full_stem, list_files
+from misc.files import check_unique_stems, full_stem, list_files, printable, unusable_name
 from misc.machine import available_memory, reused_memory_pages
 
 from . import base
 from .images import no_image_because, probe_size
 from .options import TileOptions
-from .rerun import RUN_KEY, OtherRunError, missing_files
+from .rerun import RUN_KEY, OtherRunError, missing_files, post_proc_constants
 from .tile_output import MissingFiles, TileResult, TileSpec, complete_tile, finish_tile
 from .tile_stream import TileStream, network_bytes, network_shape, tile_bytes
 from .workers import Outcome, WorkerPool, limit_workers
@@ -38,8 +38,8 @@ class InferManager(base.InferManager):
         """Segment every image of a folder and write `json/ mat/ overlay/` (and `qupath/`).
 
         Images whose files are all there are skipped, unless `overwrite` is set; results that were made otherwise
-        (checkpoint, mpp, window, precision, type_probs) stay, and are reported as failed. A bad image is reported, the
-        others are done; inputs = done + skipped + failed.
+        (checkpoint, mpp, window, precision, type_probs, constants of post-processing) stay, and are reported as failed.
+        A bad image is reported, the others are done; inputs = done + skipped + failed.
 
         Args:
             run_args: options by name, see `TileOptions`.
@@ -50,12 +50,12 @@ class InferManager(base.InferManager):
         """
         options = run_args if isinstance(run_args, TileOptions) else TileOptions.from_dict(run_args)
         paths = input_files(options)
-        refused = {path: reason for path in paths if (reason := no_image_because(path))}
+        refused = {path: reason for path in paths if (reason := unusable_name(path) or no_image_because(path))}
         images = [path for path in paths if path not in refused]
         check_unique_stems(images)
         run = _Run(self, options)
         for path, reason in refused.items():  # its stem may be an image's
-            run.report.failed[str(path.relative_to(options.input_dir))] = f"{path}: {reason}"
+            run.report.failed[printable(path.relative_to(options.input_dir))] = f"{printable(path)}: {reason}"
         for path in run.spec.paths("x").values():
             path.parent.mkdir(parents=True, exist_ok=True)
         run.sort(images)
@@ -130,6 +130,7 @@ class _Run:
             "window": self.window[0],
             "precision": self.predictor.precision,
             "save_type_probs": self.options.save_type_probs,
+            "post_proc": post_proc_constants(),
         }
 
     def sort(self, images: Collection[Path]) -> None:
@@ -209,7 +210,8 @@ class _Run:
             pool.close(cancel=interrupted)
             if interrupted:
                 # what workers finished meanwhile is done too, though nobody took their results
-                written = {full_stem(path) for path, time in before.items() if self._written_at(path) != time}
+                now = {path: self._written_at(path) for path in before}
+                written = {full_stem(path) for path, time in before.items() if now[path] not in (None, time)}
                 done, asked = len(written.union(self.report.done)), len(self.todo) + len(self.incomplete)
                 logger.warning("stopped: %d of %d images done; the same command goes on", done, asked)
 

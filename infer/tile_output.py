@@ -93,13 +93,18 @@ class TileResult:
 
 
 def finish_tile(job: TileJob) -> TileResult:
-    """Post-process one tile and write its files, each whole or not at all."""
+    """Post-process one tile and write its files, each whole or not at all.
+
+    The old JSON file goes before the first one is replaced: it would say that they are all its own.
+    """
     start = time.perf_counter()
     spec, paths = job.spec, job.spec.paths(job.name)
     inst_map, nuclei, dropped = segment_tile(job.pred_map, job.image.shape[:2], spec)
+    overlay = _draw_overlay(job.image, nuclei, spec)
     save_raw = spec.save_raw_map or holds_raw(paths["mat"])
+    paths["json"].unlink(missing_ok=True)
     _write_mat(paths["mat"], inst_map, nuclei, job.pred_map if save_raw else None)
-    _write_pictures(paths, paths.keys(), job.image, nuclei, spec)
+    _write_pictures(paths, paths.keys(), overlay, nuclei, spec)
     height, width = job.image.shape[:2]
     slide = {"name": job.file_name, "width": width, "height": height, "scale": 1.0, "mpp": spec.header.get("mpp")}
     write_json(paths["json"], nuclei, mag=None, header={**spec.header, "slide": slide})
@@ -110,8 +115,8 @@ def complete_tile(job: MissingFiles) -> TileResult:
     """Write files that are missing beside the JSON file of a finished tile."""
     start, paths = time.perf_counter(), job.spec.paths(job.name)
     nuclei, _ = read_json(paths["json"])
-    image = read_image(job.image_path) if "overlay" in job.kinds else None
-    _write_pictures(paths, job.kinds, image, nuclei, job.spec)
+    overlay = _draw_overlay(read_image(job.image_path), nuclei, job.spec) if "overlay" in job.kinds else None
+    _write_pictures(paths, job.kinds, overlay, nuclei, job.spec)
     return TileResult(len(nuclei), 0, _count_types(nuclei), time.perf_counter() - start)
 
 
@@ -173,11 +178,11 @@ def _write_mat(path: Path, inst_map: np.ndarray, nuclei: Nuclei, raw: np.ndarray
 
 
 def _write_pictures(
-    paths: Mapping[str, Path], kinds: Collection[str], image: np.ndarray | None, nuclei: Nuclei, spec: TileSpec
+    paths: Mapping[str, Path], kinds: Collection[str], overlay: np.ndarray | None, nuclei: Nuclei, spec: TileSpec
 ) -> None:
     """Write what is for looking at, of the `kinds` of `paths` asked for: the overlay, and the files for QuPath."""
     if "overlay" in kinds:
-        _write_overlay(paths["overlay"], image, nuclei, spec)
+        _write_overlay(paths["overlay"], overlay)
     if "tsv" in kinds:
         types = [None] * len(nuclei) if nuclei.types is None else nuclei.types
         to_qupath(paths["tsv"], qupath_xy(nuclei.centroids_xy), types, spec.type_info)
@@ -185,14 +190,17 @@ def _write_pictures(
         write_geojson(paths["geojson"], [nuclei], spec.type_info)
 
 
-def _write_overlay(path: Path, image: np.ndarray, nuclei: Nuclei, spec: TileSpec) -> None:
-    overlay = visualize_instances_dict(
+def _draw_overlay(image: np.ndarray, nuclei: Nuclei, spec: TileSpec) -> np.ndarray:
+    return visualize_instances_dict(
         image,
         nuclei.to_dict(),
         draw_dot=spec.draw_dot,
         type_colour=spec.type_info,
         line_thickness=spec.line_thickness,
     )
+
+
+def _write_overlay(path: Path, overlay: np.ndarray) -> None:
     with atomic_path(path) as temporary:
         if not cv2.imwrite(str(temporary), cv2.cvtColor(overlay, cv2.COLOR_RGB2BGR)):
             raise OSError(f"cannot write {path}")

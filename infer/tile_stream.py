@@ -176,11 +176,12 @@ class TileStream:
     def _next_batch(self) -> _Batch | None:
         """Cut out the next batch; without slots when memory is full for now, `None` at the end."""
         slots: list[tuple[_Tile, int]] = []
-        while len(slots) < self.predictor.batch_size:
+        wanted = self.predictor.batch_size  # read once: the main thread may halve it at any moment
+        while len(slots) < wanted:
             tile = self._tile_with_patches(may_wait=not slots)
             if tile is None:
                 break
-            take = min(self.predictor.batch_size - len(slots), len(tile.grid) - tile.taken)
+            take = min(wanted - len(slots), len(tile.grid) - tile.taken)
             slots += [(tile, tile.taken + k) for k in range(take)]
             tile.taken += take
         if not slots:

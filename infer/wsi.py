@@ -19,7 +19,7 @@ from infer.wsi_slide import Setting, SlideTask
 from infer.wsi_stream import SlideFailedError
 from infer.wsi_summary import BUSY, DONE, SKIPPED, THERE, Row, Summary
 from infer.wsi_tile import finish_wsi_tile
-from misc.files import full_stem
+from misc.files import full_stem, printable
 from misc.machine import available_memory, reused_memory_pages
 from misc.wsi_handler import MPP_TIMES_MAG
 
@@ -109,9 +109,10 @@ class _Run:
 
     def refuse(self, path: Path, reason: str) -> None:
         """Report a file that cannot be opened; its stem may be a slide's, so it goes by its whole name."""
-        self.report.failed[path.name] = reason
+        name = printable(path.name)
+        self.report.failed[name] = reason
         logger.error("%s", reason)
-        self.summary.put(Row(path.name, reason=reason))
+        self.summary.put(Row(name, reason=reason))
 
     def all(self, paths: list[Path], pool: WorkerPool) -> None:
         """Do all slides, those that another run has at the end: it may be dead by then."""
@@ -129,8 +130,8 @@ class _Run:
     def _one(self, path: Path, pool: WorkerPool) -> Row:
         """Do a slide, whatever happens; returns its line of the summary, which is not recorded if it is busy."""
         row, start = Row(path.name), time.perf_counter()
-        task = SlideTask(self.setting, path)
         try:
+            task = SlideTask(self.setting, path)
             with locked(task.lock) as free:
                 if free:
                     self._do(task, pool, row)
@@ -144,7 +145,7 @@ class _Run:
         if row.status == DONE:
             self._seconds, self._patches = self._seconds + row.seconds, self._patches + task.nr_patches
         if row.reason != BUSY:
-            self._record(task.name, row)
+            self._record(full_stem(path), row)
         return row
 
     def _do(self, task: SlideTask, pool: WorkerPool, row: Row) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from infer.options import WsiOptions
-from misc.files import check_unique_stems, full_stem, list_files
+from misc.files import check_unique_stems, full_stem, list_files, printable, unusable_name
 from misc.slide_sources import SLIDE_SUFFIXES
 from misc.wsi_handler import SlideError, get_file_handler, is_slide
 
@@ -52,13 +52,16 @@ def find_slides(options: WsiOptions) -> FoundFiles:
         if _is_result(path, options.output_dir):
             continue
         if is_slide(path):
-            found.slides.append(path)
+            if reason := unusable_name(path):
+                found.unusable[path] = f"{printable(path)}: {reason}"
+            else:
+                found.slides.append(path)
         elif reason := _unreadable(path):
             found.unusable[path] = reason
         else:
             others.append(path)
     if others:
-        names = ", ".join(path.name for path in others)
+        names = ", ".join(printable(path.name) for path in others)
         logger.info("%d files are no slides and are passed over: %s", len(others), names)
     if not found.slides and not found.unusable:
         raise FileNotFoundError(f"no slide matches {options.pattern} in {options.input_dir}")
@@ -73,9 +76,9 @@ def _no_files(options: WsiOptions) -> dict[Path, str]:
     reasons = {}
     for path in sorted(named):
         if path.is_dir() and not options.recursive:
-            reasons[path] = f"{path}: is a folder; --recursive looks into it"
+            reasons[path] = f"{printable(path)}: is a folder; --recursive looks into it"
         elif path.is_symlink() and not path.exists():
-            reasons[path] = f"{path}: is a link to {os.readlink(path)}, which is not there"
+            reasons[path] = f"{printable(path)}: is a link to {printable(os.readlink(path))}, which is not there"
     return reasons
 
 
@@ -89,7 +92,7 @@ def _unreadable(path: Path) -> str | None:
         with open(path, "rb") as handle:
             handle.read(1)
     except OSError as error:
-        return f"{path}: cannot be read ({error.strerror})"
+        return f"{printable(path)}: cannot be read ({error.strerror})"
     return None
 
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from infer import base
 from infer.options import WsiOptions
 from infer.predictor import Predictor
-from infer.rerun import RUN_KEY, was_made_so
+from infer.rerun import RUN_KEY, post_proc_constants, was_made_so
 from infer.spool import Spool, remove_finished
 from infer.stitch import Stitcher
 from infer.workers import WorkerPool, limit_workers
@@ -76,18 +76,21 @@ class Setting:
             "ambiguous_size": options.ambiguous_size,
             "precision": self.predictor.precision,
             "save_type_probs": options.save_type_probs,
+            "post_proc": post_proc_constants(),
         }
 
     def paths(self, name: str) -> dict[str, Path]:
-        """Return the files of a slide."""
+        """Return the files of a slide; those that an earlier run wrote too, lest they be left beside newer nuclei."""
         out, options = self.options.output_dir, self.options
         paths = {"json": out / "json" / f"{name}.json"}
-        if options.save_qupath:
-            paths["qupath"] = out / "qupath" / f"{name}.geojson"
-        if options.save_thumb:
-            paths["thumb"] = out / "thumb" / f"{name}.png"
-        if options.save_mask:
-            paths["mask"] = out / "mask" / f"{name}.png"
+        for kind, suffix, asked in (
+            ("qupath", "geojson", options.save_qupath),
+            ("thumb", "png", options.save_thumb),
+            ("mask", "png", options.save_mask),
+        ):
+            path = out / kind / f"{name}.{suffix}"
+            if asked or path.exists():
+                paths[kind] = path
         return paths
 
 
@@ -103,9 +106,13 @@ class SlideTask:
         self.setting = setting
         self.path = path
         self.name = full_stem(path)
-        self.files = setting.paths(self.name)
-        self.lock = lock_path(self.files["json"])
+        self.lock = lock_path(setting.paths(self.name)["json"])
         self.nr_patches = 0
+
+    @cached_property
+    def files(self) -> dict[str, Path]:
+        """See `Setting.paths`; looked up under the lock, since another run may be writing them before."""
+        return self.setting.paths(self.name)
 
     @cached_property
     def wanted(self) -> set[str]:
@@ -205,6 +212,7 @@ class SlideTask:
             "grids": [plan.patches, plan.tiles],
             "tissue": hashlib.sha256(np.packbits(plan.tissue).tobytes()).hexdigest(),
             "network": [self.setting.predictor.precision, options.save_type_probs, base.VERSION],
+            "post_proc": post_proc_constants(),
             "resolution": [self.setting.proc_mag, options.mpp, options.mag],
         }
         return Spool(self.setting.cache_dir, self.name, fingerprint, self._owner, is_ours=options.cache_path is None)
@@ -276,6 +284,8 @@ class SlideTask:
         """Join the tiles, and write the nuclei as a stream; returns how many there are of each type."""
         found: Counter = Counter()
         nuclei = _counted(stitched(spool, plan), found)
+        if "qupath" in self.files:  # whenever this is stopped, outlines of other nuclei are not beside the new ones
+            self.files["qupath"].unlink(missing_ok=True)
         with result_path(self.files["json"]) as path:
             row.nuclei = write_json(path, nuclei, mag=self.setting.proc_mag, header=header)
         if "qupath" in self.files:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
+import itertools
 import logging
+import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -59,7 +62,7 @@ class Summary:
             logger.warning("%s: cannot be written now (%s)", self.path, error)
 
     def flush(self) -> None:
-        """Merge what is unwritten into the file; lines of other slides stay.
+        """Merge what is unwritten into the file; lines of other slides stay, and so do columns that a user added.
 
         Raises:
             OSError: it cannot be written.
@@ -68,25 +71,42 @@ class Summary:
             return
         with locked(self.path.with_name(f".{self.path.stem}.lock"), wait=True):
             lines = self._lines()
+            if not lines:
+                self._set_aside()
             for row in self._unwritten:
-                if not _says_more(lines.get(row.slide), row):
-                    lines[row.slide] = asdict(row)
+                earlier = lines.get(row.slide)
+                if not _says_more(earlier, row):
+                    lines[row.slide] = {**(earlier or {}), **asdict(row)}
             text = io.StringIO()
-            writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+            columns = dict.fromkeys(itertools.chain(COLUMNS, *lines.values()))
+            writer = csv.DictWriter(text, list(columns), lineterminator="\n")
             writer.writeheader()
             writer.writerows(lines[slide] for slide in sorted(lines))
-            write_atomic(self.path, text.getvalue())
+            write_atomic(self.path, text.getvalue().encode(errors="backslashreplace"))
         self._unwritten = []
+
+    def _set_aside(self) -> None:
+        """Rename a file in which no line was found: whatever a spreadsheet made of it, nothing in it is to be lost."""
+        if not self.path.is_file() or not self.path.stat().st_size:
+            return
+        names = (self.path.with_name(f"{self.path.stem}.old{number}.csv") for number in itertools.count(1))
+        aside = next(path for path in names if not path.exists())
+        os.replace(self.path, aside)
+        logger.warning("%s: has no line with a `slide`, separated by commas; it is now %s", self.path, aside.name)
 
     def _lines(self) -> dict[str, dict]:
         if not self.path.is_file():
             return {}
-        with open(self.path, newline="", encoding="utf-8", errors="replace") as handle:
-            return {line["slide"]: line for line in csv.DictReader(handle) if line.keys() == set(COLUMNS)}
+        # spreadsheets put a byte-order mark in front, and users add columns
+        lines: list[dict] = []
+        encoded = {"encoding": "utf-8-sig", "errors": "replace"}
+        with open(self.path, newline="", **encoded) as handle, contextlib.suppress(csv.Error):
+            lines = [line for line in csv.DictReader(handle) if line.get("slide")]
+        return {line["slide"]: {name: value for name, value in line.items() if name is not None} for line in lines}
 
 
 def _says_more(earlier: dict | None, row: Row) -> bool:
     """Tell whether the line of an earlier run, or of one beside this, is to stay."""
     if earlier is None or row.status != SKIPPED:
         return False
-    return earlier["status"] == DONE or row.reason == BUSY
+    return earlier.get("status") == DONE or row.reason == BUSY

@@ -12,7 +12,7 @@ import io
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree.ElementTree import Element, ParseError
@@ -245,18 +245,23 @@ class TypeMapping:
 
     Args:
         types: name or `#rrggbb` to type id, or to `None` for what is to be left out; upper and lower case are the same.
+        shared: names and colours that mean several types, and so decide nothing.
     """
 
-    def __init__(self, types: dict[str, int | None]):
-        self.types = {key.strip().lower()[: 7 if key.startswith("#") else None]: value for key, value in types.items()}
+    def __init__(self, types: dict[str, int | None], shared: Collection[str] = ()):
+        self.types = {_normalised(key): value for key, value in types.items()}
+        self.shared = set(shared) - self.types.keys()
 
     @classmethod
     def of_type_info(cls, type_info: dict) -> TypeMapping:
         """Take names and colours of a `type_info.json`; type 0 is no nucleus, and left out."""
         known = {key: value for key, value in type_info.items() if key is not None}
-        types = {name: key or None for key, (name, _) in known.items()}
-        types |= {sedeen.pen(rgb): key for key, (_, rgb) in known.items() if key}
-        return cls(types)
+        meanings: dict[str, set[int | None]] = {}
+        for key, (name, rgb) in known.items():
+            for what in (name, sedeen.pen(rgb)) if key else (name,):
+                meanings.setdefault(_normalised(what), set()).add(key or None)
+        shared = {what for what, ids in meanings.items() if len(ids) > 1}
+        return cls({what: min(ids) for what, ids in meanings.items() if what not in shared}, shared)
 
     @classmethod
     def of_lab(cls) -> TypeMapping:
@@ -265,38 +270,66 @@ class TypeMapping:
         return cls(types | {pen: key for key, pen in sedeen.LAB_PENS.items()} | {sedeen.TUMOUR_BED_PEN: None})
 
     @classmethod
-    def read(cls, path: str | Path) -> TypeMapping:
-        """Read `{"tumour": 1, "#00ff00": 2, "bed": null}`.
+    def read(cls, path: str | Path, known: Collection[int | None] | None = None) -> TypeMapping:
+        """Read `{"tumour": 1, "#00ff00": 2, "bed": null}`; 0 is no nucleus, and left out as null is.
+
+        Args:
+            path: the file.
+            known: the type ids there are; `None` allows all.
 
         Raises:
-            FileNotFoundError, ValueError: there is no such file, or it is not of that form.
+            FileNotFoundError, ValueError: there is no such file, it is not of that form, or has another id.
         """
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-            return cls({str(key): None if value is None else int(value) for key, value in content.items()})
+            return cls({key: _type_id(value, known) for key, value in content.items()})
         except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(f'{path}: expected {{"class or #rrggbb": type id or null, ...}}: {error}') from error
 
     def __or__(self, other: TypeMapping) -> TypeMapping:
-        return TypeMapping({**self.types, **other.types})
+        return TypeMapping({**self.types, **other.types}, self.shared | other.shared)
 
-    def types_of(self, contours: list[Contour]) -> list[int | None]:
+    def types_of(self, contours: list[Contour], unknown: int | None = None) -> list[int | None]:
         """Return the type of each contour, `None` for those to leave out; the name decides before the colour.
 
+        Args:
+            contours: what was drawn.
+            unknown: type of those of which neither name nor colour is known; `None` makes them an error.
+
         Raises:
-            ValueError: neither name nor colour is known; all of those are listed with their number.
+            ValueError: there are such; all are listed with their number.
         """
-        unknown = Counter(_describe(contour) for contour in contours if not set(_keys(contour)) & self.types.keys())
-        if unknown:
-            listed = ", ".join(f"{what} ({count})" for what, count in sorted(unknown.items()))
+        nameless = Counter(self._describe(contour) for contour in contours if not self._known(contour))
+        if nameless and unknown is None:
+            listed = ", ".join(f"{what} ({count})" for what, count in sorted(nameless.items()))
             raise ValueError(f"no type for {listed}; name them in --mapping (null leaves them out), or use --untyped")
-        return [next(self.types[key] for key in _keys(contour) if key in self.types) for contour in contours]
+        return [next((self.types[key] for key in self._known(contour)), unknown) for contour in contours]
+
+    def _known(self, contour: Contour) -> list[str]:
+        return [key for key in _keys(contour) if key in self.types]
+
+    def _describe(self, contour: Contour) -> str:
+        label = f"`{contour.label}`" if contour.label else ""
+        several = "which means several types" if self.shared & set(_keys(contour)) else ""
+        return " ".join(filter(None, [label, contour.colour, several])) or "no class, no colour"
 
 
 def _keys(contour: Contour) -> Iterator[str]:
     yield from (key for key in (contour.label.lower(), contour.colour.lower()) if key)
 
 
-def _describe(contour: Contour) -> str:
-    label = f"`{contour.label}`" if contour.label else ""
-    return " ".join(filter(None, [label, contour.colour])) or "no class, no colour"
+def _normalised(key: str) -> str:
+    """Return a name or colour as contours are looked up by: `#rrggbb` without opacity."""
+    key = key.strip().lower()
+    return key[:7] if key.startswith("#") else key
+
+
+def _type_id(value, known: Collection[int | None] | None) -> int | None:
+    """Return the id that a mapping gives, `None` for null and 0."""
+    if value is None:
+        return None
+    if type(value) is not int or value < 0:  # True is an int, too
+        raise ValueError(f"{json.dumps(value)} is no type id (1, 2, ...)")
+    if value and known is not None and value not in known:
+        raise ValueError(f"--type_info_path has no type {value}")
+    return value or None

@@ -45,6 +45,23 @@ def list_files(folder: str | Path, pattern: str = "*", recursive: bool = False) 
     return sorted(p for p in found if p.is_file() and not p.name.startswith("."))
 
 
+def unusable_name(path: str | Path) -> str | None:
+    """Return why a path cannot be used by its name, or `None`.
+
+    A name that is no UTF-8, as older systems left them, ends OpenCV in a segmentation fault, and no result can hold it.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return "its name is not valid UTF-8; rename it"
+    return None
+
+
+def printable(path: str | Path) -> str:
+    """Return a path as text that can be written: one that is no UTF-8 as `ascii` shows it."""
+    return ascii(str(path)) if unusable_name(path) else str(path)
+
+
 def check_unique_stems(paths: Iterable[Path]) -> None:
     """Refuse inputs whose results would have the same name.
 

@@ -29,8 +29,9 @@ class LabelMask:
         source: (N,) int64, which contour each instance is.
         hidden_px: px of contours that lie under smaller ones.
         buried: contours of which nothing is left, since smaller ones cover them or they equal another.
-        outside: contours without a pixel in the image.
-        clipped: contours that reach over the image's edge.
+        outside: contours that reach over the image's edge, without a pixel in it.
+        clipped: contours that reach over the image's edge, with pixels in it.
+        too_small: contours within the image that no centre of a pixel lies in.
     """
 
     inst_map: np.ndarray
@@ -41,6 +42,7 @@ class LabelMask:
     buried: int
     outside: int
     clipped: int
+    too_small: int
 
     def save(self, path: str | Path) -> None:
         """Write the `.mat` that `dataset.py`, `extract_patches.py` and `compute_stats.py` read."""
@@ -72,6 +74,7 @@ def paint_contours(contours: Sequence[Contour], types: Sequence[int], shape: tup
     new_ids = np.zeros(len(contours) + 1, np.int32)
     new_ids[source + 1] = np.arange(1, len(source) + 1)
     inst_map = new_ids[canvas]
+    reaches_out = np.array([_reaches_out(contour, shape) for contour in contours], bool)
     return LabelMask(
         inst_map=inst_map,
         types=np.asarray(types, np.int32).reshape(-1)[source],
@@ -79,8 +82,9 @@ def paint_contours(contours: Sequence[Contour], types: Sequence[int], shape: tup
         source=source,
         hidden_px=int((areas - visible).sum()),
         buried=int(((areas > 0) & (visible == 0)).sum()),
-        outside=int((areas == 0).sum()),
-        clipped=sum(_reaches_out(contour, shape) for contour in contours) - int((areas == 0).sum()),
+        outside=int((reaches_out & (areas == 0)).sum()),
+        clipped=int((reaches_out & (areas > 0)).sum()),
+        too_small=int((~reaches_out & (areas == 0)).sum()),
     )
 
 

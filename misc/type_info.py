@@ -60,6 +60,8 @@ def load_type_info(path: str | Path, nr_types: int | None = None) -> TypeInfo:
     try:
         raw = json.loads(path.read_text(encoding="utf-8-sig"))
         info: TypeInfo = {int(key): (str(name), _colour(rgb)) for key, (name, rgb) in raw.items()}
+        if min(info, default=0) < 0:
+            raise ValueError(f"{min(info)} is no type id")
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f'{path}: expected {{"1": ["name", [red, green, blue]], ...}}: {error}') from error
     missing = [i for i in range(nr_types or 0) if i not in info]

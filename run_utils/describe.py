@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import platform
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -10,6 +13,8 @@ from .plain_values import plain_scalar
 
 # State of a schedule that changes while it runs, and so is no configuration.
 _SCHEDULE_STATE = ("last_epoch", "lr_lambdas")
+# What a resume does not take from the checkpoint (functions), what follows from the optimizer, and a word of old torch.
+_NOT_OF_COURSE = ("lr_lambdas", "base_lrs", "verbose")
 
 
 def describe_config(config, phase: dict, nets: dict) -> dict:
@@ -40,6 +45,8 @@ def _describe_net(info: dict, recipe: dict) -> dict:
         for name, value in schedule.state_dict().items()
         if not name.startswith("_") and name not in _SCHEDULE_STATE
     }
+    if hasattr(schedule, "lr_lambdas"):
+        state["lr_lambdas"] = [_describe_factor(function) for function in schedule.lr_lambdas]
     return {
         "network": {name: plain(getattr(net, name, None)) for name in ("mode", "nr_types", "width", "freeze")},
         "optimizer": plain(recipe["optimizer"]),
@@ -47,6 +54,43 @@ def _describe_net(info: dict, recipe: dict) -> dict:
         "extra_info": plain(info["extra_info"]),
         "pretrained": plain(recipe["pretrained"]),
         "pretrained_norm": plain(recipe.get("pretrained_norm")),
+    }
+
+
+def _describe_factor(function: Callable) -> dict:
+    """Return the name of a function that makes learning rates, and the plain values that it was made with."""
+    values = inspect.getclosurevars(function).nonlocals if inspect.isfunction(function) else {}
+    simple = {name: value for name, value in values.items() if isinstance(value, bool | int | float | str)}
+    return {"name": plain(function), **plain(simple)}
+
+
+def check_same_course(old: dict, new: dict, path: Path) -> None:
+    """Check that optimizer and schedule are still those of a checkpoint, from which a resume takes their values.
+
+    Args:
+        old: the configuration described in it; empty in upstream's.
+        new: that of the recipe now.
+        path: of the checkpoint.
+
+    Raises:
+        ValueError: the recipe was edited; going on would ignore that.
+    """
+    changed = differences(_course(old), _course(new))
+    if changed:
+        raise ValueError(
+            f"a resume goes on with optimizer and schedule of {path}, but the recipe has changed ({'; '.join(changed)}"
+            "): undo the edit, or name the checkpoint in `pretrained` and another log_dir to start with the new values"
+        )
+
+
+def _course(described: dict) -> dict:
+    """Return what decides the learning rate, by network."""
+    return {
+        name: {
+            "optimizer": dict(zip(("class", "options"), net["optimizer"], strict=True)),
+            "lr_scheduler": {key: v for key, v in net["lr_scheduler"].items() if key not in _NOT_OF_COURSE},
+        }
+        for name, net in described.get("nets", {}).items()
     }
 
 

@@ -23,9 +23,14 @@ class Process:
     world_size: int = 1
 
 
+def is_torchrun() -> bool:
+    """Whether torchrun started this process; some clusters set one of the two variables for purposes of their own."""
+    return "WORLD_SIZE" in os.environ and "RANK" in os.environ
+
+
 def read_environment() -> Process:
     """Return which process of a torchrun this is; alone without one."""
-    if "WORLD_SIZE" not in os.environ or "RANK" not in os.environ:
+    if not is_torchrun():
         return Process()
     return Process(
         rank=int(os.environ["RANK"]),
@@ -36,7 +41,7 @@ def read_environment() -> Process:
 
 def start(process: Process, device: torch.device) -> None:
     """Meet the other processes, if torchrun started any: NCCL between GPUs, gloo between CPUs."""
-    if "WORLD_SIZE" not in os.environ or dist.is_initialized():
+    if not is_torchrun() or dist.is_initialized():
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from tqdm import tqdm
@@ -92,12 +93,38 @@ def _log_to_tensorboard(writer, named: list[tuple], epoch: int) -> None:
     writer.flush()
 
 
-def append_step(path: str | Path, epoch: int, step: int, values: dict[str, float]) -> None:
-    """Append a line to `steps.csv`; epoch and step count from 1, numbers keep every digit."""
+def step_columns(path: str | Path, names: Iterable[str]) -> list[str]:
+    """Return the columns that values of these names go to; those that `steps.csv` lacks are added to it, empty so far.
+
+    After an edit of the losses a run that is taken up logs other values than the file has.
+    """
     path = Path(path)
+    if not path.is_file() or path.stat().st_size == 0:
+        return list(names)
+    with open(path, newline="") as handle:
+        header, *rows = csv.reader(handle)
+    new = [name for name in names if name not in header]
+    if new:
+        text = io.StringIO()
+        with writing(path):
+            csv.writer(text).writerows([header + new, *(row + [""] * len(new) for row in rows)])
+            write_atomic(path, text.getvalue())
+    return (header + new)[len(_STEP_COLUMNS) :]
+
+
+def append_step(path: str | Path, epoch: int, step: int, values: dict[str, float], columns=None) -> None:
+    """Append a line to `steps.csv`; epoch and step count from 1, numbers keep every digit.
+
+    Args:
+        path: the file; gets its header if it has none.
+        epoch, step: of the values.
+        values: by name.
+        columns: what `step_columns` returned; `None` for the names as they are.
+    """
+    path, columns = Path(path), list(values) if columns is None else columns
     new = not path.is_file() or path.stat().st_size == 0
     with writing(path), open(path, "a", newline="") as handle:
         writer = csv.writer(handle)
         if new:
-            writer.writerow([*_STEP_COLUMNS, *values])
-        writer.writerow([epoch, step, *map(repr, values.values())])
+            writer.writerow([*_STEP_COLUMNS, *columns])
+        writer.writerow([epoch, step, *(repr(values[name]) if name in values else "" for name in columns)])

@@ -19,6 +19,8 @@ from .checkpoint_io import check_storable
 _PHASE_KEYS = ("run_info", "target_info", "batch_size", "nr_epochs")
 _NET_KEYS = ("desc", "optimizer", "lr_scheduler", "extra_info", "pretrained")
 _ENGINE_KEYS = ("run_step", "nr_procs", "callbacks")
+# Counts that callbacks divide by.
+_PERIODS = ("per_n_epoch", "per_n_step", "keep_every")
 
 
 def check_recipe(model_config: dict, nr_types: int | None, first_fresh: int = 0) -> None:
@@ -44,6 +46,7 @@ def check_recipe(model_config: dict, nr_types: int | None, first_fresh: int = 0)
         for name, net_info in phase["run_info"].items():
             _need(net_info, _NET_KEYS, f"{where}: `{name}`")
             _check_start(net_info["pretrained"], index, first_fresh)
+            _check_norm(net_info.get("pretrained_norm"), where)
             check_extra(net_info["extra_info"], nr_types, where)
             _check_optimizer(net_info, name, where)
 
@@ -91,10 +94,15 @@ def check_extra(extra: dict, nr_types: int | None, where: str) -> None:
     weights = extra.get("tp_class_weights")
     if weights is None or nr_types is None:
         return
+    weights = _as_list(weights)
+    if weights is None:
+        raise ValueError(
+            f"{where}: tp_class_weights must be a list, one number a type, got {extra['tp_class_weights']}"
+        )
     if len(weights) != nr_types:
         raise ValueError(f"{where}: tp_class_weights has {len(weights)} values for {nr_types} types (0 included)")
     if not all(map(_is_weight, weights)) or not any(weights):
-        raise ValueError(f"{where}: tp_class_weights must be numbers from 0 up, not all of them 0, got {list(weights)}")
+        raise ValueError(f"{where}: tp_class_weights must be numbers from 0 up, not all of them 0, got {weights}")
 
 
 def make_optimizer(net_info: dict, parameters: Iterable, nr_steps: int):
@@ -123,14 +131,22 @@ def _check_engine(name: str, engine: dict, engines: dict) -> None:
         target = getattr(callback, "triggered_engine_name", None)
         if target is not None and target not in engines:
             raise ValueError(f"a callback of `{name}` triggers `{target}`, which `run_engine` does not have")
+        for key in _PERIODS:
+            value = getattr(callback, key, None)  # `per_n_step: None` saves by epoch
+            if value is not None:
+                _need_count(value, f"engine `{name}`: {key} of {type(callback).__name__}")
 
 
 def _check_phase(phase: dict, where: str, engines: dict) -> None:
     _need(phase, _PHASE_KEYS, where)
-    sizes = {f"batch_size of `{name}`": phase["batch_size"].get(name) for name in engines}
-    for name, value in {**sizes, "nr_epochs": phase["nr_epochs"]}.items():
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{where}: {name} must be a whole number, at least 1, got {value!r}")
+    sizes = phase["batch_size"]
+    if not isinstance(sizes, dict):
+        raise ValueError(
+            f"{where}: batch_size must be {{engine: number}}, e.g. {{'train': 4, 'valid': 8}}, got {sizes!r}"
+        )
+    for name in engines:
+        _need_count(sizes.get(name), f"{where}: batch_size of `{name}`")
+    _need_count(phase["nr_epochs"], f"{where}: nr_epochs")
 
 
 def _check_start(pretrained, index: int, first_fresh: int) -> None:
@@ -138,6 +154,17 @@ def _check_start(pretrained, index: int, first_fresh: int) -> None:
         raise ValueError("phase 0 has `pretrained: -1`, but there is no phase before it; name a file, or None")
     if pretrained not in (None, -1) and index >= first_fresh:
         check_pretrained(pretrained)
+
+
+def _check_norm(norm, where: str) -> None:
+    if norm is None:
+        return
+    parts = [_as_list(part) or [] for part in _as_list(norm) or []]
+    right = [len(part) for part in parts] == [3, 3] and all(map(_is_weight, (*parts[0], *parts[1]))) and all(parts[1])
+    if not right:
+        raise ValueError(
+            f"{where}: pretrained_norm must be (mean, std), three numbers each, std above 0, or None; got {norm!r}"
+        )
 
 
 def _check_optimizer(net_info: dict, name: str, where: str) -> None:
@@ -180,6 +207,17 @@ def _need(values: dict, keys: tuple[str, ...], where: str) -> None:
     missing = [key for key in keys if key not in values]
     if missing:
         raise ValueError(f"{where} of the recipe lacks {', '.join(missing)}")
+
+
+def _need_count(value, what: str) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{what} must be a whole number, at least 1, got {value!r}")
+
+
+def _as_list(value) -> list | None:
+    """Return a list, tuple or array as a list, and `None` for anything else."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return list(value) if isinstance(value, list | tuple) else None
 
 
 def _is_weight(value) -> bool:

@@ -24,11 +24,12 @@ from models.hovernet.encoder_init import load_for_finetuning, load_pretrained
 from . import checkpoint_io, distributed
 from .callbacks.base import AverageBuffers
 from .checks import check_patches, list_patches, source_images, type_sampling_weights
-from .describe import describe_config, differences
+from .describe import check_same_course, describe_config, differences
 from .disk_full import SaveError, closing, is_disk_full, writing
 from .engine import Events, RunEngine
 from .loaders import build_loader
 from .log_files import truncate_logs
+from .log_folder import find_moment, held, tidy
 from .plain_values import storable
 from .recipe_checks import check_recipe, check_shapes, make_optimizer
 from .sampling import EpochBatchSampler
@@ -73,21 +74,36 @@ class Trainer:
         phases, engines = self.config.model_config["phase_list"], self.config.model_config["run_engine"]
         root = Path(self.config.log_dir)
         folders = [root] if len(phases) == 1 else [root / f"{index:02d}" for index in range(len(phases))]
-        # one process looks and tells the others: on several machines they need not see its files
-        first, moment = distributed.on_main(self._moment, root, folders)
-        check_recipe(self.config.model_config, self.nr_types, first_fresh=first + (moment.path is not None))
-        self.prepare()
-        self.seed = self._choose_seed(moment)
-        if self.logging:
-            _tidy(folders, moment)
-        for index in range(first, len(phases)):
-            if moment.epoch < phases[index]["nr_epochs"]:
-                self._say(f"phase {index + 1} of {len(phases)}: {folders[index]}, seed {self.seed}")
-                self.run_once(phases[index], engines, folders[index], folders[index - 1], index, moment)
-            moment = checkpoint_io.Resume()
+        with held(root, self.config.logging):
+            first, moment = self._moment(root, folders)
+            check_recipe(self.config.model_config, self.nr_types, first_fresh=first + (moment.path is not None))
+            self.prepare()
+            self.seed = self._choose_seed(moment)
+            if self.logging:
+                tidy(folders, moment)
+            for index in range(first, len(phases)):
+                if moment.epoch < phases[index]["nr_epochs"]:
+                    self._say(f"phase {index + 1} of {len(phases)}: {folders[index]}, seed {self.seed}")
+                    self._run_phase(phases[index], engines, folders[index], folders[index - 1], index, moment)
+                moment = checkpoint_io.Resume()
         self._say(f"done: checkpoints, stats.json, steps.csv and TensorBoard files are in {root}")
 
-    def run_once(self, opt, run_engine_opt, log_dir, prev_log_dir=None, phase=0, moment=None) -> None:
+    def run_once(self, opt, run_engine_opt, log_dir, prev_log_dir=None, phase=0) -> None:
+        """Run one phase by itself; arguments as of `_run_phase`.
+
+        Raises:
+            ValueError: `log_dir` holds another run.
+        """
+        log_dir = Path(log_dir)
+        with held(log_dir, self.config.logging):
+            _, moment = self._moment(log_dir, [log_dir])
+            self._run_phase(opt, run_engine_opt, log_dir, prev_log_dir, phase, moment)
+
+    def _moment(self, root: Path, folders: list[Path]) -> tuple[int, checkpoint_io.Resume]:
+        # one process looks and tells the others: on several machines they need not see its files
+        return distributed.on_main(find_moment, root, folders, self.resume, self.config.logging)
+
+    def _run_phase(self, opt, run_engine_opt, log_dir: Path, prev_log_dir, phase: int, moment) -> None:
         """Run one phase.
 
         Args:
@@ -96,10 +112,8 @@ class Trainer:
             log_dir: where its files go.
             prev_log_dir: folder of the phase before, for `pretrained: -1`.
             phase: its number.
-            moment: where to go on from; `None` for the beginning.
+            moment: where to go on from.
         """
-        moment = moment or checkpoint_io.Resume()
-        log_dir = Path(log_dir)
         # phases draw different numbers, but each the same ones every time
         seed = check_manual_seed(self.seed) + phase
         loaders = {name: self._loader(name, opt, engine, seed) for name, engine in run_engine_opt.items()}
@@ -108,8 +122,12 @@ class Trainer:
             name: self._net(name, net_info, nr_steps, prev_log_dir, moment)
             for name, net_info in opt["run_info"].items()
         }
+        # as the recipe wants them: a checkpoint puts its own values in their place
+        described = describe_config(self.config, opt, nets)
+        if moment.path is not None:
+            self._restore(nets, moment, described)
         with _explained(log_dir):
-            log_info = self._log_info(log_dir, opt, nets, moment)
+            log_info = self._log_info(log_dir, nets, moment, described)
             engines = self._engines(run_engine_opt, loaders, nets, log_info, log_dir, seed)
             _go_to(engines["train"], moment, len(loaders["train"]))
             pages = reused_memory_pages() if self.device.type == "cpu" else contextlib.nullcontext()
@@ -129,23 +147,6 @@ class Trainer:
         self._list(mode)
         for batch in self._loader(mode, opt, {"nr_procs": 0}, check_manual_seed(self.seed)):
             yield draw({name: value.numpy() for name, value in batch.items()}, is_batch=True, **options)
-
-    def _moment(self, root: Path, folders: list[Path]) -> tuple[int, checkpoint_io.Resume]:
-        """Find the phase and the moment to go on from; refuse a folder that holds another run (P36)."""
-        if self.resume:
-            for index in reversed(range(len(folders))):
-                moment = checkpoint_io.read_resume(folders[index])
-                if moment.path is not None:
-                    return index, moment
-            self._say(f"{root} holds no checkpoint to resume from: starting at the beginning")
-            return 0, checkpoint_io.Resume()
-        found = [path.name for path in root.glob("*") if not path.name.startswith(".")] if self.logging else []
-        if found:
-            raise ValueError(
-                f"{root} holds another run ({min(found)}, ...): go on with it by --resume, or name another log_dir in "
-                "config.py; nothing is ever erased"
-            )
-        return 0, checkpoint_io.Resume()
 
     def _choose_seed(self, moment: checkpoint_io.Resume) -> int:
         """Return the seed of the configuration, of the run that is taken up, or a new one; the same on every rank."""
@@ -205,28 +206,32 @@ class Trainer:
         return build_loader(dataset, sampler, nr_procs, self.device.type == "cuda")
 
     def _net(self, name: str, net_info: dict, nr_steps: int, prev_log_dir, moment: checkpoint_io.Resume) -> dict:
-        """Create a network with its optimizer and schedule, and fill it."""
+        """Create a network with its optimizer and schedule; what a checkpoint holds of them is not in it yet."""
         net = net_info["desc"]()
         pretrained = net_info["pretrained"]
-        if moment.path is not None:
-            self._say(f"resuming from {moment.path}: epoch {moment.epoch}, step {moment.epoch_step}")
-        elif pretrained == -1:
+        if moment.path is None and pretrained == -1:
             self._load_previous(net, name, prev_log_dir)
-        elif pretrained is not None:
+        elif moment.path is None and pretrained is not None:
             load_pretrained(net, pretrained, net_info.get("pretrained_norm"), self._say)
         net = net.to(self.device, memory_format=torch.channels_last)
         optimizer, schedule = make_optimizer(net_info, net.parameters(), nr_steps)
-        info = {
-            "desc": net,
+        return {
+            "desc": self._wrap(net),
             "optimizer": optimizer,
             "lr_scheduler": schedule,
             "extra_info": net_info["extra_info"],
             "scaler": self._scaler(net_info["extra_info"]),
         }
-        if moment.path is not None:
+
+    def _restore(self, nets: dict, moment: checkpoint_io.Resume, described: dict) -> None:
+        """Put the networks back to where they were, unless the recipe wants something that they could not follow."""
+        self._say(f"resuming from {moment.path}: epoch {moment.epoch}, step {moment.epoch_step}")
+        saved = moment.content.get("meta", {}).get("config", {})
+        check_same_course(saved, described, moment.path)
+        for info in nets.values():
             checkpoint_io.restore(info, moment)
-        info["desc"] = self._wrap(net)
-        return info
+        for line in differences(saved, described):
+            self._say(f"changed since that checkpoint: {line}")
 
     def _load_previous(self, net: nn.Module, name: str, prev_log_dir) -> None:
         path, state = distributed.on_main(_last_weights, prev_log_dir, name)
@@ -246,13 +251,9 @@ class Trainer:
             )
         return nn.DataParallel(net, device_ids=self.devices) if len(self.devices) > 1 else net
 
-    def _log_info(self, log_dir: Path, opt: dict, nets: dict, moment: checkpoint_io.Resume) -> dict:
+    def _log_info(self, log_dir: Path, nets: dict, moment: checkpoint_io.Resume, described: dict) -> dict:
         """Make the folder of a phase, and write the effective configuration into it."""
         info = {"image_validator": self.image_validator}
-        described = describe_config(self.config, opt, nets)
-        if moment.path is not None:
-            for line in differences(moment.content.get("meta", {}).get("config", {}), described):
-                self._say(f"changed since that checkpoint: {line}")
         if not self.logging:
             return info
         from torch.utils.tensorboard import SummaryWriter
@@ -320,7 +321,9 @@ def choose_devices(gpu: str | None, process: distributed.Process) -> list[torch.
     if gpu is None:
         gpu = ",".join(str(index) for index in range(torch.cuda.device_count()))
     devices = parse_devices(gpu)
-    if process.world_size == 1 or devices[0].type == "cpu":
+    # one process of torchrun takes one GPU too: the user may have started one on each of several machines
+    is_alone = process.world_size == 1 and not distributed.is_torchrun()
+    if is_alone or devices[0].type == "cpu":
         return devices
     if process.local_rank >= len(devices):
         raise ValueError(f"process {process.local_rank + 1} on this machine, but only {len(devices)} GPUs: {gpu}")
@@ -344,14 +347,6 @@ def _meta_of_config(config, nr_types: int | None) -> dict:
         info = load_type_info(path, nr_types)
         meta["types"] = {str(key): [name, list(rgb)] for key, (name, rgb) in info.items() if key is not None}
     return meta
-
-
-def _tidy(folders: list[Path], moment: checkpoint_io.Resume) -> None:
-    """Remove what a kill left behind."""
-    for folder in folders:
-        checkpoint_io.remove_parts(folder)
-    if moment.path is not None:
-        checkpoint_io.remove_obsolete(moment)
 
 
 def _last_weights(log_dir: str | Path, name: str) -> tuple[Path, dict[str, torch.Tensor]]:

@@ -158,5 +158,10 @@ def test_pannuke_arrays_are_unpacked(tmp_path):
     assert scipy.io.loadmat(tmp_path / "out" / "Labels" / "00000.mat")["inst_centroid"].shape == (0, 2)
     path.unlink()
     assert PanNuke.unpack(*arguments) == (1, 2, 0)
+    np.save(tmp_path / "images.npy", 255 - images)  # the next fold
+    with pytest.raises(ValueError, match=r"00000\.png is from other arrays .*another --output_dir, or --overwrite"):
+        PanNuke.unpack(*arguments)
+    assert np.array_equal(cv2.imread(str(tmp_path / "out" / "Images" / "00000.png"))[..., ::-1], images[0])
+    assert PanNuke.unpack(*arguments, overwrite=True) == (3, 0, 0)
     with pytest.raises(ValueError, match=r"\(N, H, W, 6\) are needed"):
         PanNuke.unpack(tmp_path / "masks.npy", tmp_path / "masks.npy", tmp_path / "out")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import pickle
 import tarfile
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -138,8 +137,8 @@ def _read_npz(path: Path) -> dict[str, torch.Tensor]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return {name: torch.from_numpy(np.asarray(arrays[name])) for name in arrays.files}
-    except (ValueError, OSError, zipfile.BadZipFile, TypeError) as error:
-        raise CheckpointError(f"{path}: not a readable .npz of arrays: {error}") from error
+    except Exception as error:  # a damaged archive raises zlib.error, struct.error, ...
+        raise CheckpointError(f"{path}: not a readable .npz of arrays: {first_line(error)}") from error
 
 
 def _read_torch(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -151,7 +150,7 @@ def _read_torch(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         raise FileNotFoundError(f"no such checkpoint: {path}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged file makes the unpickler raise anything, struct.error included
         raise CheckpointError(f"{path}: {_why_unreadable(path, error)}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a state dict")
@@ -160,7 +159,15 @@ def _read_torch(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         if isinstance(content.get(key), dict):
             content = content[key]
             break
-    return {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}, meta
+    tensors = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
+    if not all(isinstance(name, str) for name in tensors):
+        raise CheckpointError(f"{path}: holds tensors whose names are no text, so no weights of a network")
+    return tensors, meta
+
+
+def first_line(error: Exception) -> str:
+    """Return what an error says, in at most one line; its class where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:120]
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:
@@ -171,7 +178,7 @@ def _why_unreadable(path: Path, error: Exception) -> str:
             "is damaged, or no checkpoint, or holds Python objects besides tensors, which are not loaded "
             "because loading them can run code; save its state dict alone and try again"
         )
-    return f"is damaged or no checkpoint of torch.save ({(str(error) or type(error).__name__).splitlines()[0][:120]})"
+    return f"is damaged or no checkpoint of torch.save ({first_line(error)})"
 
 
 def _rename(path: Path, raw: dict[str, torch.Tensor]) -> tuple[str, dict[str, torch.Tensor]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .checkpoint import CheckpointError, _read_torch, load_checkpoint
+from .checkpoint import CheckpointError, _read_torch, first_line, load_checkpoint
 from .net_desc import HoVerNet
 
 # What an ImageNet encoder cannot know of HoVer-Net.
@@ -77,9 +77,7 @@ def load_pretrained(
     if any(name.startswith("stages.") for name in encoder):
         encoder = convert_timm(encoder)
         normalisation = normalisation or (TIMM_MEAN, TIMM_STD)
-    if normalisation is not None:
-        encoder = fold_normalisation(encoder, *normalisation)
-    load_encoder(net, encoder, path)
+    load_encoder(net, encoder, path, normalisation)
     say(f"{path}: ImageNet encoder loaded; conv_bot and the decoders start from random weights")
 
 
@@ -130,8 +128,16 @@ def fold_normalisation(state: dict[str, Tensor], mean, std) -> dict[str, Tensor]
     }
 
 
-def load_encoder(net: HoVerNet, state: dict[str, Tensor], source: str | Path = "the encoder") -> None:
+def load_encoder(
+    net: HoVerNet, state: dict[str, Tensor], source: str | Path = "the encoder", normalisation: tuple | None = None
+) -> None:
     """Load exactly the encoder; the decoders and `conv_bot` keep their random weights.
+
+    Args:
+        net: the network.
+        state: the encoder's tensors under HoVer-Net's names.
+        source: where they came from, for the message.
+        normalisation: (mean, std) to fold in, see `fold_normalisation`; `None` folds nothing.
 
     Raises:
         CheckpointError: other tensors than those are missing, some are left over, or shapes differ.
@@ -144,14 +150,15 @@ def load_encoder(net: HoVerNet, state: dict[str, Tensor], source: str | Path = "
         if name not in state and not name.startswith(_NOT_IN_ENCODER) and not name.endswith("num_batches_tracked")
     ]
     unknown = [name for name in state if name not in own and not name.startswith(_CLASSIFIER)]
-    fitting = {name: value for name, value in state.items() if name in own and name not in unknown}
-    wrong = [name for name, value in fitting.items() if value.shape != own[name].shape]
+    wrong = [name for name, value in state.items() if name in own and value.shape != own[name].shape]
     if missing or unknown or wrong:
         raise CheckpointError(
             f"{source} is no encoder for this network: {_list('missing', missing)}{_list('unknown', unknown)}"
             f"{_list('of another shape', wrong)}(width {net.width}; ImageNet weights fit width 1.0 alone)"
         )
-    net.load_state_dict({**own, **fitting})
+    if normalisation is not None:
+        state = fold_normalisation(state, *normalisation)
+    net.load_state_dict({**own, **{name: value for name, value in state.items() if name in own}})
 
 
 def load_for_finetuning(net: HoVerNet, state: dict[str, Tensor]) -> str:
@@ -194,15 +201,22 @@ def _read_encoder(path: Path) -> dict[str, Tensor] | None:
     if path.suffix == ".npz":
         return None
     if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        tensors = load_file(path)
+        tensors = _read_safetensors(path)
     else:
         tensors, _ = _read_torch(path)
     state = {name.removeprefix("module."): value for name, value in tensors.items()}
     is_timm = "stem.conv.weight" in state
     is_original = "conv0./.weight" in state and not any(name.startswith("decoder.") for name in state)
     return state if is_timm or is_original else None
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except Exception as error:  # its own class, besides those of a file that cannot be opened
+        raise CheckpointError(f"{path}: is damaged or no .safetensors file ({first_line(error)})") from error
 
 
 def _list(what: str, names: list[str]) -> str:

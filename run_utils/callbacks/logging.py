@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from run_utils.log_files import append_step, log_epoch
+from run_utils.log_files import append_step, log_epoch, step_columns
 
 from .base import BaseCallbacks
 
@@ -22,11 +22,19 @@ class LoggingEpochOutput(BaseCallbacks):
 class LoggingStepOutput(BaseCallbacks):
     """Append the losses of every step to `steps.csv`, with all digits: the learning curve."""
 
+    def __init__(self):
+        self.reset()
+
+    def reset(self) -> None:
+        self._columns: list[str] | None = None
+
     def run(self, state, event) -> None:
-        if state.logging:
-            append_step(
-                state.log_info["steps_file"], state.curr_epoch + 1, state.curr_epoch_step, state.step_output["EMA"]
-            )
+        if not state.logging:
+            return
+        path, values = state.log_info["steps_file"], state.step_output["EMA"]
+        if self._columns is None:
+            self._columns = step_columns(path, values)
+        append_step(path, state.curr_epoch + 1, state.curr_epoch_step, values, self._columns)
 
 
 class LoggingGradient(BaseCallbacks):

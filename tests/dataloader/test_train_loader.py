@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import scipy.io
 
-from dataloader.train_loader import FileLoader
+from dataloader import augs
+from dataloader.train_loader import FileLoader, _at_least
 from models.hovernet.targets import gen_targets
 
 
@@ -118,6 +119,42 @@ def test_p43_patches_smaller_than_the_input_are_reflected(tmp_path, shape):
     np.save(tmp_path / "a.npy", patch)
     for mode in ("train", "valid"):
         assert load([tmp_path / "a.npy"], mode=mode)[0]["img"].shape == (270, 270, 3)
+
+
+@pytest.mark.parametrize("turned", [45, 0, 135])
+@pytest.mark.parametrize(("shape", "size"), [((256, 256), 256), ((256, 256), 270), ((300, 540), 256)])
+def test_p43_patches_not_much_larger_have_no_black_corners(tmp_path, monkeypatch, shape, size, turned):
+    """At the ends of all ranges; black is what lies beyond the patch."""
+    for name, value in (("SCALE", 0.8), ("TRANSLATE_SHARE", 0.01), ("SHEAR_DEG", 5), ("ROTATE_DEG", turned)):
+        assert max(map(abs, getattr(augs, name))) >= value
+        monkeypatch.setattr(augs, name, (value, value))
+    np.save(tmp_path / "a.npy", np.full((*shape, 4), 200, np.uint16))
+    loader = load([tmp_path / "a.npy"], size=size)
+    loader.input_augs = None
+    assert (loader[0]["img"] == 200).all()
+    assert loader.least_shape < (510, 510)  # patches of 540 px stay as they are
+
+
+def test_patches_of_540_px_stay_as_they_are(patches):
+    patch = np.load(patches[0])
+    for size in (256, 270):
+        assert _at_least(patch, load(patches, size=size).least_shape) is patch
+
+
+def test_p43_copies_that_do_not_touch_have_distances_of_their_own(tmp_path):
+    """A nucleus 4 px from the left edge, mirrored: two with one id, each from -1 to 1."""
+    patch = np.full((256, 256, 4), 200, np.uint16)
+    patch[..., 3] = 0
+    patch[115:145, 4:34, 3] = 7
+    padded = _at_least(patch, load([], size=256).least_shape)
+    instances = padded[..., 3].astype(np.int32)
+    assert (instances == 7).sum() == 2 * 900
+    hv_map = gen_targets(instances, instances.shape)["hv_map"]
+    row = hv_map[(padded.shape[0] - 256) // 2 + 130, :, 0]
+    left = (padded.shape[1] - 256) // 2
+    for start in (left - 34, left + 4):
+        assert (row[start], row[start + 29]) == (-1, 1)
+        assert (np.diff(row[start : start + 30]) > 0).all()
 
 
 def test_p12_a_patch_without_nuclei_and_one_with_1500(tmp_path):

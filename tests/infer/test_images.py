@@ -7,9 +7,11 @@ import logging
 import cv2
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from infer.images import ImageError, no_image_because, probe_size, read_image, resize
+from misc.slide_image import open_image
 
 RNG = np.random.default_rng(0)
 IMAGE = cv2.GaussianBlur(RNG.integers(0, 255, (60, 90, 3), dtype=np.uint8), (9, 9), 0)  # BGR for OpenCV
@@ -57,6 +59,26 @@ def test_probed_sizes_are_those_of_turned_images(tmp_path):
         exif[0x0112] = 6
         Image.fromarray(IMAGE).save(tmp_path / f"turned{suffix}", exif=exif)
         assert probe_size(tmp_path / f"turned{suffix}") == read_image(tmp_path / f"turned{suffix}").shape[:2]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", "-16.tif"])
+def test_tiles_and_slides_are_turned_alike(tmp_path, suffix, orientation):
+    """DAB scores and overlays put the nuclei of a tile run onto what the slide reader reads."""
+    path = tmp_path / f"a{suffix}"
+    if path.suffix == ".tif":
+        pixels = IMAGE.astype(np.uint16) * 257 if "16" in suffix else IMAGE
+        byteorder, tags = "<>"[orientation % 2], [(274, "H", 1, orientation, True)]
+        tifffile.imwrite(path, pixels, photometric="rgb", byteorder=byteorder, extratags=tags)
+    else:
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.fromarray(IMAGE).save(path, exif=exif)
+    tile, slide = read_image(path), open_image(path)
+    assert np.array_equal(tile, slide.read(0, 0, slide.height, slide.width))
+    assert probe_size(path) == tile.shape[:2] == (slide.height, slide.width)
+    if suffix != ".jpg":
+        assert np.array_equal(tile, IMAGE)  # as it is stored
 
 
 def test_damaged_tiff_strip_is_refused(tmp_path):

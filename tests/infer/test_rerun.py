@@ -12,7 +12,10 @@ import scipy.io
 from stubs import StubNet, disc_labels, painted_image, write_rgb
 from test_tile import paint, read_nuclei, run
 
+import infer.tile_output
+from infer.rerun import post_proc_constants
 from infer.tile import InferManager
+from models.hovernet import post_proc
 from models.hovernet.checkpoint import save_weights
 from models.hovernet.net_desc import create_model
 
@@ -119,6 +122,41 @@ def test_p05_overwriting_leaves_no_file_of_the_run_before(manager, tmp_path):
     run(manager, tmp_path, overwrite=True)
     features = json.loads((tmp_path / "out" / "qupath" / "a.geojson").read_text())["features"]
     assert len(features) == len(read_nuclei(tmp_path, "a")) == 9
+
+
+def test_p05_an_overwrite_that_stops_half_way_does_not_pass_as_done(tmp_path):
+    first = manager_of(tmp_path / "A.tar")
+    paint(tmp_path, "a.png")
+    run(first, tmp_path)
+    second, before = manager_of(tmp_path / "B.tar"), len(read_nuclei(tmp_path, "a"))
+    write_rgb(tmp_path / "in" / "a.png", painted_image(disc_labels((200, 300), spacing=100)))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(infer.tile_output, "_draw_overlay", full)  # nothing was replaced yet
+        assert "No space" in run(second, tmp_path, overwrite=True).failed["a"]
+    assert run(first, tmp_path).skipped == ["a"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(infer.tile_output, "_write_overlay", full)  # the .mat file was
+        assert "No space" in run(second, tmp_path, overwrite=True).failed["a"]
+    assert run(first, tmp_path).done == ["a"]
+    assert len(read_nuclei(tmp_path, "a")) < before
+    assert len(scipy.io.loadmat(tmp_path / "out" / "mat" / "a.mat")["inst_uid"]) == len(read_nuclei(tmp_path, "a"))
+
+
+def test_p05_edited_constants_of_post_processing_are_told_apart(manager, tmp_path, monkeypatch):
+    paint(tmp_path, "a.png")
+    run(manager, tmp_path)
+    monkeypatch.setattr(post_proc, "MIN_SIZE_PX", 20)
+    assert "otherwise (MIN_SIZE_PX 10, now 20):" in run(manager, tmp_path).failed["a"]
+
+
+def test_the_constants_are_those_that_may_be_edited():
+    constants = post_proc_constants()
+    assert {"MIN_SIZE_PX", "MIN_MARKER_PX", "MARKER_THRESHOLD", "SOBEL_KSIZE", "OPENING_KSIZE"} < constants.keys()
+    assert json.loads(json.dumps(constants)) == constants
 
 
 def test_p05_results_that_do_not_say_how_they_were_made_are_done(manager, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import cv2
@@ -192,6 +193,21 @@ def test_p06_side_files_of_an_image_stop_nothing_and_are_listed(manager, tmp_pat
     assert "not an image" in report.failed[f"a.{ending}"]
     again = run(manager, tmp_path)
     assert (again.skipped, set(again.failed)) == (["a"], {f"a.{ending}"})
+
+
+def test_a_name_that_is_no_utf8_fails_alone(manager, tmp_path):
+    """OpenCV ended the run with a segmentation fault."""
+    paint(tmp_path, "a.png")
+    try:
+        os.symlink(tmp_path / "in" / "a.png", os.fsencode(tmp_path / "in") + b"/Pr\xe4p.png")
+    except OSError:
+        pytest.skip("this file system has no such names")
+    report = run(manager, tmp_path)
+    assert (report.done, report.exit_code) == (["a"], 1)
+    assert list(report.failed) == ["'Pr\\udce4p.png'"]
+    assert report.failed["'Pr\\udce4p.png'"].endswith("/in/Pr\\udce4p.png': its name is not valid UTF-8; rename it")
+    with pytest.raises(ValueError, match=r"--input_dir='.*Pr\\udce4p': its name is not valid UTF-8"):
+        run(manager, tmp_path, input_dir=Path(os.fsdecode(os.fsencode(tmp_path) + b"/Pr\xe4p")))
 
 
 @pytest.mark.parametrize("out", [".", "results", "../out"])

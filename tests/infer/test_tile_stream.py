@@ -21,6 +21,7 @@ from test_tile import paint, read_nuclei, run
 import infer.tile
 import infer.tile_stream
 from infer.tile import InferManager
+from infer.workers import WorkerPool
 from models.hovernet.checkpoint import save_weights
 from models.hovernet.net_desc import create_model
 
@@ -46,6 +47,22 @@ def test_batches_cross_the_borders_of_images(manager, tmp_path):
         paint(tmp_path, f"{number}.png", (100, 100))
     run(manager, tmp_path, batch_size=4)
     assert manager.net.batch_sizes == [4, 2]
+
+
+def test_a_batch_size_that_is_halved_meanwhile_takes_no_patch_twice(tmp_path):
+    """The main thread halves it when memory runs out; the next batch is being cut out in another one."""
+
+    class Halved:
+        channels, sizes = 3, [8, 8, 8, 2]
+        batch_size = property(lambda self: self.sizes.pop(0) if len(self.sizes) > 1 else self.sizes[0])
+
+    for number in range(4):
+        paint(tmp_path, f"{number}.png", (200, 300))  # 4 patches each
+    sizes = {path: (200, 300) for path in sorted((tmp_path / "in").iterdir())}
+    stream = infer.tile_stream.TileStream(sizes, Halved(), WorkerPool(print, 0), None, (256, 164), 1.0, 1 << 30, 0)
+    batches = iter(stream._next_batch, None)
+    taken = [(tile.name, index) for batch in batches for tile, index in batch.slots]
+    assert taken == [(path.stem, index) for path in sizes for index in range(4)]
 
 
 def test_p02_a_failing_network_names_its_images(manager, tmp_path, monkeypatch):

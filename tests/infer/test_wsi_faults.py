@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from infer.predictor import Predictor
 from infer.spool import Spool
 from infer.wsi_files import MAX_STEM_BYTES, lock_path, short_stem
 from misc.slide_sources import ImageSource, SlideError
+from models.hovernet import post_proc
 
 manager, weights = slide_runs.manager, slide_runs.weights  # fixtures
 
@@ -206,6 +208,51 @@ def test_a_run_that_was_killed_right_after_its_last_file_leaves_no_spool(manager
     assert not (tmp_path / "out" / ".cache").exists()
 
 
+def test_rows_of_other_post_processing_are_not_gone_on_with(manager, tmp_path, monkeypatch):
+    paint(tmp_path, shape=(500, 200))
+    interrupted_run(manager, tmp_path, 2)
+    monkeypatch.setattr(post_proc, "MIN_SIZE_PX", 10_000)
+    assert run(manager, tmp_path, **TILES).done == ["a"]
+    assert nuclei_of(tmp_path) == {}
+
+
+def outlines(folder: Path) -> int | None:
+    """How many nuclei the GeoJSON file holds, if it is there."""
+    path = folder / "out" / "qupath" / "a.geojson"
+    return len(json.loads(path.read_text())["features"]) if path.exists() else None
+
+
+@pytest.mark.parametrize("killed_in", ["write_json", "write_geojson"])
+def test_outlines_of_the_run_before_never_lie_beside_new_nuclei(manager, tmp_path, killed_in):
+    paint(tmp_path)
+    run(manager, tmp_path, save_qupath=True)
+    paint(tmp_path, spacing=100)
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(infer.wsi_slide, killed_in, killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(manager, tmp_path, overwrite=True)
+    assert outlines(tmp_path) in (None, len(nuclei_of(tmp_path)))
+    assert run(manager, tmp_path, save_qupath=True).skipped == ["a"]
+    assert outlines(tmp_path) == len(nuclei_of(tmp_path))
+
+
+def test_overwriting_leaves_no_file_of_the_run_before(manager, tmp_path):
+    options = {"save_qupath": True, "save_thumb": True, "save_mask": True}
+    paint(tmp_path)
+    run(manager, tmp_path, **options)
+    paint(tmp_path, shape=(420, 300), spacing=100)
+    run(manager, tmp_path, overwrite=True)
+    run(manager, tmp_path, "fresh", **options)
+    made = {path.relative_to(tmp_path / "fresh"): path for path in (tmp_path / "fresh").glob("*/a.*")}
+    assert len(made) == 4
+    for name, path in made.items():
+        assert (tmp_path / "out" / name).read_bytes() == path.read_bytes(), name
+
+
 def test_the_spool_of_an_interrupted_overwrite_is_kept(manager, tmp_path):
     """The old results are there, and the new ones are half done: a run without --overwrite leaves both."""
     paint(tmp_path, shape=(500, 200))
@@ -267,6 +314,38 @@ def test_p01_what_is_named_like_a_slide_and_is_none_is_reported(manager, tmp_pat
     report = run(manager, tmp_path, recursive=True)
     assert report.done == ["inside"]
     assert list(report.failed) == ["gone.svs"]
+
+
+def test_a_name_that_is_no_utf8_fails_alone(manager, tmp_path):
+    paint(tmp_path, "good.png", shape=(100, 100))
+    folder = os.fsencode(tmp_path / "in")
+    try:
+        os.symlink(tmp_path / "in" / "good.png", folder + b"/Pr\xe4p.png")
+    except OSError:
+        pytest.skip("this file system has no such names")
+    os.symlink(b"nowh\xe4re", folder + b"/gone.svs")
+    Path(os.fsdecode(folder + b"/n\xf6tes.txt")).write_text("no slide: passed over")
+    report = run(manager, tmp_path)
+    assert (report.done, report.exit_code) == (["good"], 1)
+    assert set(report.failed) == {"'Pr\\udce4p.png'", "gone.svs"}
+    rows = summary(tmp_path)
+    assert "is not valid UTF-8; rename it" in rows["'Pr\\udce4p.png'"]["reason"]
+    assert "'nowh\\udce4re'" in rows["gone.svs"]["reason"]
+
+
+def test_a_slide_that_cannot_even_be_begun_fails_alone(manager, tmp_path, monkeypatch):
+    for name in "ab":
+        paint(tmp_path, f"{name}.png", shape=(100, 100))
+    init = infer.wsi.SlideTask.__init__
+
+    def broken(self, setting, path):
+        if path.stem == "a":
+            raise ValueError("a is cursed")
+        init(self, setting, path)
+
+    monkeypatch.setattr(infer.wsi.SlideTask, "__init__", broken)
+    report = run(manager, tmp_path)
+    assert (report.done, report.failed) == (["b"], {"a": "a is cursed"})
 
 
 def test_a_file_without_read_permission_is_reported_whatever_its_name(manager, tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ from stubs import disc_labels, painted_image
 import infer.wsi_slide
 from infer.spool import Spool
 from infer.wsi_summary import BUSY, THERE, Row, Summary
+from models.hovernet import post_proc
 
 manager, weights = slide_runs.manager, slide_runs.weights  # fixtures
 
@@ -66,6 +67,31 @@ def test_lines_of_the_summary_that_cannot_be_written_come_later(tmp_path, monkey
     mine.put(Row("b.svs", status="done"))
     assert mine.earlier("a.svs")["status"] == "done"
     assert mine.earlier("b.svs")["status"] == "done"
+
+
+def test_a_summary_that_a_spreadsheet_saved_keeps_its_lines(tmp_path):
+    """A byte-order mark, columns added and taken away, a line cut short: all earlier slides were lost."""
+    path = tmp_path / "summary.csv"
+    path.write_text("\ufeffslide,status,nuclei,note\r\na.svs,done,7,nice\r\nb.svs,done\r\n", encoding="utf-8")
+    mine = Summary(path)
+    for slide in "ac":
+        mine.put(Row(f"{slide}.svs", status="done", nuclei=9))
+    lines = path.read_text().splitlines()
+    assert lines[0] == "slide,status,reason,nuclei,seconds,mpp,magnification,tissue_share,note"
+    assert lines[1:] == ["a.svs,done,,9,,,,,nice", "b.svs,done,,,,,,,", "c.svs,done,,9,,,,,"]
+
+
+@pytest.mark.parametrize("content", ["slide;status\na.svs;done\n", "x" * 200_000, "name,status\na.svs,done\n"])
+def test_a_summary_that_cannot_be_understood_is_put_aside(tmp_path, caplog, content):
+    mine = Summary(tmp_path / "summary.csv")
+    (tmp_path / "summary.old1.csv").write_text("of the time before")
+    mine.path.write_text(content)
+    assert mine.earlier("a.svs") is None
+    mine.put(Row("b.svs", status="done"))
+    assert mine.earlier("b.svs")["status"] == "done"
+    assert (tmp_path / "summary.old2.csv").read_text() == content
+    assert (tmp_path / "summary.old1.csv").read_text() == "of the time before"
+    assert "it is now summary.old2.csv" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -199,6 +225,13 @@ def test_p05_slides_that_were_made_otherwise_stay_and_are_reported(manager, tmp_
     assert "--overwrite" in report.failed["a"]
     assert (tmp_path / "out" / "json" / "a.json").read_bytes() == before
     assert run(manager, tmp_path, overwrite=True, **options).done == ["a"]
+
+
+def test_p05_edited_constants_of_post_processing_are_told_apart(manager, tmp_path, monkeypatch):
+    paint(tmp_path)
+    run(manager, tmp_path)
+    monkeypatch.setattr(post_proc, "MIN_SIZE_PX", 20)
+    assert "otherwise (MIN_SIZE_PX 10, now 20):" in run(manager, tmp_path).failed["a"]
 
 
 def test_slides_that_do_not_say_how_they_were_made_are_done(manager, tmp_path):

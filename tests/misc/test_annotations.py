@@ -10,7 +10,7 @@ import pytest
 import scipy.io
 
 from metrics.stats_utils import get_dice_1, get_fast_pq, remap_label
-from misc.annotations import TypeMapping, read_annotations
+from misc.annotations import Contour, TypeMapping, read_annotations
 from misc.masks import paint_contours
 from misc.type_info import load_type_info
 
@@ -177,6 +177,27 @@ def test_type_info_gives_names_and_colours(tmp_path):
     (tmp_path / "types.json").write_text('{"0": ["nolabe", [0, 0, 0]], "2": ["Tumour", [10, 20, 30]]}')
     types = TypeMapping.of_type_info(load_type_info(tmp_path / "types.json")).types
     assert types == {"nolabe": None, "tumour": 2, "#0a141e": 2}
+
+
+def test_a_colour_of_two_types_decides_nothing(tmp_path):
+    """Names do, and so does a mapping that says which is meant."""
+    (tmp_path / "types.json").write_text('{"1": ["a", [0, 0, 9]], "2": ["b", [0, 0, 9]], "3": ["c", [0, 9, 0]]}')
+    types = TypeMapping.of_type_info(load_type_info(tmp_path / "types.json"))
+    named = [Contour([], "A", "#000009"), Contour([], "b", "#000009"), Contour([], "", "#000900")]
+    assert types.types_of(named) == [1, 2, 3]
+    with pytest.raises(ValueError, match=r"no type for #000009 which means several types \(1\)"):
+        types.types_of([*named, Contour([], "", "#000009")])
+    assert (types | TypeMapping({"#000009": 2})).types_of([Contour([], "", "#000009")]) == [2]
+
+
+@pytest.mark.parametrize("value", ["-1", "1.5", "1.0", "true", '"1"', "[1]", "NaN", "5"])
+def test_a_mapping_gives_ids_of_types(tmp_path, value):
+    path = tmp_path / "mapping.json"
+    path.write_text('{"bed": 0, "ink": null, "tumour": 4}')
+    assert TypeMapping.read(path, {1, 4}).types == {"bed": None, "ink": None, "tumour": 4}
+    path.write_text(f'{{"tumour": {value}}}')
+    with pytest.raises(ValueError, match=r"mapping\.json: expected .* no type"):
+        TypeMapping.read(path, {1, 4})
 
 
 def test_of_a_cell_the_nucleus_is_read_and_a_derived_class_has_all_its_names(tmp_path):

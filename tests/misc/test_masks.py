@@ -55,6 +55,12 @@ def test_contours_at_the_edge_and_beyond():
     assert (mask.inst_map == 1).sum() == 4 * 7
 
 
+def test_contours_between_pixel_centres_are_not_outside():
+    mask = paint_contours([square(5.3, 5.3, 0.4), square(8.3, 8.3, 0.4), square(-3, 5, 6)], [1, 1, 1], (20, 20))
+    assert (mask.too_small, mask.outside, mask.clipped) == (2, 0, 1)
+    assert mask.source.tolist() == [2]
+
+
 def test_a_ring_in_a_ring_is_a_hole():
     contour = Contour([*square(2, 2, 10).rings, *square(4.5, 4.5, 4).rings])
     mask = paint_contours([contour], [1], (20, 20))

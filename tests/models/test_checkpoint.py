@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import re
+import struct
 import tarfile
 
 import numpy as np
@@ -199,6 +200,19 @@ def test_p32_pickled_code_is_not_run(tmp_path, capsys):
     assert "must not run" not in capsys.readouterr().out
 
 
+def test_whatever_the_unpickler_raises_is_one_line(tmp_path):
+    """Files of a few bytes: they raise IndexError, struct.error, AssertionError and others, as damaged ones do."""
+    raised = set()
+    for code in range(256):
+        path = tmp_path / "odd.tar"
+        path.write_bytes(bytes([0x80, 2, code, code, ord(".")]))
+        with pytest.raises(CheckpointError, match=r"odd\.tar: ") as error:
+            load_checkpoint(path)
+        assert "\n" not in str(error.value)
+        raised.add(type(error.value.__cause__))
+    assert {IndexError, struct.error} <= raised
+
+
 def test_damaged_and_foreign_files_are_one_line(tmp_path, net):
     save_weights(tmp_path / "cut.tar", net.state_dict())
     data = (tmp_path / "cut.tar").read_bytes()
@@ -212,5 +226,8 @@ def test_damaged_and_foreign_files_are_one_line(tmp_path, net):
         with pytest.raises(CheckpointError, match=name) as error:
             load_checkpoint(tmp_path / name)
         assert "\n" not in str(error.value)
+    torch.save({0: torch.zeros(2)}, tmp_path / "numbers.pth")
+    with pytest.raises(CheckpointError, match=r"numbers\.pth: .* no text"):
+        load_checkpoint(tmp_path / "numbers.pth")
     with pytest.raises(FileNotFoundError, match="missing.tar"):
         load_checkpoint(tmp_path / "missing.tar")

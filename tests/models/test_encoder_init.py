@@ -162,6 +162,22 @@ def test_anything_else_missing_or_left_over_is_an_error(tmp_path):
         load_pretrained(create_model("fast", width=0.25), encoder_file(tmp_path)[0])
 
 
+def test_timms_encoder_with_group_norm_is_refused(timm_net, tmp_path):
+    """BiT's `resnetv2_50x1` has the same names, but no running statistics."""
+    path = tmp_path / "bit.pth"
+    torch.save({n: v for n, v in timm_net.state_dict().items() if "running" not in n and "tracked" not in n}, path)
+    with pytest.raises(CheckpointError, match=r"bit\.pth is no encoder .* missing \(conv0\.bn\.running_mean"):
+        load_pretrained(create_model("fast", width=WIDTH), path)
+
+
+def test_damaged_safetensors_are_one_line(tmp_path):
+    path = tmp_path / "cut.safetensors"
+    path.write_bytes(b"\x10" * 100)
+    with pytest.raises(CheckpointError, match=r"cut\.safetensors: is damaged") as caught:
+        load_pretrained(create_model("fast", width=WIDTH), path)
+    assert "\n" not in str(caught.value)
+
+
 def test_p38_a_missing_file_names_the_ways_on(tmp_path):
     with pytest.raises(FileNotFoundError) as caught:
         load_pretrained(create_model("fast", width=WIDTH), tmp_path / "ImageNet.tar")

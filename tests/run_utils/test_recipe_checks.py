@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from models.hovernet import opt, opt_scratch
-from run_utils.callbacks.base import TriggerEngine
+from run_utils.callbacks.base import PeriodicSaver, TriggerEngine, ValidateImages
+from run_utils.callbacks.logging import LoggingGradient
 from run_utils.recipe_checks import check_recipe, check_shapes
 
 LOSS = {"np": {"bce": 1, "dice": 1}, "hv": {"mse": 2, "msge": 1}, "tp": {"bce": 1}}
@@ -47,6 +48,8 @@ def test_the_recipes_that_ship_are_right():
     check_recipe(opt_scratch.get_config(None, "fast"), None)
     check_recipe(recipe(), 3)
     check_recipe(recipe(), None)  # `tp` of the loss is left over
+    norm, weights = ((0.485, 0.456, 0.406), np.full(3, 0.2)), np.ones(3)
+    check_recipe(recipe({"pretrained_norm": norm, **extra(tp_class_weights=weights)}), 3)
 
 
 def test_the_start_of_a_phase(tmp_path):
@@ -60,8 +63,10 @@ def test_the_start_of_a_phase(tmp_path):
     [
         ({"batch_size": {"train": 1, "valid": 0}}, "batch_size of `valid`"),
         ({"batch_size": {"train": "4", "valid": 1}}, "batch_size of `train` must be a whole number"),
+        ({"batch_size": 4}, "batch_size must be {engine: number}.*got 4"),
         ({"nr_epochs": 0}, "nr_epochs"),
         ({"nr_epochs": 2.5}, "nr_epochs must be a whole number"),
+        ({"net": extra(tp_class_weights=5)}, "tp_class_weights must be a list, one number a type, got 5"),
         ({"net": extra(tp_class_weights=[1, 2])}, "2 values for 3 types"),
         ({"net": extra(tp_class_weights=[1, -2, 1])}, "tp_class_weights must be numbers from 0 up"),
         ({"net": extra(tp_class_weights=[1, float("nan"), 1])}, "tp_class_weights must be numbers from 0 up"),
@@ -81,6 +86,14 @@ def test_the_start_of_a_phase(tmp_path):
         ({"engine": {"nr_procs": -1}}, "nr_procs"),
         ({"engine": {"type_sampling": "often"}}, "type_sampling"),
         ({"engine": {"callbacks": {"epoch": [TriggerEngine("test")]}}}, "triggers `test`"),
+        ({"engine": {"callbacks": {"epoch": [ValidateImages(per_n_epoch=0)]}}}, "per_n_epoch of ValidateImages"),
+        ({"engine": {"callbacks": {"epoch": [PeriodicSaver(keep_every=0)]}}}, "keep_every of PeriodicSaver .*got 0"),
+        ({"engine": {"callbacks": {"step": [PeriodicSaver(per_n_step=0)]}}}, "per_n_step of PeriodicSaver"),
+        ({"engine": {"callbacks": {"step": [LoggingGradient(per_n_step=2.5)]}}}, "per_n_step of LoggingGradient"),
+        ({"net": {"pretrained_norm": 0.5}}, "pretrained_norm must be .mean, std."),
+        ({"net": {"pretrained_norm": (0.5, 0.5)}}, "pretrained_norm must be"),
+        ({"net": {"pretrained_norm": ([0.5] * 3, [0.5] * 4)}}, "pretrained_norm must be"),
+        ({"net": {"pretrained_norm": ([0.5] * 3, [0.5, 0, 0.5])}}, "std above 0"),
     ],
 )
 def test_mistakes_of_an_edit_are_named(changes, message):

@@ -311,7 +311,12 @@ def test_pannuke_arrays_to_patches(tmp_path, shared, capsys):
     np.save(tmp_path / "masks.npy", np.array(masks, np.float64))
     arrays = [f"--{name}={tmp_path / name}.npy" for name in ("images", "masks")]
     assert extract_patches.main(["unpack", *arrays, f"--output_dir={tmp_path}"]) == 0
+    (tmp_path / "Images" / "rois.csv").write_text("slide,file")  # of a folder of fields
+    (tmp_path / "Images" / "other.csv").write_text("")
     assert run(tmp_path, "--type", "--extract_type=whole", dataset="pannuke") == 0
+    said = capsys.readouterr()
+    assert "other.csv" in said.err
+    assert "rois.csv" not in said.err
     for index, name in enumerate(names):
         patch, (image, content) = written(tmp_path)[f"{index:05d}_000.npy"], read(data, name)
         assert np.array_equal(patch[..., :3], image)

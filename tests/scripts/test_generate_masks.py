@@ -117,15 +117,20 @@ def test_broken_annotations_stop_nobody_else(tmp_path, capsys):
         write_rgb(tmp_path / "image" / f"{name}.png", np.zeros((30, 30, 3), np.uint8))
         write_geojson(tmp_path / "annotation" / f"{name}.geojson", square, ["weak"])
     (tmp_path / "annotation" / "null.geojson").write_text('{"features": null}')
-    (tmp_path / "annotation" / "alone.geojson").write_text("[" * 100_000)
+    (tmp_path / "annotation" / "deep.geojson").write_text("[" * 100_000)
+    (tmp_path / "annotation" / "alone.geojson").write_text("[]")
     assert call(tmp_path) == 1
     printed = capsys.readouterr()
-    assert "without a partner: alone.geojson" in printed.out
+    assert "without a partner: alone.geojson\n" in printed.out
+    assert "failed: deep.geojson: " in printed.err
+    assert "1 nuclei in 1 label maps, 0 there already (--overwrite makes them anew), 2 failed" in printed.out
     assert "failed: null.png: " in printed.err
     assert "null.geojson: not GeoJSON: its features are no list" in printed.err
     assert "Traceback" not in printed.err
     assert label(tmp_path, "good")["inst_type"].tolist() == [[2]]
     (tmp_path / "annotation" / "null.geojson").unlink()
+    assert call(tmp_path, "--overwrite") == 1  # a broken one may belong to any image
+    (tmp_path / "annotation" / "deep.geojson").unlink()
     assert call(tmp_path, "--overwrite") == 0  # one without a partner is no failure
 
 
@@ -161,8 +166,10 @@ def test_unknown_classes_fail_one_image_and_not_the_others(tmp_path, capsys):
         write_rgb(tmp_path / "image" / f"{name}.png", np.zeros((30, 30, 3), np.uint8))
         write_geojson(tmp_path / "annotation" / f"{name}.geojson", [[[2, 2], [9, 2], [9, 9], [2, 9]]], names)
     write_rgb(tmp_path / "image" / "alone.png", np.zeros((30, 30, 3), np.uint8))
+    (tmp_path / "image" / "rois.csv").write_text("slide,file")  # what `extract_patches.py rois` leaves there
     assert call(tmp_path) == 1
     printed = capsys.readouterr()
+    assert "rois.csv" not in printed.out + printed.err
     assert "bad.png: no type for `what` (1)" in printed.err
     assert "without a partner: alone.png" in printed.out
     assert label(tmp_path, "good")["inst_type"].tolist() == [[1]]
@@ -266,6 +273,20 @@ def test_intensities_of_images_whose_labels_are_there_stay_in_the_tables(stained
     assert label(stained, "c")["inst_type"].ravel().tolist() == [1, 3, 4]
 
 
+def test_what_is_left_out_is_no_nucleus_with_intensity(stained, capsys):
+    """The lab's outline of the tumour bed and what --mapping leaves out; other classes are nuclei."""
+    path = stained / "annotation" / "c.geojson"
+    features = json.loads(path.read_text())
+    for feature, name in zip(features, ("what", "ink", ""), strict=True):
+        feature["properties"]["classification"] = {"name": name}
+    features[2]["properties"]["classification"]["color"] = [0, 255, 255]
+    path.write_text(json.dumps(features))
+    (stained / "mapping.json").write_text('{"ink": null}')
+    assert call(stained, "--intensity", f"--mapping={stained / 'mapping.json'}") == 0
+    assert label(stained, "c")["inst_type"].ravel().tolist() == [1]
+    assert "2 left out" in capsys.readouterr().out
+
+
 def test_labels_that_are_there_and_say_something_else_are_named(stained, capsys):
     assert call(stained, "--intensity") == 0
     assert call(stained, "--intensity", "--thresholds=0.1,0.2,0.3") == 1
@@ -307,6 +328,8 @@ def test_too_few_positive_nuclei_for_kmeans_are_said_in_one_line(stained, capsys
         (["--scale=-1"], "positive"),
         (["--intensity", "--thresholds=3,2,1"], "rise"),
         (["--type_info_path=no.json"], "no.json"),
+        (["--mapping=a.json", "--untyped"], "--mapping has no effect with --untyped"),
+        (["--type_info_path=a.json", "--untyped"], "--type_info_path has no effect"),
     ],
 )
 def test_bad_options_are_one_line(tmp_path, capsys, options, message):
