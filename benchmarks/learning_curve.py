@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 import sys
 from pathlib import Path
@@ -124,9 +123,8 @@ def draw(curve: dict[str, np.ndarray], scores: dict[int, np.ndarray], args: dict
     from misc.files import write_atomic
 
     out = Path(args["--out"])
-    stats = json.loads((Path(args["--log_dir"]) / "stats.json").read_text())
-    with open(Path(args["--log_dir"]) / "steps.csv", encoding="utf-8") as handle:
-        steps_an_epoch = (sum(1 for _ in handle) - 1) // len(stats)
+    with open(Path(args["--log_dir"]) / "steps.csv", newline="", encoding="utf-8") as handle:
+        steps_an_epoch = sum(row["epoch"] == "1" for row in csv.DictReader(handle))
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["step", "sd", *LOSSES])

@@ -7,7 +7,7 @@ Ranges of rows and columns are (first, last), exclusive too.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -24,19 +24,21 @@ class PatchGrid:
         shape_yx: height and width of the image.
         patch_input: side of what a patch reads.
         patch_output: side of what it predicts, in the middle of what it reads.
+        start: where on both axes the first patch begins to predict, px; 0 or less, and above -`patch_output`.
     """
 
     shape_yx: tuple[int, int]
     patch_input: int
     patch_output: int
+    start: int = 0
 
     @property
     def rows(self) -> int:
-        return -(-self.shape_yx[0] // self.patch_output)
+        return -(-(self.shape_yx[0] - self.start) // self.patch_output)
 
     @property
     def cols(self) -> int:
-        return -(-self.shape_yx[1] // self.patch_output)
+        return -(-(self.shape_yx[1] - self.start) // self.patch_output)
 
     @property
     def margin(self) -> int:
@@ -48,7 +50,7 @@ class PatchGrid:
 
     @cached_property
     def output_tl_yx(self) -> np.ndarray:
-        """(N, 2) top left of what each patch predicts; the last row and column may reach beyond the image."""
+        """(N, 2) top left of what each patch predicts; the first and last row and column may reach beyond the image."""
         return self.output_corners((0, self.rows), (0, self.cols))
 
     @cached_property
@@ -58,24 +60,25 @@ class PatchGrid:
 
     def output_corners(self, rows: Range, cols: Range) -> np.ndarray:
         """Return `output_tl_yx` of some rows and columns alone, row-major: a slide has millions of patches."""
-        axes = (np.arange(*rows) * self.patch_output, np.arange(*cols) * self.patch_output)
+        axes = (np.arange(*rows) * self.patch_output + self.start, np.arange(*cols) * self.patch_output + self.start)
         return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2)
 
     def output_box(self, rows: Range, cols: Range) -> Box:
         """Return what a block of patches predicts, cut at the image."""
-        size = self.patch_output
-        return rows[0] * size, cols[0] * size, *np.minimum((rows[1] * size, cols[1] * size), self.shape_yx).tolist()
+        low, high = (np.array((r, c)) * self.patch_output + self.start for r, c in zip(rows, cols, strict=True))
+        return *np.maximum(low, 0).tolist(), *np.minimum(high, self.shape_yx).tolist()
 
     def input_box(self, rows: Range, cols: Range) -> Box:
         """Return what a block of patches reads; it may reach outside the image on any side."""
         size, rest = self.patch_output, self.patch_input - self.patch_output
-        y0, x0 = rows[0] * size - self.margin, cols[0] * size - self.margin
+        y0, x0 = (first * size + self.start - self.margin for first in (rows[0], cols[0]))
         return y0, x0, y0 + (rows[1] - rows[0]) * size + rest, x0 + (cols[1] - cols[0]) * size + rest
 
     def touching(self, box: Box) -> tuple[Range, Range]:
         """Return the rows and columns of patches that predict a part of a box inside the image."""
+        y0, x0, y1, x1 = (end - self.start for end in box)
         size = self.patch_output
-        return (box[0] // size, -(-box[2] // size)), (box[1] // size, -(-box[3] // size))
+        return (y0 // size, -(-y1 // size)), (x0 // size, -(-x1 // size))
 
     def chunks(self, rows: Range, cols: Range, max_side: int) -> Iterator[tuple[Range, Range]]:
         """Cut a block of patches into blocks that read at most `max_side` px a side (one patch at least).
@@ -99,6 +102,20 @@ def patch_grid(shape_yx, patch_input: int, patch_output: int) -> PatchGrid:
     if min(height, width) < 1 or not 1 <= patch_output <= patch_input:
         raise ValueError(f"no patches {patch_input} -> {patch_output} px on an image of {height}x{width} px")
     return PatchGrid((height, width), patch_input, patch_output)
+
+
+def slide_patch_grid(shape_yx, patch_input: int, patch_output: int) -> PatchGrid:
+    """Lay patches where the reference's slide mode lays them: the first one that reads no pixel outside begins at 0.
+
+    Another phase gives other maps, since the network strides and pads, and weak nuclei come and go with it: 0.89 of the
+    nuclei of real tissue were the same (detection quality at an IoU of 0.5, the checkpoint that ships). The reference
+    leaves the pixels before that patch out; here they have patches that reach over the edge.
+
+    Raises:
+        ValueError: as `patch_grid`.
+    """
+    grid = patch_grid(shape_yx, patch_input, patch_output)
+    return replace(grid, start=-(-grid.margin % patch_output))
 
 
 @dataclass(frozen=True)
@@ -234,4 +251,4 @@ def complete_cols(patches: PatchGrid, tiles: TileGrid, cols_done: int) -> int:
     if cols_done >= patches.cols:
         return tiles.cols
     # tile c sees px up to (c + 1) * side + margin
-    return max((cols_done * patches.patch_output - tiles.margin) // tiles.side, 0)
+    return max((cols_done * patches.patch_output + patches.start - tiles.margin) // tiles.side, 0)

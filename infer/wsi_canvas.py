@@ -33,26 +33,24 @@ class Canvas:
     def assemble(self, outer: Box) -> np.ndarray:
         """Put together the maps of a box, (h, w, C) float32, from the patches that predict them."""
         top, left, bottom, right = outer
-        size = self.patches.patch_output
+        size, start = self.patches.patch_output, self.patches.start
         maps = np.zeros((bottom - top, right - left, self.channels), np.float32)
         rows, cols = self.patches.touching(outer)
         for row, col in itertools.product(range(*rows), range(*cols)):
             output = self._columns.get(col, {}).get(row)
             if output is not None:
-                y0, x0 = max(row * size, top), max(col * size, left)
-                y1, x1 = min((row + 1) * size, bottom), min((col + 1) * size, right)
-                maps[y0 - top : y1 - top, x0 - left : x1 - left] = output[
-                    y0 - row * size : y1 - row * size, x0 - col * size : x1 - col * size
-                ]
+                y, x = row * size + start, col * size + start
+                y0, x0, y1, x1 = max(y, top), max(x, left), min(y + size, bottom), min(x + size, right)
+                maps[y0 - top : y1 - top, x0 - left : x1 - left] = output[y0 - y : y1 - y, x0 - x : x1 - x]
         return maps
 
     def forget_left(self, left: int, below: int) -> None:
         """Drop patches that end left of `left`, where the next tile begins, and above `below`, the next band's first
         px.
         """
-        size = self.patches.patch_output
-        for col in [col for col in self._columns if (col + 1) * size <= left]:
-            self._drop(col, below // size)
+        size, start = self.patches.patch_output, self.patches.start
+        for col in [col for col in self._columns if (col + 1) * size + start <= left]:
+            self._drop(col, (below - start) // size)
 
     def forget_above(self, row: int) -> None:
         """Drop the rows of patches above one."""

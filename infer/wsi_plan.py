@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from infer.grid import Band, PatchGrid, Range, TileGrid, bands, patch_grid, tile_grid
+from infer.grid import Band, PatchGrid, Range, TileGrid, bands, patch_grid, slide_patch_grid, tile_grid
 from misc.tissue import TissueMask
 
 
@@ -76,7 +76,9 @@ def plan_slide(shape_yx: tuple[int, int], window: tuple[int, int], side: int, ma
         window: (input, output) side of a patch, px.
         side, margin: of a tile's core, and what it sees beyond it, px.
     """
-    patches = patch_grid(shape_yx, *window)
+    tiles = tile_grid(shape_yx, side, margin)
+    # a slide of one tile is what tile mode makes of it
+    patches = (patch_grid if len(tiles) == 1 else slide_patch_grid)(shape_yx, *window)
     corners = patches.output_tl_yx
     covered = tissue.covers(np.hstack([corners, corners + patches.patch_output]), shape_yx)
-    return Plan(patches, tile_grid(shape_yx, side, margin), covered.reshape(patches.rows, patches.cols))
+    return Plan(patches, tiles, covered.reshape(patches.rows, patches.cols))

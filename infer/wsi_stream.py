@@ -191,8 +191,9 @@ class SlideStream:
         region = block.region.result()
         self.seconds["waiting for the slide"] += time.perf_counter() - start
         grid = self.plan.patches
+        first = grid.start - grid.margin
         for row, col in block.cells.tolist():
-            y, x = row * grid.patch_output - grid.margin - block.top, col * grid.patch_output - grid.margin - block.left
+            y, x = row * grid.patch_output + first - block.top, col * grid.patch_output + first - block.left
             yield (row, col), region[y : y + grid.patch_input, x : x + grid.patch_input]
 
     def _predict(self, waiting: list[_Patch], bar: tqdm) -> None:
@@ -237,7 +238,8 @@ class SlideStream:
                 self._collect(bar)
             self._next_col += 1
             if self._next_col < tiles.cols:
-                below = self.plan.patches.rows * self.plan.patches.patch_output  # nobody looks at the last row again
+                grid = self.plan.patches
+                below = grid.rows * grid.patch_output + grid.start  # nobody looks at the last row again
                 if band.tile_row + 1 < tiles.rows:
                     below = tiles.tile(index + tiles.cols).outer[0]
                 self.canvas.forget_left(tiles.tile(index + 1).outer[1], below)

@@ -22,8 +22,13 @@ class WsiTileJob:
 
 
 def finish_wsi_tile(job: WsiTileJob) -> TileNuclei:
-    """Post-process a tile."""
+    """Post-process a tile.
+
+    The maps are stretched by the extremes of the core, as the reference stretches those of its tiles.
+    """
+    tile = job.tiles.tile(job.index)
+    core = tuple(slice(tile.core[axis] - tile.outer[axis], tile.core[axis + 2] - tile.outer[axis]) for axis in (0, 1))
     channels = 3 if job.nr_types is None else 4
     probs = job.maps[..., channels:] if job.maps.shape[2] > channels else None
-    inst_map, nuclei = process_nuclei(job.maps[..., :channels], job.nr_types, class_probs_map=probs)
+    inst_map, nuclei = process_nuclei(job.maps[..., :channels], job.nr_types, probs, core)
     return hand_over(job.tiles, job.index, inst_map, nuclei)

@@ -41,6 +41,9 @@ _STRETCH = {"alpha": 0, "beta": 1, "norm_type": cv2.NORM_MINMAX, "dtype": cv2.CV
 _OUTSIDE = 2  # marks the outer background in `_fill_holes`; neither 0 nor 1
 
 
+Window = tuple[slice, slice]  # rows, columns
+
+
 class _Layer(NamedTuple):
     """Components of a mask: `mask` (H, W) uint8 0/1, `labels` (H, W) int32 in raster order, `runs` valued by label."""
 
@@ -54,7 +57,7 @@ class _Cut(NamedTuple):
     """A region by `index`: the slices of its box, its pixels in there (bool), its contour (M, 2) int32 x, y."""
 
     index: int
-    window: tuple[slice, slice]
+    window: Window
     inside: np.ndarray
     contour: np.ndarray
 
@@ -89,19 +92,24 @@ def process(
 
 
 def process_nuclei(
-    pred_map: np.ndarray, nr_types: int | None = None, class_probs_map: np.ndarray | None = None
+    pred_map: np.ndarray,
+    nr_types: int | None = None,
+    class_probs_map: np.ndarray | None = None,
+    core: Window | None = None,
 ) -> tuple[np.ndarray, Nuclei]:
-    """Do what `process` does and return the nuclei as arrays; arguments as in `process` and `measure`."""
+    """Do what `process` does and return the nuclei as arrays; arguments as in `process`, `measure` and `segment`."""
     type_map, np_hv = _split(pred_map, nr_types)
-    inst_map = segment(np_hv)
+    inst_map = segment(np_hv, core)
     return inst_map, measure(inst_map, type_map, nr_types, class_probs_map)
 
 
-def segment(np_hv: np.ndarray) -> np.ndarray:
+def segment(np_hv: np.ndarray, core: Window | None = None) -> np.ndarray:
     """Return the instance map of a nuclear probability map and its distance maps.
 
     Args:
         np_hv: (H, W, 3) [np 0..1, h, v], any float type and memory layout.
+        core: the part (not empty) by whose extremes the HV maps and their slopes are stretched; `None`: all of it. The
+            pixels around a tile are there for the nuclei on its border, and must not change those inside.
 
     Returns:
         (H, W) int32, 0 background, nuclei numbered in raster order of their markers; numbers may be missing.
@@ -115,7 +123,7 @@ def segment(np_hv: np.ndarray) -> np.ndarray:
         return np.zeros(np_hv.shape[:2], np.int32)
     prob = np_hv[..., 0].astype(np.float32, copy=False)
     blob = _label((prob >= NP_THRESHOLD).view(np.uint8), MIN_SIZE_PX)
-    edges = _edges(np_hv[..., 1], np_hv[..., 2])
+    edges = _edges(np_hv[..., 1], np_hv[..., 2], core)
     markers = _label(_marker_pixels(blob.mask, edges), MIN_MARKER_PX)
     return _grow(blob, markers, edges)
 
@@ -203,23 +211,23 @@ def _label(mask: np.ndarray, min_size: int) -> _Layer:
     return _Layer(mask, labels, runs.where(~small), nr_labels)
 
 
-def _edges(h: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Return how strong the border between nuclei is at each pixel, (H, W) float32, 0..1 up to rounding.
+def _edges(h: np.ndarray, v: np.ndarray, core: Window | None) -> np.ndarray:
+    """Return how strong the border between nuclei is at each pixel, (H, W) float32, in the core 0..1 up to rounding.
 
-    Across a border the distances fall from +1 to -1. Both maps and both slopes are stretched to 0..1 over the whole
-    map; a constant one becomes 0, which makes everything an edge.
+    Across a border the distances fall from +1 to -1. Both maps and both slopes are stretched to 0..1 over the core; a
+    constant one becomes 0, which makes everything an edge.
     """
     # fresh memory costs more than the arithmetic: one buffer for both slopes, and the planes are overwritten
     slope = np.empty(h.shape, np.float64)
     falls = [
-        _stretched_slope(np.array(plane, np.float32, order="C"), slope, *axis)
+        _stretched_slope(np.array(plane, np.float32, order="C"), slope, core, *axis)
         for plane, axis in ((h, (1, 0)), (v, (0, 1)))
     ]
     edges = cv2.min(falls[0], falls[1], dst=falls[0])
     return np.subtract(1, edges, out=edges)
 
 
-def _stretched_slope(plane: np.ndarray, slope: np.ndarray, dx: int, dy: int) -> np.ndarray:
+def _stretched_slope(plane: np.ndarray, slope: np.ndarray, core: Window | None, dx: int, dy: int) -> np.ndarray:
     """Replace an HV map by its stretched derivative along one axis: 0 where it falls most; `slope` is a work array.
 
     The filter goes over strips of columns that fit the processor's cache. They start at multiples of
@@ -227,13 +235,24 @@ def _stretched_slope(plane: np.ndarray, slope: np.ndarray, dx: int, dy: int) -> 
     """
     if not cv2.checkRange(plane)[0]:
         raise ValueError("the HV maps hold NaN or infinity; run the network with --precision=fp32")
-    cv2.normalize(plane, plane, **_STRETCH)
+    _stretch(plane, plane, core)
     margin = -(-(SOBEL_KSIZE // 2) // _STRIP_ALIGN_PX) * _STRIP_ALIGN_PX
     for x in range(0, plane.shape[1], _STRIP_PX):
         left = max(x - margin, 0)
         strip = cv2.Sobel(plane[:, left : x + _STRIP_PX + margin], cv2.CV_64F, dx, dy, ksize=SOBEL_KSIZE)
         slope[:, x : x + _STRIP_PX] = strip[:, x - left : x - left + _STRIP_PX]
-    return cv2.normalize(slope, plane, **_STRETCH)
+    return _stretch(slope, plane, core)
+
+
+def _stretch(source: np.ndarray, target: np.ndarray, core: Window | None) -> np.ndarray:
+    """Write `source`, stretched so that its core spans 0..1, to `target` (float32), which may be the same array."""
+    if core is None:
+        return cv2.normalize(source, target, **_STRETCH)
+    inner = cv2.normalize(source[core], None, **_STRETCH)  # the reference's numbers to the bit
+    low, high = source[core].min(), source[core].max()
+    np.multiply(source - low, 1 / (high - low) if high > low else 0, out=target, casting="same_kind")
+    target[core] = inner
+    return target
 
 
 def _marker_pixels(blob: np.ndarray, edges: np.ndarray) -> np.ndarray:

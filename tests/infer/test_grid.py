@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from infer.grid import bands, complete_cols, patch_grid, tile_grid
+from infer.grid import bands, complete_cols, patch_grid, slide_patch_grid, tile_grid
 
 WINDOWS = [(270, 80), (256, 164), (9, 4), (5, 5)]
 # one px, and one px around one, two and three patches or tiles
@@ -42,14 +42,26 @@ def test_patches_lie_where_the_reference_lays_them(window, around, off):
     assert (grid.input_tl_yx == grid.output_tl_yx - (window[0] - window[1]) // 2).all()
 
 
-@pytest.mark.parametrize("window", [(9, 4), (5, 5), (7, 2)])
+def test_slide_patches_lie_where_the_reference_lays_them():
+    """Reference, slide mode: the first patch reads from 0 on, and predicts from `(in - out) // 2` on."""
+    for window in WINDOWS:
+        corners = slide_patch_grid((1000, 700), *window).output_tl_yx
+        assert (((window[0] - window[1]) // 2 - corners) % window[1] == 0).all()
+    assert slide_patch_grid((300, 100), 256, 164).output_tl_yx.tolist() == [
+        [y, x] for y in (-118, 46, 210) for x in (-118, 46)
+    ]
+
+
+@pytest.mark.parametrize("lay", [patch_grid, slide_patch_grid])
+@pytest.mark.parametrize("window", [(9, 4), (5, 5), (7, 2), (11, 2)])
 @pytest.mark.parametrize("height", LENGTHS)
-def test_p08_every_pixel_is_predicted_once(window, height):
+def test_p08_every_pixel_is_predicted_once(window, height, lay):
     for width in (1, 4, 9, 16):
-        grid = patch_grid((height, width), *window)
+        grid = lay((height, width), *window)
+        assert -window[1] < grid.start <= 0
         hits = np.zeros((height, width), int)
         for y, x in grid.output_tl_yx:
-            hits[y : y + window[1], x : x + window[1]] += 1
+            hits[max(y, 0) : y + window[1], max(x, 0) : x + window[1]] += 1
         assert (hits == 1).all()
 
 
@@ -126,9 +138,10 @@ def test_the_private_part_of_a_tile_is_what_no_other_sees(side, margin):
 
 @pytest.mark.parametrize(("side", "margin"), TILES)
 @pytest.mark.parametrize("window", [(9, 4), (5, 5), (7, 2)])
-def test_bands_bring_each_patch_once_and_in_time(side, margin, window):
+@pytest.mark.parametrize("lay", [patch_grid, slide_patch_grid])
+def test_bands_bring_each_patch_once_and_in_time(side, margin, window, lay):
     for shape in [(17, 13), (1, 1), (16, 8), (5, 17)]:
-        patches, tiles = patch_grid(shape, *window), tile_grid(shape, side, margin)
+        patches, tiles = lay(shape, *window), tile_grid(shape, side, margin)
         plan = bands(patches, tiles)
         assert [row for band in plan for row in range(*band.rows)] == list(range(patches.rows))
         predicted = np.zeros(shape, bool)

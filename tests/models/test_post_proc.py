@@ -152,7 +152,7 @@ def test_level_heights_fall_back_to_the_whole_map(monkeypatch):
 def test_filter_by_strips_is_the_filter_of_the_whole(axis, width):
     plane = np.random.default_rng(width).random((45, width)).astype(np.float32)
     expected = stretched(cv2.Sobel(stretched(plane), cv2.CV_64F, *axis, ksize=21))
-    found = post_proc._stretched_slope(plane.copy(), np.empty(plane.shape), *axis)
+    found = post_proc._stretched_slope(plane.copy(), np.empty(plane.shape), None, *axis)
     assert np.array_equal(found, expected)
 
 
@@ -384,3 +384,20 @@ def test_p18_time_is_linear():
         return min(times)
 
     assert best_time(large) < 4 * 64 * best_time(small)
+
+
+def test_what_lies_around_a_core_does_not_change_the_nuclei_inside():
+    """The margin has steeper slopes than the core, as another tissue beside it would; between them lies glass."""
+    maps = maps_like("network", (300, 320), np.random.default_rng(0))[..., 1:]
+    core = (slice(60, 240), slice(50, 260))
+    inside, near = (np.zeros(maps.shape[:2], np.uint8) for _ in range(2))
+    inside[core] = 1
+    square = np.ones((2 * post_proc.SOBEL_KSIZE,) * 2, np.uint8)
+    near = cv2.dilate(inside, square) - cv2.erode(inside, square)
+    maps[near > 0] = 0
+    maps[(inside == 0), 1:] *= 2
+    alone = post_proc.segment(maps[core])
+    found, stretched_by_all = (post_proc.segment(maps, part)[core] for part in (core, None))
+    pairs = np.unique(np.stack([found, alone]).reshape(2, -1), axis=1)
+    assert len(np.unique(pairs[0])) == len(np.unique(pairs[1])) == pairs.shape[1] > 20
+    assert len(np.unique(stretched_by_all)) != pairs.shape[1]
