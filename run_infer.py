@@ -49,8 +49,8 @@ Options:
   -h --help              Show this text.
   --input_dir=<path>     Folder with the images.
   --output_dir=<path>    Folder for the results: json/ mat/ overlay/ (and qupath/). Images whose results are
-                         there are skipped; those made with another checkpoint, --mpp, --window, --precision or
-                         --save_type_probs stay and are reported, unless --overwrite is given.
+                         there are skipped; those made with another checkpoint, thresholds or options stay and are
+                         reported, unless --overwrite is given.
   --mpp=<um>             Micrometres per pixel of the images. They are resized to what the network was trained
                          at, and the nuclei mapped back. Left out: the network reads them as they are.
   --mem_usage=<share>    Share of the free memory that images under way may take. [default: 0.2]
@@ -72,7 +72,8 @@ Options:
   -h --help                Show this text.
   --input_dir=<path>       Folder with the slides; files that are none are listed and passed over.
   --output_dir=<path>      Folder for the results: json/ (and qupath/ thumb/ mask/), summary.csv. Slides whose results
-                           are there are skipped; an interrupted run goes on with the same command.
+                           are there are skipped, those made with other options are reported; an interrupted run
+                           goes on with the same command.
   --cache_path=<path>      Folder for finished tiles of slides under way, some hundred MB. Left out: in output_dir.
   --input_mask_dir=<path>  Folder with tissue masks <slide>.png; not black is tissue. Left out: Otsu at 1.25x.
   --mask_dir=<path>        The same.
@@ -102,9 +103,13 @@ def main(argv: list[str] | None = None) -> int:
         print(f"run_infer.py: unknown command `{command}`; there are: {', '.join(commands)}", file=sys.stderr)
         return 2
     text, run = commands[command]
-    sub_args = docopt(text, argv=["--help"] if args["--help"] else sub_argv)
+    sub_defaults = docopt(text, argv=["--input_dir=", "--output_dir="])
+    for name in (word.split("=")[0] for word in sub_argv):
+        if name in args.keys() - sub_defaults.keys():
+            print(f"run_infer.py: {name} is an option of both commands and goes before `{command}`", file=sys.stderr)
+            return 2
+    sub_args = filled(docopt(text, argv=["--help"] if args["--help"] else sub_argv), sub_defaults)
     args = filled(args, docopt(__doc__, argv=[command], options_first=True))
-    sub_args = filled(sub_args, docopt(text, argv=["--input_dir=", "--output_dir="]))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     try:
         return run(args, sub_args)

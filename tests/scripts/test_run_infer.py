@@ -194,6 +194,13 @@ def test_as_a_process_with_spawned_workers(images, tmp_path):
     assert (tmp_path / "out" / "mat" / "TCGA-1.2 x.mat").is_file()
 
 
+@pytest.mark.parametrize("command", ["tile", "wsi"])
+@pytest.mark.parametrize("option", ["--overwrite", "--gpu="])
+def test_an_option_of_both_commands_after_one_of_them_is_one_line(command, option, capsys):
+    assert run_infer.main([command, option, "--input_dir=a", "--output_dir=b"]) == 2
+    assert f"goes before `{command}`" in capsys.readouterr().err
+
+
 def test_unknown_command(capsys):
     assert run_infer.main(["--model_path=x", "wsi2"]) == 2
     assert "wsi2" in capsys.readouterr().err
