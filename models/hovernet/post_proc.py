@@ -35,7 +35,7 @@ MIN_MARKER_PX = 10  # px, inclusive: smallest marker
 MIN_CONTOUR_POINTS = 3  # points: with fewer, a nucleus is a dot or a line and is not reported
 TYPE_PROB_EPS = 1.0e-6  # px: added to a nucleus' size in `type_prob`
 
-_STRIP_PX = 256  # columns that `_stretched_slope` filters at a time; a multiple of
+_STRIP_PX = 128  # columns that `_stretched_slope` filters at a time; a multiple of
 _STRIP_ALIGN_PX = 16  # at least as many pixels as one step of the filter computes
 _STRETCH = {"alpha": 0, "beta": 1, "norm_type": cv2.NORM_MINMAX, "dtype": cv2.CV_32F}  # to 0..1
 _OUTSIDE = 2  # marks the outer background in `_fill_holes`; neither 0 nor 1
@@ -239,7 +239,8 @@ def _stretched_slope(plane: np.ndarray, slope: np.ndarray, core: Window | None, 
     margin = -(-(SOBEL_KSIZE // 2) // _STRIP_ALIGN_PX) * _STRIP_ALIGN_PX
     for x in range(0, plane.shape[1], _STRIP_PX):
         left = max(x - margin, 0)
-        strip = cv2.Sobel(plane[:, left : x + _STRIP_PX + margin], cv2.CV_64F, dx, dy, ksize=SOBEL_KSIZE)
+        part = plane[:, left : x + _STRIP_PX + margin].astype(np.float64)  # once, instead of once for each tap
+        strip = cv2.Sobel(part, cv2.CV_64F, dx, dy, ksize=SOBEL_KSIZE)
         slope[:, x : x + _STRIP_PX] = strip[:, x - left : x - left + _STRIP_PX]
     return _stretch(slope, plane, core)
 
