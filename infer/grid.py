@@ -107,9 +107,8 @@ def patch_grid(shape_yx, patch_input: int, patch_output: int) -> PatchGrid:
 def slide_patch_grid(shape_yx, patch_input: int, patch_output: int) -> PatchGrid:
     """Lay patches where the reference's slide mode lays them: the first one that reads no pixel outside begins at 0.
 
-    Another phase gives other maps, since the network strides and pads, and weak nuclei come and go with it: 0.89 of the
-    nuclei of real tissue were the same (detection quality at an IoU of 0.5, the checkpoint that ships). The reference
-    leaves the pixels before that patch out; here they have patches that reach over the edge.
+    Another phase gives other maps, since the network strides and pads, and weak nuclei come and go with it. The
+    reference leaves the pixels before that patch out; here they have patches that reach over the edge.
 
     Raises:
         ValueError: as `patch_grid`.

@@ -106,10 +106,11 @@ def read_image(path: Path) -> np.ndarray:
     if data.size == 0:
         raise ImageError("is empty (0 bytes)")
     _check_whole(data.tobytes())
+    _keep_unturned(path, data)
     # JPEG: let OpenCV turn the picture as its EXIF entry says; the others keep their bit depth and alpha.
     is_jpeg = data[:2].tobytes() == _JPEG
     try:
-        image = cv2.imdecode(_not_turned(data), cv2.IMREAD_COLOR if is_jpeg else cv2.IMREAD_UNCHANGED)
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR if is_jpeg else cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
         raise ImageError(f"cannot be decoded ({error.err})") from error
     if image is None:
@@ -126,16 +127,14 @@ def _note_oddities(path: Path, data: np.ndarray, image: np.ndarray) -> None:
         _note(f"{path}: its 16 bits are used up to {brightest} of 65535: nearly black; stretch its values first")
 
 
-def _not_turned(data: np.ndarray) -> np.ndarray:
-    """Return a TIFF that does not ask to be shown turned: OpenCV turns it, and no option keeps it from that."""
+def _keep_unturned(path: Path, data: np.ndarray) -> None:
+    """Edit the bytes of a TIFF that asks to be shown turned: OpenCV turns it, and no option keeps it from that."""
     if data[:4].tobytes() not in _TIFF:
-        return data
-    buffer = io.BytesIO(data)
-    with contextlib.suppress(Exception), tifffile.TiffFile(buffer) as file:  # what it cannot read, OpenCV may
+        return
+    with contextlib.suppress(Exception), tifffile.TiffFile(path) as file:  # what it cannot read, OpenCV may
         tag = file.pages[0].tags.get(_TAG_ORIENTATION)
-        if tag is not None and tag.value != 1:
-            tag.overwrite(1)
-    return np.frombuffer(buffer.getbuffer(), np.uint8)
+        if tag is not None:
+            data[tag.valueoffset :][:2] = np.array([1], f"{file.byteorder}u2").view(np.uint8)
 
 
 @functools.cache

@@ -8,36 +8,27 @@ what is in it can be trusted.
 from __future__ import annotations
 
 import contextlib
-import errno
-import functools
 import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from infer.tile_nuclei import TileNuclei, pack, unpack
 from infer.wsi_files import short_stem
-from misc.files import atomic_path
-
-try:
-    import fcntl
-except ImportError:  # Windows: two runs at once are not kept apart there
-    fcntl = None
+from misc.files import atomic_path, remove_if_empty
 
 logger = logging.getLogger(__name__)
 
 _DIGEST_LENGTH = 16
 _TRIES = 10
 _UNREADABLE = (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile)  # what a damaged .npz raises
-_HELD = (errno.EACCES, errno.EAGAIN)  # what flock says when somebody else has the lock
 
 
 class SpoolError(RuntimeError):
@@ -121,12 +112,6 @@ def remove_finished(root: Path, name: str, owner: Path | str, result: Path) -> N
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def remove_if_empty(folder: Path) -> None:
-    """Remove a folder if nothing is in it; somebody may be putting something into it just now."""
-    with contextlib.suppress(OSError):
-        folder.rmdir()
-
-
 def _make(folder: Path) -> None:
     for _ in range(_TRIES):
         with contextlib.suppress(FileNotFoundError):  # another run just removed the empty cache folder
@@ -147,50 +132,3 @@ def _spools(root: Path, name: str, owner: Path | str) -> list[Path]:
     """Return the folders of all spools of a slide, whatever they depend on."""
     pattern = re.compile(rf"{re.escape(_prefix(name, owner))}\.[0-9a-f]{{{_DIGEST_LENGTH}}}\.spool")
     return [path for path in root.glob("*.spool") if pattern.fullmatch(path.name) and path.is_dir()]
-
-
-@contextlib.contextmanager
-def locked(path: Path, wait: bool = False) -> Iterator[bool]:
-    """Hold a lock file while the block runs; yields whether it was free. With `wait` it is, sooner or later.
-
-    The system gives the lock up when its process ends, however it ends: a dead run's slides are taken over. On a disk
-    that has no locks it is free to everybody, which is said.
-    """
-    if fcntl is None:
-        yield True
-        return
-    while True:
-        with open(path, "a") as handle:
-            if not _flock(handle, path, wait):
-                yield False
-                return
-            if not _is_still(handle, path):
-                continue  # its last holder removed it after it was opened here: whoever comes next would make another
-            try:
-                yield True
-            finally:
-                with contextlib.suppress(OSError):
-                    os.unlink(path)
-            return
-
-
-def _flock(handle: IO, path: Path, wait: bool) -> bool:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError as error:
-        if error.errno in _HELD:
-            return False
-        _say_no_locks(path.parent, str(error))
-    return True
-
-
-@functools.cache
-def _say_no_locks(folder: Path, reason: str) -> None:
-    logger.warning("%s: no locks on this disk (%s); do not start two runs on this folder", folder, reason)
-
-
-def _is_still(handle: IO, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(handle.fileno()), os.stat(path))
-    except FileNotFoundError:
-        return False

@@ -11,7 +11,7 @@ from typing import Any
 
 from infer import base
 from infer.options import WsiOptions
-from infer.spool import SpoolError, locked, remove_if_empty
+from infer.spool import SpoolError
 from infer.tile_stream import POST_PROC_BYTES_PX
 from infer.workers import WorkerPool, limit_workers
 from infer.wsi_files import find_slides
@@ -19,7 +19,8 @@ from infer.wsi_slide import Setting, SlideTask
 from infer.wsi_stream import SlideFailedError
 from infer.wsi_summary import BUSY, DONE, SKIPPED, THERE, Row, Summary
 from infer.wsi_tile import finish_wsi_tile
-from misc.files import full_stem, printable
+from misc.files import full_stem, printable, remove_if_empty
+from misc.locks import locked
 from misc.machine import available_memory, reused_memory_pages
 from misc.wsi_handler import MPP_TIMES_MAG
 

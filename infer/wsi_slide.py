@@ -207,13 +207,11 @@ class SlideTask:
     def _spool(self, plan: Plan) -> Spool:
         state, options = self.path.stat(), self.setting.options
         fingerprint = {
+            **self.setting.fingerprint,
             "slide": [str(self.path.resolve()), state.st_size, state.st_mtime_ns],
-            "weights": self.setting.manager.checkpoint_id,
             "grids": [plan.patches, plan.tiles],
             "tissue": hashlib.sha256(np.packbits(plan.tissue).tobytes()).hexdigest(),
-            "network": [self.setting.predictor.precision, options.save_type_probs, base.VERSION],
-            "post_proc": post_proc_constants(),
-            "resolution": [self.setting.proc_mag, options.mpp, options.mag],
+            "version": base.VERSION,
         }
         return Spool(self.setting.cache_dir, self.name, fingerprint, self._owner, is_ours=options.cache_path is None)
 

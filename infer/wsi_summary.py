@@ -11,8 +11,8 @@ import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from infer.spool import locked
 from misc.files import write_atomic
+from misc.locks import locked
 
 logger = logging.getLogger(__name__)
 

@@ -62,6 +62,12 @@ def printable(path: str | Path) -> str:
     return ascii(str(path)) if unusable_name(path) else str(path)
 
 
+def remove_if_empty(folder: Path) -> None:
+    """Remove a folder if nothing is in it; somebody may be putting something into it just now."""
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
 def check_unique_stems(paths: Iterable[Path]) -> None:
     """Refuse inputs whose results would have the same name.
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from infer.spool import locked, remove_if_empty
+from misc.files import remove_if_empty
+from misc.locks import locked
 
 from . import checkpoint_io, distributed
 from .log_files import read_stats

@@ -13,7 +13,7 @@ import numpy as np
 from skimage.segmentation import watershed
 from skimage.segmentation._watershed_cy import watershed_raveled
 
-from misc.runs import Regions, Runs, box_slices
+from misc.runs import Runs, box_slices, find_regions
 
 _BLUR = np.array([0.25, 0.5, 0.25])  # OpenCV's 3 px Gaussian at "sigma 0"
 _CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))  # a pixel and its four neighbours
@@ -29,7 +29,6 @@ def flood_all(mask: np.ndarray, markers: np.ndarray, edges: np.ndarray) -> np.nd
 def flood_regions(
     inst_map: np.ndarray,
     runs: Runs,
-    regions: Regions,
     mask: np.ndarray,
     markers: np.ndarray,
     edges: np.ndarray,
@@ -39,7 +38,6 @@ def flood_regions(
     Args:
         inst_map: (H, W) int32, receives the marker of every pixel of these components.
         runs: the components to flood.
-        regions: the same, gathered.
         mask: (H, W) uint8, 1 in all components, these or others.
         markers: (H, W) int32, 0 where there is none.
         edges: (H, W) float32, 0..1.
@@ -47,6 +45,7 @@ def flood_regions(
     Returns:
         False where only flooding the whole map gives the whole map's answer; `inst_map` is then incomplete.
     """
+    regions = find_regions(runs)
     area = (regions.boxes[:, 2:] - regions.boxes[:, :2]).prod(axis=1)
     batch = np.cumsum(area) // _BATCH_PX
     region = np.searchsorted(regions.ids, runs.value)

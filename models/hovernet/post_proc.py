@@ -246,12 +246,16 @@ def _stretched_slope(plane: np.ndarray, slope: np.ndarray, core: Window | None, 
 
 
 def _stretch(source: np.ndarray, target: np.ndarray, core: Window | None) -> np.ndarray:
-    """Write `source`, stretched so that its core spans 0..1, to `target` (float32), which may be the same array."""
+    """Write `source`, stretched so that its core spans 0..1, to `target` (float32), which may be the same array.
+
+    `source` is used up: whole maps in fresh memory cost more than the arithmetic.
+    """
     if core is None:
         return cv2.normalize(source, target, **_STRETCH)
     inner = cv2.normalize(source[core], None, **_STRETCH)  # the reference's numbers to the bit
     low, high = source[core].min(), source[core].max()
-    np.multiply(source - low, 1 / (high - low) if high > low else 0, out=target, casting="same_kind")
+    source -= low
+    np.multiply(source, 1 / (high - low) if high > low else 0, out=target, casting="same_kind")
     target[core] = inner
     return target
 
@@ -284,7 +288,7 @@ def _grow(blob: _Layer, markers: _Layer, edges: np.ndarray) -> np.ndarray:
     inst_map = paint_runs(blob.runs._replace(value=owner[blob.runs.value]), blob.mask.shape)
     if contested.any():
         runs = blob.runs.where(contested[blob.runs.value])
-        if not flood.flood_regions(inst_map, runs, find_regions(runs), blob.mask, markers.labels, edges):
+        if not flood.flood_regions(inst_map, runs, blob.mask, markers.labels, edges):
             return flood.flood_all(blob.mask, markers.labels, edges)
     return inst_map
 

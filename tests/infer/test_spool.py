@@ -13,13 +13,14 @@ import threading
 import pytest
 from conftest import ROOT
 
-import infer.spool
-from infer.spool import Spool, SpoolError, locked
+import misc.locks
+from infer.spool import Spool, SpoolError
+from misc.locks import locked
 
 HOLD = """
 import sys, time
 sys.path.insert(0, {root!r})
-from infer.spool import locked
+from misc.locks import locked
 from pathlib import Path
 with locked(Path({path!r})) as free:
     print(free, flush=True)
@@ -53,7 +54,7 @@ def test_a_lock_is_held_by_one_and_ends_with_its_process(holder):
 
 def test_a_lock_file_that_its_holder_removed_meanwhile_is_not_taken(tmp_path, monkeypatch):
     """Opened while another held it, locked after that one removed it: a third run would make, and lock, a new one."""
-    path, real, calls = tmp_path / ".a.lock", infer.spool._flock, []
+    path, real, calls = tmp_path / ".a.lock", misc.locks._flock, []
 
     def slow(handle, lock_path, wait):
         if not calls:
@@ -61,7 +62,7 @@ def test_a_lock_file_that_its_holder_removed_meanwhile_is_not_taken(tmp_path, mo
         calls.append(lock_path)
         return real(handle, lock_path, wait)
 
-    monkeypatch.setattr(infer.spool, "_flock", slow)
+    monkeypatch.setattr(misc.locks, "_flock", slow)
     with locked(path) as free, locked(path) as third:
         assert free
         assert not third
@@ -74,7 +75,7 @@ def test_a_disk_without_locks_does_not_stop_the_run(tmp_path, monkeypatch, caplo
     def none(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(infer.spool.fcntl, "flock", none)
+    monkeypatch.setattr(misc.locks.fcntl, "flock", none)
     with caplog.at_level(logging.WARNING), locked(tmp_path / ".a.lock") as free:
         assert free
     assert "no locks on this disk" in caplog.text

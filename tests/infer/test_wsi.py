@@ -26,9 +26,10 @@ import infer.wsi_slide
 import infer.wsi_stream
 import infer.wsi_tile
 from infer.grid import patch_grid, tile_grid
-from infer.spool import Spool, locked
+from infer.spool import Spool
 from infer.wsi_plan import Plan
 from infer.wsi_slide import stitched
+from misc.locks import locked
 from misc.slide_sources import SlideError
 from misc.tissue import TissueMask
 

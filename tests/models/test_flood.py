@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from misc.runs import find_regions, find_runs
+from misc.runs import find_runs
 from models.hovernet import flood
 
 
@@ -38,7 +38,7 @@ def flood_marked(mask, markers, edges):
     runs = find_runs(labels)
     runs = runs.where(np.isin(runs.value, marked))
     inst_map = np.zeros_like(labels)
-    done = flood.flood_regions(inst_map, runs, find_regions(runs), mask, markers, edges)
+    done = flood.flood_regions(inst_map, runs, mask, markers, edges)
     return inst_map, done
 
 

@@ -390,7 +390,7 @@ def test_what_lies_around_a_core_does_not_change_the_nuclei_inside():
     """The margin has steeper slopes than the core, as another tissue beside it would; between them lies glass."""
     maps = maps_like("network", (300, 320), np.random.default_rng(0))[..., 1:]
     core = (slice(60, 240), slice(50, 260))
-    inside, near = (np.zeros(maps.shape[:2], np.uint8) for _ in range(2))
+    inside = np.zeros(maps.shape[:2], np.uint8)
     inside[core] = 1
     square = np.ones((2 * post_proc.SOBEL_KSIZE,) * 2, np.uint8)
     near = cv2.dilate(inside, square) - cv2.erode(inside, square)

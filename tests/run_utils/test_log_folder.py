@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import run_train
-from infer.spool import locked
+from misc.locks import locked
 from run_utils import log_folder
 from run_utils.describe import describe_config, differences
 from run_utils.log_folder import LOCK, find_moment, held

@@ -1,0 +1,68 @@
+"""Lock files: one run at a time works on a slide, a table or a log folder."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+try:
+    import fcntl
+except ImportError:  # Windows: two runs at once are not kept apart there
+    fcntl = None
+
+logger = logging.getLogger(__name__)
+
+_HELD = (errno.EACCES, errno.EAGAIN)  # what flock says when somebody else has the lock
+
+
+@contextlib.contextmanager
+def locked(path: Path, wait: bool = False) -> Iterator[bool]:
+    """Hold a lock file while the block runs; yields whether it was free. With `wait` it is, sooner or later.
+
+    The system gives the lock up when its process ends, however it ends: a dead run's slides are taken over. On a disk
+    that has no locks it is free to everybody, which is said.
+    """
+    if fcntl is None:
+        yield True
+        return
+    while True:
+        with open(path, "a") as handle:
+            if not _flock(handle, path, wait):
+                yield False
+                return
+            if not _is_still(handle, path):
+                continue  # its last holder removed it after it was opened here: whoever comes next would make another
+            try:
+                yield True
+            finally:
+                with contextlib.suppress(OSError):
+                    os.unlink(path)
+            return
+
+
+def _flock(handle: IO, path: Path, wait: bool) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        if error.errno in _HELD:
+            return False
+        _say_no_locks(path.parent, str(error))
+    return True
+
+
+@functools.cache
+def _say_no_locks(folder: Path, reason: str) -> None:
+    logger.warning("%s: no locks on this disk (%s); do not start two runs on this folder", folder, reason)
+
+
+def _is_still(handle: IO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
