@@ -19,23 +19,21 @@ import operator
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO, NoReturn
 
 import numpy as np
 import orjson
 
 from misc.files import atomic_path
+from misc.json_text import JsonText
 from misc.nuclei import Nuclei
 from misc.type_info import UNTYPED, TypeInfo
 
 # Nuclei turned into text at once: some MB, which is where a larger piece stops being faster.
 WRITE_NUCLEI = 5_000
-# Bytes read and parsed at once: about 2,000 nuclei, whose Python objects take some 10 MB.
-BLOCK_BYTES = 1 << 20
-# A header value or a nucleus longer than this is taken for a broken file rather than searched on for its end.
-MAX_VALUE_BYTES = 64 << 20
 # Bytes at the end of a file in which its last nucleus should start (a contour of 4,000 points is 50 KB).
 TAIL_BYTES = 1 << 16
+
+SEPARATOR, TAIL = b",", b"}}"
 
 # Coordinates are int32.
 MAX_PX = np.iinfo(np.int32).max
@@ -43,15 +41,12 @@ MAX_PX = np.iinfo(np.int32).max
 # What values of a wrong kind or size raise on their way into arrays.
 _WRONG_VALUES = (KeyError, TypeError, ValueError, OverflowError, AttributeError)
 _DUMP = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
-_SPACE = re.compile(rb"[ \t\r\n]*+")
-# A whole string, or a mark that opens, closes or parts values; a lone quote is a string cut off by the block's end.
-_MARKS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|["{}\[\],]', re.DOTALL)
 # Where the last nucleus and the object around it close, in files whose nuclei hold no objects.
 _CLOSES = re.compile(rb"\}[ \t\r\n]*+\}")
 _CONTOUR = b'"contour":[['
-# A nucleus that has a type; no longer than `TYPE_BYTES`.
+# A nucleus that has a type; no longer than `_TYPE_BYTES`.
 _TYPE = re.compile(rb'"type"[ \t\r\n]*+:[ \t\r\n]*+[0-9]')
-TYPE_BYTES = 256
+_TYPE_BYTES = 256
 # The file ends with its nuclei: with the last one, or with none.
 _ENDS_WITH_NUCLEI = re.compile(rb'("contour"[^{}]*+\}\s*+\}|"nuc"\s*+:\s*+\{\s*+\})\s*+\}\s*+\Z')
 
@@ -76,22 +71,34 @@ def write_json(
     Raises:
         ValueError: an id occurs twice, or `header` holds `mag` or `nuc`.
     """
-    header = dict(header or {})
-    if taken := {"mag", "nuc"} & header.keys():
-        raise ValueError(f"header may not hold {sorted(taken)}: they have their own place in the file")
+    head = head_text(mag, header)
     parts = [nuclei] if isinstance(nuclei, Nuclei) else nuclei
     seen = [np.zeros(0, np.int64)]
     with atomic_path(path) as temporary, open(temporary, "wb") as out:
-        out.write(orjson.dumps({"mag": mag, **header}, option=_DUMP)[:-1] + b',"nuc":{')
+        out.write(head)
         separator = b""
         for part in parts:
             seen.append(part.ids)
-            for start in range(0, len(part), WRITE_NUCLEI):
-                out.write(separator + _dump(part, start, min(start + WRITE_NUCLEI, len(part))))
-                separator = b","
-        out.write(b"}}")
+            for text in nuclei_text(part):
+                out.write(separator + text)
+                separator = SEPARATOR
+        out.write(TAIL)
         # inside the block: an error here leaves no file
         return _check_ids(np.concatenate(seen), path)
+
+
+def head_text(mag: float | None, header: dict | None = None) -> bytes:
+    """Return how a file begins; texts of nuclei follow, with `SEPARATOR` between them, and `TAIL`."""
+    header = dict(header or {})
+    if taken := {"mag", "nuc"} & header.keys():
+        raise ValueError(f"header may not hold {sorted(taken)}: they have their own place in the file")
+    return orjson.dumps({"mag": mag, **header}, option=_DUMP)[:-1] + b',"nuc":{'
+
+
+def nuclei_text(nuclei: Nuclei) -> Iterator[bytes]:
+    """Yield the text of nuclei, some thousand at a time."""
+    for start in range(0, len(nuclei), WRITE_NUCLEI):
+        yield _dump(nuclei, start, min(start + WRITE_NUCLEI, len(nuclei)))
 
 
 def _dump(nuclei: Nuclei, start: int, stop: int) -> bytes:
@@ -203,7 +210,7 @@ def _walk(path: Path, header: dict, stop_at_nuclei: bool = False) -> Iterator[Nu
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
     with open(path, "rb") as handle:
-        text = _Text(path, handle)
+        text = JsonText(path, handle)
         found = False
         text.expect(b"{")
         while text.peek() != b"}":
@@ -223,7 +230,7 @@ def _walk(path: Path, header: dict, stop_at_nuclei: bool = False) -> Iterator[Nu
         raise ValueError(f'{path}: no "nuc" in it: this is no file of nuclei')
 
 
-def _walk_nuclei(text: _Text) -> Iterator[Nuclei]:
+def _walk_nuclei(text: JsonText) -> Iterator[Nuclei]:
     """Yield the nuclei of the object that starts here, and stop behind it."""
     text.expect(b"{")
     make = _Maker(text)
@@ -241,7 +248,7 @@ def _walk_nuclei(text: _Text) -> Iterator[Nuclei]:
     text.expect(b"}")
 
 
-def _read_block(text: _Text, make: _Maker) -> Nuclei | None:
+def _read_block(text: JsonText, make: _Maker) -> Nuclei | None:
     """Read every nucleus that is whole in the block, or return `None` and leave the text where it was.
 
     Two thirds of the time of reading would go into a Python list per point, so the contours are cut out of the text
@@ -272,7 +279,7 @@ def _read_block(text: _Text, make: _Maker) -> Nuclei | None:
     return nuclei
 
 
-def _read_plainly(text: _Text, make: _Maker) -> Nuclei:
+def _read_plainly(text: JsonText, make: _Maker) -> Nuclei:
     """Read one nucleus, whatever else its object holds."""
     key = text.value()
     text.expect(b":")
@@ -287,7 +294,7 @@ def _read_plainly(text: _Text, make: _Maker) -> Nuclei:
 class _Maker:
     """Makes `Nuclei` of parsed ones: typed if any nucleus of the file is; those without a type then have type 0."""
 
-    def __init__(self, text: _Text):
+    def __init__(self, text: JsonText):
         self.text = text
         self.typed: bool | None = None
         self.nr_probs = 0
@@ -304,7 +311,7 @@ class _Maker:
         values = list(infos.values())
         types = [info.get("type") for info in values]
         if self.typed is None:
-            self.typed = any(t is not None for t in types) or self.text.is_ahead(_TYPE)
+            self.typed = any(t is not None for t in types) or self.text.is_ahead(_TYPE, _TYPE_BYTES)
             self.nr_probs = len(values[0].get("type_probs") or ())
         return Nuclei(
             ids=np.array([int(key) for key in infos], np.int64),
@@ -322,91 +329,3 @@ class _Maker:
             return None
         probs = np.array([info.get("type_probs") for info in values], np.float32)
         return probs.reshape(len(values), self.nr_probs)
-
-
-class _Text:
-    """The text of a file, a block at a time; `at` is where reading goes on."""
-
-    def __init__(self, path: Path, handle: BinaryIO):
-        self.path, self.handle = path, handle
-        self.offset = 0  # byte of the file at which `text` starts
-        self.text = handle.read(BLOCK_BYTES)
-        self.at = 3 if self.text.startswith(b"\xef\xbb\xbf") else 0  # byte-order mark
-
-    def more(self) -> bool:
-        """Drop what was read, append the next block; return whether there was one."""
-        block = self.handle.read(BLOCK_BYTES)
-        if block and len(self.text) - self.at > MAX_VALUE_BYTES:
-            self.fail(f"a value of more than {MAX_VALUE_BYTES >> 20} MB starts here; a bracket is missing")
-        self.offset += self.at
-        self.text, self.at = self.text[self.at :] + block, 0
-        return bool(block)
-
-    def is_ahead(self, pattern: re.Pattern) -> bool:
-        """Return whether the rest of the file holds the pattern; nothing is taken."""
-        back, rest = self.handle.tell(), self.text[self.at :]
-        while not (found := pattern.search(rest)) and (block := self.handle.read(BLOCK_BYTES)):
-            rest = rest[-TYPE_BYTES:] + block
-        self.handle.seek(back)
-        return found is not None
-
-    def peek(self) -> bytes:
-        """Skip white space; return the next byte without taking it."""
-        if self._at_end():
-            self.fail("the file ends here: it is truncated")
-        return self.text[self.at : self.at + 1]
-
-    def _at_end(self) -> bool:
-        while True:
-            self.at = _SPACE.match(self.text, self.at).end()
-            if self.at < len(self.text):
-                return False
-            if not self.more():
-                return True
-
-    def expect(self, mark: bytes) -> None:
-        """Take `mark`, refuse anything else."""
-        if (found := self.peek()) != mark:
-            self.fail(f"broken JSON: expected {mark.decode()!r}, found {found.decode(errors='replace')!r}")
-        self.at += 1
-
-    def expect_end(self) -> None:
-        """Take the brace that closes the file, refuse text behind it."""
-        self.expect(b"}")
-        if not self._at_end():
-            self.fail("more text after the end of the JSON object")
-
-    def value(self):
-        """Take the next value, parsed."""
-        self.peek()
-        while (end := _value_end(self.text, self.at)) is None:
-            if not self.more():
-                self.fail("the file ends inside the value that starts here: it is truncated")
-        try:
-            value = orjson.loads(self.text[self.at : end])
-        except orjson.JSONDecodeError as error:
-            self.fail(f"broken JSON: {error.msg}", error.pos)
-        self.at = end
-        return value
-
-    def fail(self, reason: str, ahead: int = 0) -> NoReturn:
-        """Refuse the file: `reason` holds at the next byte, or `ahead` bytes after it."""
-        raise ValueError(f"{self.path}: byte {self.offset + self.at + ahead}: {reason}")
-
-
-def _value_end(text: bytes, at: int) -> int | None:
-    """Return where the value that starts at `at` ends, or `None` when the text ends first."""
-    depth = 0
-    for mark in _MARKS.finditer(text, at):
-        kind = mark[0]
-        if kind in (b"{", b"["):
-            depth += 1
-        elif kind in (b"}", b"]"):
-            if depth <= 1:
-                return mark.end() if depth else mark.start()
-            depth -= 1
-        elif kind == b'"':
-            return None
-        elif depth == 0:  # a string is a value of its own, a comma ends a number
-            return mark.end() if len(kind) > 1 else mark.start()
-    return None

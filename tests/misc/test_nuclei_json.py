@@ -9,7 +9,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
-from misc import nuclei_json
+from misc import json_text, nuclei_json
 from misc.nuclei import Nuclei
 from misc.nuclei_json import iter_json, read_header, read_json, types_from_header, types_to_header, write_json
 from misc.type_info import default_type_info
@@ -83,7 +83,7 @@ def test_type_probs_and_missing_types(tmp_path):
 
 @pytest.mark.parametrize(("typed", "probs"), [(True, 0), (True, 4), (False, 0)])
 def test_what_is_written_in_pieces_comes_back(tmp_path, monkeypatch, typed, probs):
-    monkeypatch.setattr(nuclei_json, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(json_text, "BLOCK_BYTES", 1000)
     monkeypatch.setattr(nuclei_json, "WRITE_NUCLEI", 7)
     parts = [make(n, start, typed, probs) for n, start in ((20, 1), (0, 21), (1, 21), (30, 40))]
     header = {"mpp": 0.5, "slide": {"name": "ä .b [1].svs", "width": 9, "height": 8, "scale": 2.0, "mpp": 0.25}}
@@ -103,7 +103,7 @@ def test_what_is_written_in_pieces_comes_back(tmp_path, monkeypatch, typed, prob
 @pytest.mark.parametrize("order", [["mag", "nuc"], ["nuc", "mag", "mpp"], ["mpp", "nuc", "mag"]])
 @pytest.mark.parametrize("block", [64, 1 << 20])
 def test_files_of_others(tmp_path, monkeypatch, indent, order, block):
-    monkeypatch.setattr(nuclei_json, "BLOCK_BYTES", block)
+    monkeypatch.setattr(json_text, "BLOCK_BYTES", block)
     content = {**UPSTREAM, "mag": 40, "mpp": {"x": [{"}": ']},\\"'}]}}
     content["nuc"] = {key: dict(reversed(info.items())) if indent else info for key, info in UPSTREAM["nuc"].items()}
     (tmp_path / "a.json").write_text("\ufeff" + json.dumps({key: content[key] for key in order}, indent=indent) + "\n")
@@ -152,7 +152,7 @@ def test_no_nuclei(tmp_path):
 @pytest.mark.parametrize("block", [64, 1 << 20])
 @pytest.mark.parametrize("untyped_first", [False, True])
 def test_untyped_among_typed_is_type_0_whichever_comes_first(tmp_path, monkeypatch, untyped_first, block):
-    monkeypatch.setattr(nuclei_json, "BLOCK_BYTES", block)
+    monkeypatch.setattr(json_text, "BLOCK_BYTES", block)
     typed = UPSTREAM["nuc"]["7"] | {"type": 2, "type_prob": 0.9}
     bare = typed | {"type": None, "type_prob": None}
     both = [typed] + [bare] * 30
@@ -173,7 +173,7 @@ def test_untyped_nuclei_stay_untyped_whatever_else_the_file_says(tmp_path):
 
 @pytest.mark.parametrize("block", [50, 1 << 20])
 def test_p04_every_truncation_is_refused(tmp_path, monkeypatch, block):
-    monkeypatch.setattr(nuclei_json, "BLOCK_BYTES", block)
+    monkeypatch.setattr(json_text, "BLOCK_BYTES", block)
     text = json.dumps(UPSTREAM).encode()
     path = tmp_path / "a.json"
     for length in range(len(text)):
@@ -235,8 +235,8 @@ def test_broken_nuclei_are_refused(tmp_path, old, new):
 
 
 def test_a_missing_bracket_does_not_pull_the_file_into_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(nuclei_json, "BLOCK_BYTES", 1000)
-    monkeypatch.setattr(nuclei_json, "MAX_VALUE_BYTES", 5000)
+    monkeypatch.setattr(json_text, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(json_text, "MAX_VALUE_BYTES", 5000)
     text = json.dumps({"mag": [1], "nuc": {str(i): UPSTREAM["nuc"]["3"] for i in range(100)}})
     (tmp_path / "a.json").write_text(text.replace("[1]", "[1", 1))
     with pytest.raises(ValueError, match=r"byte 8: a value of more than .* a bracket is missing"):
@@ -265,7 +265,7 @@ def test_failed_writing_leaves_nothing(tmp_path):
 
 
 def test_p20_memory_does_not_grow_with_the_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(nuclei_json, "BLOCK_BYTES", 1 << 16)
+    monkeypatch.setattr(json_text, "BLOCK_BYTES", 1 << 16)
 
     def peak(work) -> float:
         tracemalloc.start()

@@ -1,0 +1,111 @@
+"""JSON text of any size, read a block at a time: where it goes on, and where in the file it is broken."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
+
+import orjson
+
+# Bytes read and parsed at once: about 2,000 nuclei, whose Python objects take some 10 MB.
+BLOCK_BYTES = 1 << 20
+# A value longer than this is taken for a broken file rather than searched on for its end.
+MAX_VALUE_BYTES = 64 << 20
+
+_SPACE = re.compile(rb"[ \t\r\n]*+")
+# A whole string, or a mark that opens, closes or parts values; a lone quote is a string cut off by the block's end.
+_MARKS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|["{}\[\],]', re.DOTALL)
+
+
+class JsonText:
+    """The text of a file, a block at a time; all methods raise `ValueError` naming the file and the byte.
+
+    Attributes:
+        text: the block, bytes.
+        at: where in it reading goes on.
+    """
+
+    def __init__(self, path: Path, handle: BinaryIO):
+        self.path, self.handle = path, handle
+        self.offset = 0  # byte of the file at which `text` starts
+        self.text = handle.read(BLOCK_BYTES)
+        self.at = 3 if self.text.startswith(b"\xef\xbb\xbf") else 0  # byte-order mark
+
+    def more(self) -> bool:
+        """Drop what was read, append the next block; return whether there was one."""
+        block = self.handle.read(BLOCK_BYTES)
+        if block and len(self.text) - self.at > MAX_VALUE_BYTES:
+            self.fail(f"a value of more than {MAX_VALUE_BYTES >> 20} MB starts here; a bracket is missing")
+        self.offset += self.at
+        self.text, self.at = self.text[self.at :] + block, 0
+        return bool(block)
+
+    def is_ahead(self, pattern: re.Pattern, longest: int) -> bool:
+        """Return whether the rest of the file holds the pattern, of `longest` bytes at most; nothing is taken."""
+        back, rest = self.handle.tell(), self.text[self.at :]
+        while not (found := pattern.search(rest)) and (block := self.handle.read(BLOCK_BYTES)):
+            rest = rest[-longest:] + block
+        self.handle.seek(back)
+        return found is not None
+
+    def peek(self) -> bytes:
+        """Skip white space; return the next byte without taking it."""
+        if self._at_end():
+            self.fail("the file ends here: it is truncated")
+        return self.text[self.at : self.at + 1]
+
+    def _at_end(self) -> bool:
+        while True:
+            self.at = _SPACE.match(self.text, self.at).end()
+            if self.at < len(self.text):
+                return False
+            if not self.more():
+                return True
+
+    def expect(self, mark: bytes) -> None:
+        """Take `mark`, refuse anything else."""
+        if (found := self.peek()) != mark:
+            self.fail(f"broken JSON: expected {mark.decode()!r}, found {found.decode(errors='replace')!r}")
+        self.at += 1
+
+    def expect_end(self) -> None:
+        """Take the brace that closes the file, refuse text behind it."""
+        self.expect(b"}")
+        if not self._at_end():
+            self.fail("more text after the end of the JSON object")
+
+    def value(self) -> Any:
+        """Take the next value, parsed."""
+        self.peek()
+        while (end := _value_end(self.text, self.at)) is None:
+            if not self.more():
+                self.fail("the file ends inside the value that starts here: it is truncated")
+        try:
+            value = orjson.loads(self.text[self.at : end])
+        except orjson.JSONDecodeError as error:
+            self.fail(f"broken JSON: {error.msg}", error.pos)
+        self.at = end
+        return value
+
+    def fail(self, reason: str, ahead: int = 0) -> NoReturn:
+        """Refuse the file: `reason` holds at the next byte, or `ahead` bytes after it."""
+        raise ValueError(f"{self.path}: byte {self.offset + self.at + ahead}: {reason}")
+
+
+def _value_end(text: bytes, at: int) -> int | None:
+    """Return where the value that starts at `at` ends, or `None` when the text ends first."""
+    depth = 0
+    for mark in _MARKS.finditer(text, at):
+        kind = mark[0]
+        if kind in (b"{", b"["):
+            depth += 1
+        elif kind in (b"}", b"]"):
+            if depth <= 1:
+                return mark.end() if depth else mark.start()
+            depth -= 1
+        elif kind == b'"':
+            return None
+        elif depth == 0:  # a string is a value of its own, a comma ends a number
+            return mark.end() if len(kind) > 1 else mark.start()
+    return None
