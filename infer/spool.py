@@ -1,4 +1,4 @@
-"""Where a slide's finished tiles wait on disk until the last one is there: some hundred MB, and what resuming needs.
+"""Where a slide's finished tiles wait on disk to be joined, and what a killed run needs to go on.
 
 A slide has a folder of its own in the cache folder, named after the slide, a digest of the output folder and one of
 all that the nuclei depend on. A run with other options, weights or another slide of that name has another folder; so
@@ -8,37 +8,41 @@ what is in it can be trusted.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
 import re
 import shutil
 import zipfile
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from infer.tile_nuclei import TileNuclei, pack, unpack
-from infer.wsi_files import short_stem
+from infer.wsi_files import named_errors, short_stem
 from misc.files import atomic_path, remove_if_empty
 
 logger = logging.getLogger(__name__)
 
 _DIGEST_LENGTH = 16
 _TRIES = 10
-_UNREADABLE = (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile)  # what a damaged .npz raises
+_T = TypeVar("_T")
+# What a damaged .npz raises, or one that another version wrote.
+_DAMAGED = (ValueError, KeyError, IndexError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 class SpoolError(RuntimeError):
-    """A finished row of tiles cannot be read back."""
+    """What a run left here cannot be read back."""
 
 
 class Spool:
-    """Finished rows of tiles of one slide; whoever makes one holds the slide's lock.
+    """Finished rows of tiles of one slide, and the state of joining; whoever makes one holds the slide's lock.
 
-    As a context manager it leaves no empty folder behind; rows stay, for the next run to go on.
+    As a context manager it leaves no empty folder behind; what is in it stays, for the next run to go on.
 
     Args:
         root: the cache folder; made if it is not there.
@@ -58,16 +62,22 @@ class Spool:
             if folder != self.folder:
                 shutil.rmtree(folder, ignore_errors=True)
         _make(self.folder)
+        for path in self.folder.glob(".*"):  # what killed runs were writing
+            path.unlink(missing_ok=True)
 
     def __enter__(self) -> Spool:
         return self
 
     def __exit__(self, *_) -> None:
-        if not any(self.folder.glob("[0-9]*.npz")):
+        if not any(self.folder.glob("[!.]*")):
             self.remove()
 
     def rows(self) -> dict[int, int]:
-        """Return which rows of tiles are there, and how many nuclei they own; those that are damaged are removed."""
+        """Return which rows of tiles are there, and how many nuclei they own; those that are damaged are removed.
+
+        Raises:
+            OSError: a row cannot be read.
+        """
         rows = {}
         for path in sorted(self.folder.glob("[0-9]*.npz")):
             row = int(path.stem)
@@ -80,20 +90,41 @@ class Spool:
 
     def write(self, row: int, parts: Sequence[TileNuclei]) -> None:
         """Keep the tiles of a row."""
-        with atomic_path(self._path(row)) as temporary, open(temporary, "wb") as handle:
-            np.savez(handle, **pack(parts))
+        _save(self._path(row), pack(parts))
 
     def read(self, row: int) -> list[TileNuclei]:
         """Return the tiles of a row.
 
         Raises:
-            SpoolError: the file is damaged, or cannot be read.
+            SpoolError: the file is damaged.
+            OSError: it cannot be read.
         """
-        try:
-            with np.load(self._path(row), allow_pickle=False) as arrays:
-                return unpack(arrays)
-        except _UNREADABLE as error:
-            raise SpoolError(f"{self._path(row)} cannot be read ({error})") from error
+        return _load(self._path(row), unpack)
+
+    def remove_rows(self, rows: Iterable[int]) -> None:
+        """Remove rows, those that are there."""
+        for row in rows:
+            self._path(row).unlink(missing_ok=True)
+
+    def write_state(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Keep the state of joining."""
+        _save(self._state, arrays)
+
+    def read_state(self, make: Callable[[Mapping[str, np.ndarray]], _T]) -> _T | None:
+        """Return what `make` makes of the state of joining; `None` where none was kept.
+
+        Raises:
+            As `read`.
+        """
+        return _load(self._state, make) if self._state.exists() else None
+
+    def forget_state(self) -> None:
+        """Remove the state of joining."""
+        self._state.unlink(missing_ok=True)
+
+    def size(self) -> int:
+        """Return the bytes of all files."""
+        return sum(path.stat().st_size for path in self.folder.iterdir())
 
     def remove(self) -> None:
         """Delete the slide's folder, and the cache folder if it is empty and ours."""
@@ -101,8 +132,31 @@ class Spool:
         if self._may_remove_root:
             remove_if_empty(self.root)
 
+    @property
+    def _state(self) -> Path:
+        return self.folder / "joined.npz"
+
     def _path(self, row: int) -> Path:
         return self.folder / f"{row:06d}.npz"
+
+
+def _load(path: Path, make: Callable[[Mapping[str, np.ndarray]], _T]) -> _T:
+    try:
+        with named_errors(path), np.load(path, allow_pickle=False) as arrays:
+            # a file decompresses a member at every access
+            return make({name: arrays[name] for name in arrays})
+    except _DAMAGED as error:
+        raise SpoolError(f"{path} cannot be read ({error})") from error
+    except OSError as error:
+        # a drive that is away for a moment is no reason to do hours of work again
+        if error.errno not in (None, errno.EINVAL, errno.ENOENT):
+            raise
+        raise SpoolError(f"{path} cannot be read ({error})") from error
+
+
+def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    with named_errors(path), atomic_path(path) as temporary, open(temporary, "wb") as handle:
+        np.savez(handle, **arrays)
 
 
 def remove_finished(root: Path, name: str, owner: Path | str, result: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import cv2
@@ -111,9 +111,8 @@ def pack(parts: Sequence[TileNuclei]) -> dict[str, np.ndarray]:
     }
 
 
-def unpack(arrays) -> list[TileNuclei]:
-    """Undo `pack`; takes the mapping that `np.load(..., allow_pickle=False)` returns."""
-    arrays = {name: arrays[name] for name in arrays}  # a file decompresses a member at every access
+def unpack(arrays: Mapping[str, np.ndarray]) -> list[TileNuclei]:
+    """Undo `pack`."""
     nuclei = Nuclei(**{name: arrays[f"nuclei_{name}"] for name in _NUCLEI_COLUMNS if f"nuclei_{name}" in arrays})
     ends = np.cumsum(arrays["counts"])
     bytes_before = np.concatenate([[0], np.cumsum(arrays["mask_lengths"])]).astype(np.int64)

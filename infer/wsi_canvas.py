@@ -20,7 +20,8 @@ class Canvas:
     def __init__(self, patches: PatchGrid, channels: int):
         self.patches = patches
         self.channels = channels
-        self._columns: dict[int, dict[int, np.ndarray]] = {}  # column, row -> prediction
+        # column, row -> prediction, or as many of its last rows of px as are still looked at
+        self._columns: dict[int, dict[int, np.ndarray]] = {}
 
     def __len__(self) -> int:
         """Patches that are held."""
@@ -39,18 +40,21 @@ class Canvas:
         for row, col in itertools.product(range(*rows), range(*cols)):
             output = self._columns.get(col, {}).get(row)
             if output is not None:
-                y, x = row * size + start, col * size + start
-                y0, x0, y1, x1 = max(y, top), max(x, left), min(y + size, bottom), min(x + size, right)
+                y, x = (row + 1) * size + start - len(output), col * size + start
+                y0, x0, y1, x1 = max(y, top), max(x, left), min(y + len(output), bottom), min(x + size, right)
                 maps[y0 - top : y1 - top, x0 - left : x1 - left] = output[y0 - y : y1 - y, x0 - x : x1 - x]
         return maps
 
     def forget_left(self, left: int, below: int) -> None:
-        """Drop patches that end left of `left`, where the next tile begins, and above `below`, the next band's first
-        px.
-        """
+        """Drop what lies left of `left`, where the next tile begins, and above `below`, the next band's first px."""
         size, start = self.patches.patch_output, self.patches.start
+        first = (below - start) // size
+        needed = (first + 1) * size + start - below
         for col in [col for col in self._columns if (col + 1) * size + start <= left]:
-            self._drop(col, (below - start) // size)
+            self._drop(col, first)
+            output = self._columns.get(col, {}).get(first)
+            if output is not None and len(output) > needed:
+                self._columns[col][first] = output[-needed:].copy()
 
     def forget_above(self, row: int) -> None:
         """Drop the rows of patches above one."""

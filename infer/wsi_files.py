@@ -135,6 +135,11 @@ def lock_path(path: Path) -> Path:
     return path.with_name(f".{short_stem(path.stem)}.lock")
 
 
+def joined_path(path: Path) -> Path:
+    """Return where a slide's nuclei are until its JSON file `path` is whole; no `.json`, lest it be taken for one."""
+    return path.with_name(f".{short_stem(path.stem)}.joined")
+
+
 @contextlib.contextmanager
 def named_errors(path: Path) -> Iterator[None]:
     """Say what was being written when the block cannot write: a full disk does not."""

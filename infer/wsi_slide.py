@@ -6,7 +6,7 @@ import hashlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,17 +20,16 @@ from infer.options import WsiOptions
 from infer.predictor import Predictor
 from infer.rerun import RUN_KEY, post_proc_constants, was_made_so
 from infer.spool import Spool, remove_finished
-from infer.stitch import Stitcher
 from infer.workers import WorkerPool, limit_workers
-from infer.wsi_files import lock_path, named_errors, remove_parts, result_path
+from infer.wsi_files import lock_path, remove_parts, result_path
+from infer.wsi_join import SlideJoiner, remove_joined
 from infer.wsi_plan import Plan, Strip, plan_slide
 from infer.wsi_reader import SlideReader
 from infer.wsi_stream import SlideStream
 from infer.wsi_summary import Row
 from misc.export_qupath import write_geojson
 from misc.files import full_stem
-from misc.nuclei import Nuclei
-from misc.nuclei_json import iter_json, read_header, write_json
+from misc.nuclei_json import head_text, iter_json, read_header
 from misc.tissue import TissueMask, load_mask, otsu_mask, save_png, thumbnail
 from misc.wsi_handler import FileHandler, get_file_handler
 
@@ -128,6 +127,7 @@ class SlideTask:
     def complete(self) -> None:
         """Write the files that are missing beside nuclei that are there, without the network."""
         remove_finished(self.setting.cache_dir, self.name, self._owner, self.files["json"])
+        remove_joined(self.files["json"])
         remove_parts(self.files.values())
         if self.wanted & {"thumb", "mask"}:
             with SlideReader(self._open) as reader:
@@ -155,17 +155,17 @@ class SlideTask:
             tissue = self._tissue(reader)
             plan = self._plan(reader.handler, tissue)
             with self._spool(plan) as spool:
-                done = spool.rows()
-                strips = plan.strips(done)
+                joiner = SlideJoiner(spool, plan, self.files["json"], self._head(reader.handler))
+                strips = plan.strips(joiner.rows)
                 self.nr_patches = plan.nr_patches(strips)
                 self._describe(reader.handler, tissue, plan, row)
-                self._say_what_is_left(plan, done, seconds_a_patch)
-                stream = self._stream(plan, reader, pool, spool)
-                stream.nuclei, stream.tell_estimate = sum(done.values()), seconds_a_patch is None
+                self._say_what_is_left(plan, joiner.rows, seconds_a_patch)
+                stream = self._stream(plan, reader, pool, joiner)
+                stream.nuclei, stream.tell_estimate = sum(joiner.rows.values()), seconds_a_patch is None
                 self._run(stream, plan, strips)
                 start = time.perf_counter()
-                found = self._write(spool, plan, self._header(reader.handler), row)
-                stream.seconds["joining and writing"] += time.perf_counter() - start
+                found = self._write(joiner, row)
+                stream.seconds["joining and writing"] = joiner.seconds + time.perf_counter() - start
                 spool.remove()
         times = ", ".join(f"{what} {seconds:.1f} s" for what, seconds in stream.seconds.items())
         logger.info("%s: %d nuclei; %s", self.path.name, row.nuclei, times)
@@ -233,7 +233,7 @@ class SlideTask:
         if not plan.tissue.any():
             logger.warning("%s: no tissue found; its JSON will hold no nuclei", self.path.name)
 
-    def _say_what_is_left(self, plan: Plan, done: dict[int, int], seconds_a_patch: float | None) -> None:
+    def _say_what_is_left(self, plan: Plan, done: Mapping[int, int], seconds_a_patch: float | None) -> None:
         said = []
         if done:
             said.append(f"{len(done)} of {plan.tiles.rows} rows of tiles are there already")
@@ -244,13 +244,8 @@ class SlideTask:
 
     # ------------------------------------------------------------------------------------------ network and output
 
-    def _stream(self, plan: Plan, reader: SlideReader, pool: WorkerPool, spool: Spool) -> SlideStream:
+    def _stream(self, plan: Plan, reader: SlideReader, pool: WorkerPool, joiner: SlideJoiner) -> SlideStream:
         setting = self.setting
-
-        def keep_row(row: int, parts: list) -> None:
-            with named_errors(spool.folder):
-                spool.write(row, parts)
-
         return SlideStream(
             plan=plan,
             read=reader.read,
@@ -260,7 +255,7 @@ class SlideTask:
             batch_size=setting.batch_size,
             readers=limit_workers("--nr_inference_workers", setting.options.nr_inference_workers, len(plan.tiles)),
             chunk_px=setting.options.chunk_shape,
-            keep_row=keep_row,
+            keep_row=joiner.keep,
         )
 
     def _run(self, stream: SlideStream, plan: Plan, strips: Sequence[Strip]) -> None:
@@ -272,20 +267,20 @@ class SlideTask:
         with tqdm(**numbers, unit="px", unit_scale=True, desc=self.path.name, smoothing=0.1) as bar:
             stream.run(strips, bar)
 
-    def _header(self, handler: FileHandler) -> dict[str, Any]:
+    def _head(self, handler: FileHandler) -> bytes:
+        """Return how the JSON file begins."""
         (width, height), mpp = handler.metadata["base_shape"].tolist(), float(handler.metadata["base_mpp"][0])
         scale = handler.scale_yx[1]
         slide = {"name": self.path.name, "width": width, "height": height, "scale": scale, "mpp": mpp}
-        return self.setting.manager.header(mpp=mpp * scale, slide=slide, **{RUN_KEY: self.setting.fingerprint})
+        header = self.setting.manager.header(mpp=mpp * scale, slide=slide, **{RUN_KEY: self.setting.fingerprint})
+        return head_text(self.setting.proc_mag, header)
 
-    def _write(self, spool: Spool, plan: Plan, header: dict, row: Row) -> Counter:
-        """Join the tiles, and write the nuclei as a stream; returns how many there are of each type."""
-        found: Counter = Counter()
-        nuclei = _counted(stitched(spool, plan), found)
+    def _write(self, joiner: SlideJoiner, row: Row) -> Counter:
+        """Finish the JSON file, and write the outlines; returns how many nuclei there are of each type."""
         if "qupath" in self.files:  # whenever this is stopped, outlines of other nuclei are not beside the new ones
             self.files["qupath"].unlink(missing_ok=True)
-        with result_path(self.files["json"]) as path:
-            row.nuclei = write_json(path, nuclei, mag=self.setting.proc_mag, header=header)
+        found = joiner.finish()
+        row.nuclei = found.total()
         if "qupath" in self.files:
             self._write_qupath()
         return found
@@ -299,25 +294,3 @@ class SlideTask:
         with result_path(self.files["qupath"]) as path:
             nuclei, types = iter_json(source), self.setting.manager.type_info_dict
             write_geojson(path, nuclei, types, scale, name=self.name)
-
-
-def _counted(parts: Iterator[Nuclei], found: Counter) -> Iterator[Nuclei]:
-    """Yield nuclei, and count their types."""
-    for part in parts:
-        if part.types is None:
-            found[None] += len(part)
-        else:
-            types, counts = np.unique(part.types, return_counts=True)
-            found.update(dict(zip(types.tolist(), counts.tolist(), strict=True)))
-        yield part
-
-
-def stitched(spool: Spool, plan: Plan) -> Iterator[Nuclei]:
-    """Yield the nuclei of a slide from its finished tiles; only the rows that still meet are held."""
-    expected = plan.expected()
-    if not expected:
-        return
-    stitcher = Stitcher(plan.tiles, expected)
-    for row in sorted({index // plan.tiles.cols for index in expected}):
-        for part in spool.read(row):
-            yield from stitcher.add(part)

@@ -98,6 +98,8 @@ def test_what_a_killed_run_was_writing_is_no_finished_row(tmp_path):
     spool.write(0, [])
     (spool.folder / ".000001.123.part.npz").write_bytes(b"half")
     assert spool.rows() == {0: 0}
+    spool = Spool(tmp_path / "cache", "a", {})
+    assert [path.name for path in spool.folder.iterdir()] == ["000000.npz"]
 
 
 def test_other_options_do_not_take_up_what_is_spooled_and_remove_it(tmp_path):

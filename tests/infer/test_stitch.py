@@ -7,50 +7,15 @@ import itertools
 import cv2
 import numpy as np
 import pytest
+from painted_tiles import LARGEST_PX, ellipses, parts_of, parts_that_differ, shaken, tile_part, whole_pieces
 from scipy import ndimage
 
 from infer.grid import TileGrid, tile_grid
 from infer.stitch import Stitcher
-from infer.tile_nuclei import TileNuclei, hand_over, pack, unpack
+from infer.stitch_state import StitchState
+from infer.tile_nuclei import hand_over, pack, unpack
 from misc.nuclei import Nuclei
 from models.hovernet.post_proc import measure
-
-LARGEST_PX = 16  # extent of the largest nucleus that `ellipses` paints
-
-
-def ellipses(shape, seed: int = 0, per_px: float = 1 / 150) -> np.ndarray:
-    """Paint ellipses, many of which touch; each label is one piece."""
-    rng = np.random.default_rng(seed)
-    labels = np.zeros(shape, np.int32)
-    for index in range(1, max(round(shape[0] * shape[1] * per_px), 1) + 1):
-        centre = int(rng.integers(0, shape[1])), int(rng.integers(0, shape[0]))
-        axes = tuple(rng.integers(3, LARGEST_PX // 2, 2).tolist())
-        cv2.ellipse(labels, centre, axes, float(rng.uniform(0, 180)), 0, 360, index, -1)
-    return whole_pieces(labels)
-
-
-def whole_pieces(labels: np.ndarray) -> np.ndarray:
-    """Keep the largest piece of each label, and what lies in a hole of it: contours have none."""
-    result, count = np.zeros_like(labels), 0
-    for index in np.unique(labels)[1:]:
-        pieces, _ = ndimage.label(labels == index, np.ones((3, 3)))
-        piece = pieces == np.bincount(pieces.ravel())[1:].argmax() + 1
-        if piece.sum() >= 10 and not result[piece].any():
-            count += 1
-            result[ndimage.binary_fill_holes(piece)] = count
-    return result
-
-
-def tile_part(labels: np.ndarray, tiles: TileGrid, index: int) -> TileNuclei:
-    """Return what a tile finds, if post-processing is right about everything it sees."""
-    y0, x0, y1, x1 = tiles.tile(index).outer
-    values, seen = np.unique(labels[y0:y1, x0:x1], return_inverse=True)
-    seen = (seen + (values[0] != 0)).reshape(y1 - y0, x1 - x0).astype(np.int32)
-    return hand_over(tiles, index, seen, measure(seen))
-
-
-def parts_of(labels: np.ndarray, tiles: TileGrid) -> list[TileNuclei]:
-    return [tile_part(labels, tiles, index) for index in range(len(tiles))]
 
 
 def stitch(tiles: TileGrid, parts, expected=None) -> Nuclei:
@@ -99,7 +64,7 @@ def test_the_order_of_tiles_does_not_matter():
     """Every permutation of four tiles, and some of nine, of nuclei that the tiles draw differently."""
     for shape, side in (((60, 60), 32), ((90, 90), 32)):
         tiles = tile_grid(shape, side, 6)
-        parts = [tile_part(shaken(ellipses(shape), index), tiles, index) for index in range(len(tiles))]
+        parts = parts_that_differ(ellipses(shape), tiles)
         expected = stitch(tiles, parts)
         orders = itertools.permutations(parts) if len(parts) == 4 else shuffled(parts, 12)
         for order in orders:
@@ -113,34 +78,13 @@ def shuffled(parts: list, times: int):
     return ([parts[i] for i in rng.permutation(len(parts))] for _ in range(times))
 
 
-def shaken(labels: np.ndarray, seed: int) -> np.ndarray:
-    """Draw nuclei as another tile might: some wider, some narrower, some missing, some two in one, some cut in two."""
-    rng = np.random.default_rng(seed)
-    result = np.zeros_like(labels)
-    last = labels.max()
-    for index in np.unique(labels)[1:]:
-        mask = (labels == index).astype(np.uint8)
-        what = rng.integers(0, 7)
-        if what == 0:
-            continue
-        if what in (1, 2):
-            mask = (cv2.dilate if what == 1 else cv2.erode)(mask, np.ones((3, 3), np.uint8))
-        free = (mask > 0) & (result == 0)
-        result[free] = max(index - 1, 1) if what == 3 else index
-        if what == 4:
-            cut = int(np.flatnonzero(free.any(axis=0)).mean()) if free.any() else 0
-            last += 1
-            result[:, cut:][free[:, cut:]] = last
-    return whole_pieces(result)
-
-
 @pytest.mark.parametrize("margin", [0, 3, 8, 20])
 @pytest.mark.parametrize("seed", range(6))
 def test_whatever_the_tiles_say_no_two_nuclei_overlap(seed, margin):
     shape = (83, 96)
     labels = ellipses(shape, seed)
     tiles = tile_grid(shape, 32, margin)
-    parts = [tile_part(shaken(labels, 100 * seed + index), tiles, index) for index in range(len(tiles))]
+    parts = parts_that_differ(labels, tiles, 100 * seed)
     found = stitch(tiles, parts)
     painted(found, shape)
     assert np.array_equal(np.sort(found.ids), np.arange(1, len(found) + 1))
@@ -243,6 +187,29 @@ def test_tiles_packed_for_the_disk_come_back_as_they_were():
         assert all(np.array_equal(one.mask(i), other.mask(i)) for i in masks)
 
 
+@pytest.mark.parametrize("margin", [3, 8, 20])
+def test_a_state_kept_on_disk_goes_on_as_if_nothing_had_been(tmp_path, margin):
+    """After every tile; one nucleus is longer than a tile, so that shapes are united, cut back and waited for."""
+    labels = ellipses((115, 96), 1)
+    labels[20:24, 5:90] = labels[10:100, 50:54] = labels.max() + 1
+    tiles = tile_grid(labels.shape, 32, margin)
+    parts = parts_that_differ(whole_pieces(labels), tiles)
+    expected = stitch(tiles, parts)
+    state, found, seen = StitchState(), [], set()
+    for part in parts:
+        stitcher = Stitcher(tiles, state=state)
+        found += stitcher.add(part)
+        np.savez(tmp_path / "state.npz", **stitcher.state.to_arrays())
+        seen |= {name for name in ("waiting", "grown") if getattr(stitcher.state, name)}
+        seen |= {"shapes" for tile in stitcher.state.open.values() if tile.shapes}
+        with np.load(tmp_path / "state.npz", allow_pickle=False) as arrays:
+            state = StitchState.from_arrays(arrays)
+    assert seen == {"waiting", "grown", "shapes"}
+    found = Nuclei.concat(found)
+    assert np.array_equal(found.points_xy, expected.points_xy)
+    assert np.array_equal(found.ids, expected.ids)
+
+
 def test_a_tile_that_is_not_expected_or_comes_twice_is_refused():
     tiles = tile_grid((64, 64), 32, 8)
     parts = parts_of(ellipses((64, 64)), tiles)
@@ -263,7 +230,7 @@ def test_only_tiles_that_still_meet_are_held():
     stitcher, held = Stitcher(tiles), []
     for index in range(len(tiles)):
         stitcher.add(tile_part(labels, tiles, index))
-        held.append(len(stitcher._open))
+        held.append(len(stitcher.state.open))
     assert max(held) <= 2 * tiles.cols + 1
 
 

@@ -204,8 +204,12 @@ def test_a_run_that_was_killed_right_after_its_last_file_leaves_no_spool(manager
         with pytest.raises(KeyboardInterrupt):
             run(manager, tmp_path, **TILES)
     assert list((tmp_path / "out").rglob("*.npz"))
+    joined = tmp_path / "out" / "json" / ".a.joined"
+    joined.touch()  # killed between writing another head and removing this
+    os.utime(joined, ns=(0, 0))
     assert run(manager, tmp_path, **TILES).skipped == ["a"]
     assert not (tmp_path / "out" / ".cache").exists()
+    assert not joined.exists()
 
 
 def test_rows_of_other_post_processing_are_not_gone_on_with(manager, tmp_path, monkeypatch):
@@ -222,7 +226,7 @@ def outlines(folder: Path) -> int | None:
     return len(json.loads(path.read_text())["features"]) if path.exists() else None
 
 
-@pytest.mark.parametrize("killed_in", ["write_json", "write_geojson"])
+@pytest.mark.parametrize("killed_in", ["infer.wsi_join.nuclei_text", "infer.wsi_slide.write_geojson"])
 def test_outlines_of_the_run_before_never_lie_beside_new_nuclei(manager, tmp_path, killed_in):
     paint(tmp_path)
     run(manager, tmp_path, save_qupath=True)
@@ -232,7 +236,7 @@ def test_outlines_of_the_run_before_never_lie_beside_new_nuclei(manager, tmp_pat
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(infer.wsi_slide, killed_in, killed)
+        patch.setattr(killed_in, killed)
         with pytest.raises(KeyboardInterrupt):
             run(manager, tmp_path, overwrite=True)
     assert outlines(tmp_path) in (None, len(nuclei_of(tmp_path)))
@@ -290,7 +294,7 @@ def test_a_full_disk_names_the_spool_and_counts_no_nuclei(manager, tmp_path, mon
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Spool, "write", full)
+        patch.setattr(np, "savez", full)
         assert str(tmp_path / "out" / ".cache") in run(manager, tmp_path).failed["a"]
     monkeypatch.setattr(infer.wsi_slide, "write_geojson", full)
     report = run(manager, tmp_path, save_qupath=True)
