@@ -48,9 +48,8 @@ class InferManager(base.InferManager):
             run_args: options by name, see `WsiOptions`.
 
         Raises:
-            FileNotFoundError: no input folder, or no slide in it.
+            FileNotFoundError: no input folder, no slide in it, or no folder of masks.
             ValueError: an option makes no sense, or two slides would write the same files.
-            OSError: the summary cannot be written.
         """
         options = run_args if isinstance(run_args, WsiOptions) else WsiOptions.from_dict(run_args)
         found = find_slides(options)
@@ -70,7 +69,7 @@ class InferManager(base.InferManager):
             run.tidy_up()
             if interrupted:
                 logger.warning("stopped; the same command goes on")
-        run.summary.flush()
+        run.finish_summary()
         return run.report
 
 
@@ -80,6 +79,8 @@ class _Run:
     def __init__(self, manager: InferManager, options: WsiOptions):
         if options.save_type_probs and not manager.nr_types:
             raise ValueError("--save_type_probs needs a network with types; this checkpoint has none")
+        if options.input_mask_dir and not options.input_mask_dir.is_dir():
+            raise FileNotFoundError(f"no such folder: {options.input_mask_dir} (--input_mask_dir)")
         _warn_of_margin(options)
         predictor = manager.predictor(options)
         trained_at = manager.checkpoint.meta.get("mpp")
@@ -90,6 +91,7 @@ class _Run:
             window=manager.patch_shapes(options),
             batch_size=predictor.batch_size,
             proc_mag=options.proc_mag or (MPP_TIMES_MAG / float(trained_at) if trained_at else DEFAULT_MAG),
+            readers=limit_workers("--nr_inference_workers", options.nr_inference_workers, 1 << 30),
         )
         self.report = base.Report()
         self.summary = Summary(options.output_dir / "summary.csv")
@@ -122,6 +124,15 @@ class _Run:
             row = self._one(path, pool)
             if row.reason == BUSY:
                 self._record(full_stem(path), row)
+
+    def finish_summary(self) -> None:
+        """Write what could not be written before; if it still cannot be, say it and go on: the results are there."""
+        try:
+            self.summary.flush()
+        except OSError as error:
+            reason = f"{self.summary.path} cannot be written ({error.strerror or error}); it lacks lines of this run"
+            self.report.failed[self.summary.path.name] = reason
+            logger.error("%s", reason)
 
     def tidy_up(self) -> None:
         """Remove the cache folder if it is our own and nothing is left in it."""

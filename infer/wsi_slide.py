@@ -14,18 +14,19 @@ from typing import Any
 
 import numpy as np
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from infer import base
 from infer.options import WsiOptions
 from infer.predictor import Predictor
 from infer.rerun import RUN_KEY, post_proc_constants, was_made_so
 from infer.spool import Spool, remove_finished
-from infer.workers import WorkerPool, limit_workers
+from infer.workers import WorkerPool
 from infer.wsi_files import lock_path, remove_parts, result_path
 from infer.wsi_join import SlideJoiner, remove_joined
 from infer.wsi_plan import Plan, Strip, plan_slide
 from infer.wsi_reader import SlideReader
-from infer.wsi_stream import SlideStream
+from infer.wsi_stream import SlideStream, duration
 from infer.wsi_summary import Row
 from misc.export_qupath import write_geojson
 from misc.files import full_stem
@@ -47,6 +48,7 @@ class Setting:
         window: (input, output) side of a patch, px.
         batch_size: patches that go to the network together.
         proc_mag: magnification that the network reads.
+        readers: threads that read ahead.
     """
 
     manager: base.InferManager
@@ -55,6 +57,7 @@ class Setting:
     window: tuple[int, int]
     batch_size: int
     proc_mag: float
+    readers: int
 
     @property
     def cache_dir(self) -> Path:
@@ -62,14 +65,13 @@ class Setting:
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:
-        """What the results of a slide depend on, besides the slide."""
+        """What the results of all slides depend on."""
         options = self.options
         return {
             "checkpoint": self.manager.checkpoint_id,
             "proc_mag": self.proc_mag,
             "mpp": options.mpp,
             "mag": options.mag,
-            "masks": options.input_mask_dir is not None,
             "window": self.window[0],
             "tile_shape": options.tile_shape,
             "ambiguous_size": options.ambiguous_size,
@@ -109,6 +111,15 @@ class SlideTask:
         self.nr_patches = 0
 
     @cached_property
+    def fingerprint(self) -> dict[str, Any]:
+        """What the results depend on; of the slide its size, which copying does not change as it does the date."""
+        return {
+            **self.setting.fingerprint,
+            "slide_bytes": self.path.stat().st_size,
+            "mask": _digest(self._mask_path) if self._mask_path else None,
+        }
+
+    @cached_property
     def files(self) -> dict[str, Path]:
         """See `Setting.paths`; looked up under the lock, since another run may be writing them before."""
         return self.setting.paths(self.name)
@@ -120,7 +131,7 @@ class SlideTask:
         Raises:
             OtherRunError: the nuclei there are not those that this run would find.
         """
-        if self.setting.options.overwrite or was_made_so(self.files["json"], self.setting.fingerprint) is None:
+        if self.setting.options.overwrite or was_made_so(self.files["json"], self.fingerprint) is None:
             return set(self.files)
         return {kind for kind, path in self.files.items() if not path.exists()}
 
@@ -158,8 +169,8 @@ class SlideTask:
                 joiner = SlideJoiner(spool, plan, self.files["json"], self._head(reader.handler))
                 strips = plan.strips(joiner.rows)
                 self.nr_patches = plan.nr_patches(strips)
-                self._describe(reader.handler, tissue, plan, row)
-                self._say_what_is_left(plan, joiner.rows, seconds_a_patch)
+                notes = self._describe(reader.handler, tissue, plan, row)
+                notes += self._say_what_is_left(plan, joiner.rows, seconds_a_patch)
                 stream = self._stream(plan, reader, pool, joiner)
                 stream.nuclei, stream.tell_estimate = sum(joiner.rows.values()), seconds_a_patch is None
                 self._run(stream, plan, strips)
@@ -167,6 +178,7 @@ class SlideTask:
                 found = self._write(joiner, row)
                 stream.seconds["joining and writing"] = joiner.seconds + time.perf_counter() - start
                 spool.remove()
+        row.reason = "; ".join(notes)
         times = ", ".join(f"{what} {seconds:.1f} s" for what, seconds in stream.seconds.items())
         logger.info("%s: %d nuclei; %s", self.path.name, row.nuclei, times)
         return found
@@ -179,11 +191,16 @@ class SlideTask:
         handler.prepare_reading(read_mag=self.setting.proc_mag)
         return handler
 
+    @property
+    def _mask_path(self) -> Path | None:
+        folder = self.setting.options.input_mask_dir
+        return folder / f"{self.name}.png" if folder else None
+
     def _tissue(self, reader: SlideReader) -> TissueMask:
         """Find the tissue, and write the pictures that are wanted of it."""
         thumb = None
-        if self.setting.options.input_mask_dir is not None:
-            tissue = load_mask(self.setting.options.input_mask_dir / f"{self.name}.png", reader.handler.shape_yx)
+        if self._mask_path:
+            tissue = load_mask(self._mask_path, reader.handler.shape_yx)
         else:
             thumb = reader.use(thumbnail)
             tissue = otsu_mask(thumb)
@@ -207,7 +224,7 @@ class SlideTask:
     def _spool(self, plan: Plan) -> Spool:
         state, options = self.path.stat(), self.setting.options
         fingerprint = {
-            **self.setting.fingerprint,
+            **self.fingerprint,
             "slide": [str(self.path.resolve()), state.st_size, state.st_mtime_ns],
             "grids": [plan.patches, plan.tiles],
             "tissue": hashlib.sha256(np.packbits(plan.tissue).tobytes()).hexdigest(),
@@ -215,8 +232,8 @@ class SlideTask:
         }
         return Spool(self.setting.cache_dir, self.name, fingerprint, self._owner, is_ours=options.cache_path is None)
 
-    def _describe(self, handler: FileHandler, tissue: TissueMask, plan: Plan, row: Row) -> None:
-        """Say what the slide is, and what is odd about it."""
+    def _describe(self, handler: FileHandler, tissue: TissueMask, plan: Plan, row: Row) -> list[str]:
+        """Say what the slide is; returns what is odd about it."""
         data, (height, width), proc_mag = handler.metadata, handler.shape_yx, self.setting.proc_mag
         mpp = float(data["base_mpp"][0])
         row.mpp, row.magnification, row.tissue_share = round(mpp, 4), data["base_mag"], round(tissue.share, 4)
@@ -226,34 +243,38 @@ class SlideTask:
             *(self.path.name, *data["base_shape"].tolist(), mpp, data["mpp_from"], data["base_mag"], proc_mag),
             *(width, height, 100 * tissue.share, tissue.source, plan.nr_patches(), len(plan.tiles)),
         )
-        for note in data["notes"]:
-            logger.warning("%s: %s", self.path.name, note)
+        notes = list(data["notes"])
         if enlarged := handler.upsampling(read_mag=proc_mag):
-            logger.warning("%s", enlarged)
+            notes.append(enlarged)
         if not plan.tissue.any():
-            logger.warning("%s: no tissue found; its JSON will hold no nuclei", self.path.name)
+            notes.append("no tissue found, so no nuclei")
+        for note in notes:
+            logger.warning("%s: %s", self.path.name, note)
+        return notes
 
-    def _say_what_is_left(self, plan: Plan, done: Mapping[int, int], seconds_a_patch: float | None) -> None:
-        said = []
-        if done:
-            said.append(f"{len(done)} of {plan.tiles.rows} rows of tiles are there already")
+    def _say_what_is_left(self, plan: Plan, done: Mapping[int, int], seconds_a_patch: float | None) -> list[str]:
+        """Say what there is to do; returns what the seconds of this run do not count."""
+        there = [f"{len(done)} of {plan.tiles.rows} rows of tiles were there already"] if done else []
+        said = list(there)
         if seconds_a_patch is not None:
-            said.append(f"about {self.nr_patches * seconds_a_patch / 60:.1f} minutes at the pace of earlier slides")
+            said.append(f"about {duration(self.nr_patches * seconds_a_patch)} at the pace of earlier slides")
         if said:
             logger.info("%s: %s", self.path.name, "; ".join(said))
+        return there
 
     # ------------------------------------------------------------------------------------------ network and output
 
     def _stream(self, plan: Plan, reader: SlideReader, pool: WorkerPool, joiner: SlideJoiner) -> SlideStream:
         setting = self.setting
         return SlideStream(
+            name=self.path.name,
             plan=plan,
             read=reader.read,
             predictor=setting.predictor,
             pool=pool,
             nr_types=setting.manager.nr_types,
             batch_size=setting.batch_size,
-            readers=limit_workers("--nr_inference_workers", setting.options.nr_inference_workers, len(plan.tiles)),
+            readers=setting.readers,
             chunk_px=setting.options.chunk_shape,
             keep_row=joiner.keep,
         )
@@ -264,7 +285,8 @@ class SlideTask:
         # strips that are predicted again may be more than what is left
         total = max(plan.nr_patches(), self.nr_patches)
         numbers = {"total": total * patch_px, "initial": (total - self.nr_patches) * patch_px}
-        with tqdm(**numbers, unit="px", unit_scale=True, desc=self.path.name, smoothing=0.1) as bar:
+        bar = tqdm(**numbers, unit="px", unit_scale=True, desc=self.path.name, smoothing=0.1)
+        with bar, logging_redirect_tqdm():  # else lines of the log begin where the bar ends
             stream.run(strips, bar)
 
     def _head(self, handler: FileHandler) -> bytes:
@@ -272,7 +294,7 @@ class SlideTask:
         (width, height), mpp = handler.metadata["base_shape"].tolist(), float(handler.metadata["base_mpp"][0])
         scale = handler.scale_yx[1]
         slide = {"name": self.path.name, "width": width, "height": height, "scale": scale, "mpp": mpp}
-        header = self.setting.manager.header(mpp=mpp * scale, slide=slide, **{RUN_KEY: self.setting.fingerprint})
+        header = self.setting.manager.header(mpp=mpp * scale, slide=slide, **{RUN_KEY: self.fingerprint})
         return head_text(self.setting.proc_mag, header)
 
     def _write(self, joiner: SlideJoiner, row: Row) -> Counter:
@@ -294,3 +316,8 @@ class SlideTask:
         with result_path(self.files["qupath"]) as path:
             nuclei, types = iter_json(source), self.setting.manager.type_info_dict
             write_geojson(path, nuclei, types, scale, name=self.name)
+
+
+def _digest(path: Path) -> str | None:
+    """Return the start of a file's SHA-256, `None` where there is none."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.is_file() else None

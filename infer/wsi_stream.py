@@ -2,7 +2,8 @@
 
 The slide is done one row of tiles (a band) after the other, and within it from left to right. Predicted patches are
 kept only as long as a tile still waits for them: the strip between two bands, where both look, and the columns around
-the tile that comes next. Patches without tissue are neither read nor predicted; their maps are 0.
+the tile that comes next. Patches without tissue are not predicted, their maps are 0; nor are they read, but for those
+between patches with tissue of one block, which is read at once.
 """
 
 from __future__ import annotations
@@ -36,6 +37,11 @@ BATCHES_TO_ESTIMATE = 8
 _Patch = tuple[int, tuple[int, int], np.ndarray]  # number in the order of cutting, (row, column), pixels
 
 
+def duration(seconds: float) -> str:
+    """Return a time as people say it."""
+    return f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{seconds:.0f} seconds"
+
+
 class SlideFailedError(RuntimeError):
     """A slide cannot be finished; `details` is the traceback of what went wrong in another process."""
 
@@ -66,6 +72,7 @@ class SlideStream:
     """Runs one slide.
 
     Args:
+        name: of the slide, for messages.
         read: returns the pixels of a box of the slide; called from several threads.
         pool: runs `finish_wsi_tile`; it must be empty.
         batch_size: patches that go to the network together, for the whole slide and in every run of it: when memory
@@ -77,6 +84,7 @@ class SlideStream:
         tell_estimate: say how long it takes after the first batches.
     """
 
+    name: str
     plan: Plan
     read: Callable[[Box], np.ndarray]
     predictor: Predictor
@@ -212,7 +220,7 @@ class SlideStream:
         if self._batches == BATCHES_TO_ESTIMATE and self.tell_estimate:
             done = self._batches * self.batch_size / max(self._todo, 1)
             rest = (time.perf_counter() - self._start) * max(1 / done - 1, 0)
-            logger.info("about %.1f minutes for the rest of this slide", rest / 60)
+            logger.info("%s: about %s for the rest", self.name, duration(rest))
         self._collect(bar)
 
     def _network(self, patches: np.ndarray) -> np.ndarray:
@@ -233,7 +241,7 @@ class SlideStream:
             if index in self._expected:
                 start = time.perf_counter()
                 job = WsiTileJob(tiles, index, self.canvas.assemble(tiles.tile(index).outer), self.nr_types)
-                self.pool.submit(str(index), job)
+                self.pool.submit(f"{self.name}, {self._place(index)}", job)
                 self.seconds["waiting for post-processing"] += time.perf_counter() - start
                 self._collect(bar)
             self._next_col += 1
@@ -244,11 +252,16 @@ class SlideStream:
                     below = tiles.tile(index + tiles.cols).outer[0]
                 self.canvas.forget_left(tiles.tile(index + 1).outer[1], below)
 
+    def _place(self, index: int) -> str:
+        y0, x0, y1, x1 = self.plan.tiles.tile(index).core
+        return f"tile {index} (x {x0} to {x1}, y {y0} to {y1} px)"
+
     def _collect(self, bar: tqdm, wait: bool = False) -> None:
         """Take what post-processing has finished; with `wait`, all of it."""
         for outcome in self.pool.wait_all() if wait else self.pool.finished():
             if outcome.error is not None:
-                raise SlideFailedError(f"tile {outcome.name}: {outcome.error}", outcome.details)
+                place = outcome.name.removeprefix(f"{self.name}, ")
+                raise SlideFailedError(f"{place}: {outcome.error}", outcome.details)
             part: TileNuclei = outcome.value
             row = part.tile // self.plan.tiles.cols
             self._parts.setdefault(row, []).append(part)

@@ -135,7 +135,7 @@ class FileHandler:
         base_mag, base_mpp = self.metadata["base_mag"], self.metadata["base_mpp"][0]
         asked = f"{read_mag:g}x" if read_mpp is None else f"{np.ravel(read_mpp)[0]:g} um/px"
         return (
-            f"{self.path.name} was scanned at {base_mag:g}x ({base_mpp:.4g} um/px), asked for is {asked}: "
+            f"was scanned at {base_mag:g}x ({base_mpp:.4g} um/px), asked for is {asked}: "
             f"it is enlarged {factor:.3g} times, which adds no detail; --proc_mag={base_mag:g} reads it as it is"
         )
 
@@ -159,7 +159,8 @@ class FileHandler:
         if not (np.isfinite(asked) & (asked > 0)).all():
             raise ValueError(f"magnification or um/px must be positive, got {asked.tolist()}")
         if self.metadata["base_mpp"] is None:
-            raise SlideError(self.path, "does not say its resolution; give it with --mpp (um/px) or --mag (objective)")
+            reason = "does not say its resolution; give it with --mpp (um/px) or --mag (objective)"
+            raise SlideError(self.path, "; ".join([reason, *self.metadata["notes"]]))
         return asked / self.metadata["base_mag"] if read_mpp is None else self.metadata["base_mpp"] / asked
 
     def _level_plane(self, level: int, size_xy: np.ndarray) -> _Plane:

@@ -13,10 +13,13 @@ import torch
 from stubs import StubNet, disc_labels, painted_image, write_rgb
 
 import infer.wsi_slide
+from infer.spool import Spool
 from infer.wsi import InferManager
 from misc.tissue import whole_mask
 from models.hovernet.checkpoint import save_weights
 from models.hovernet.net_desc import create_model
+
+TILES = {"tile_shape": 128, "ambiguous_size": 40}
 
 
 @pytest.fixture(scope="session")
@@ -40,6 +43,26 @@ def run(manager, folder: Path, out: str = "out", **options):
     defaults = {"nr_inference_workers": 1, "nr_post_proc_workers": 0, "mag": 40, "batch_size": 4}
     places = {"input_dir": folder / "in", "output_dir": folder / out}
     return manager.process_wsi_list({**defaults, **places, **options})
+
+
+def stop_after(monkeypatch, rows: int) -> None:
+    """End runs as Ctrl-C does once so many rows of tiles are in the spool."""
+    write, written = Spool.write, []
+
+    def interrupted(self, row, parts):
+        if len(written) == rows:
+            raise KeyboardInterrupt
+        written.append(row)
+        write(self, row, parts)
+
+    monkeypatch.setattr(Spool, "write", interrupted)
+
+
+def interrupted_run(manager, folder, rows: int, **options) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, rows)
+        with pytest.raises(KeyboardInterrupt):
+            run(manager, folder, **{**TILES, **options})
 
 
 def nuclei_of(folder: Path, name: str = "a", out: str = "out") -> dict:

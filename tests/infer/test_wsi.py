@@ -98,7 +98,10 @@ def test_patches_without_tissue_are_not_sent_to_the_network(manager, tmp_path, m
     mask = np.zeros((2, 3), bool)
     mask[1, 2] = True  # one patch of 164 px
     monkeypatch.setattr(infer.wsi_slide, "otsu_mask", lambda thumb: TissueMask(mask, "otsu"))
-    run(manager, tmp_path, batch_size=1)
+    read, windows = infer.wsi_reader.read_reflect, []
+    monkeypatch.setattr(infer.wsi_reader, "read_reflect", lambda *args: (windows.append(args[1:]), read(*args))[1])
+    run(manager, tmp_path, batch_size=1, chunk_shape=492)
+    assert windows == [(164 - 46, 328 - 46, 256, 256)]  # of blocks no more than the patches with tissue need
     assert len(manager.net.batch_sizes) == 1
     found = filled(nuclei_of(tmp_path), labels.shape)
     assert found[170:, 340:].any()
@@ -335,7 +338,7 @@ def test_p02_a_tile_that_fails_twice_is_named(manager, tmp_path, monkeypatch):
 
     monkeypatch.setattr(infer.wsi, "finish_wsi_tile", broken)
     report = run(manager, tmp_path)
-    assert "tile 0: ArithmeticError: no such tile 0" in report.failed["a"]
+    assert "tile 0 (x 0 to 420, y 0 to 300 px): ArithmeticError: no such tile 0" in report.failed["a"]
 
 
 def test_p17_out_of_memory_halves_the_batch(manager, tmp_path, monkeypatch):

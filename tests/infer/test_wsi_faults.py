@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import slide_runs
-from slide_runs import filled, nuclei_of, paint, run, same_nuclei, summary
+from slide_runs import TILES, filled, interrupted_run, nuclei_of, paint, run, same_nuclei, summary
 
 import infer.wsi
 import infer.wsi_reader
@@ -23,31 +23,9 @@ from models.hovernet import post_proc
 
 manager, weights = slide_runs.manager, slide_runs.weights  # fixtures
 
-TILES = {"tile_shape": 128, "ambiguous_size": 40}
-
 
 def json_of(folder: Path, out: str = "out") -> bytes:
     return (folder / out / "json" / "a.json").read_bytes()
-
-
-def stop_after(monkeypatch, rows: int) -> None:
-    """End runs as Ctrl-C does once so many rows of tiles are in the spool."""
-    write, written = Spool.write, []
-
-    def interrupted(self, row, parts):
-        if len(written) == rows:
-            raise KeyboardInterrupt
-        written.append(row)
-        write(self, row, parts)
-
-    monkeypatch.setattr(Spool, "write", interrupted)
-
-
-def interrupted_run(manager, folder, rows: int, **options) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        stop_after(patch, rows)
-        with pytest.raises(KeyboardInterrupt):
-            run(manager, folder, **{**TILES, **options})
 
 
 # ---------------------------------------------------------------------------------------------- memory, reading
@@ -228,9 +206,13 @@ def outlines(folder: Path) -> int | None:
 
 @pytest.mark.parametrize("killed_in", ["infer.wsi_join.nuclei_text", "infer.wsi_slide.write_geojson"])
 def test_outlines_of_the_run_before_never_lie_beside_new_nuclei(manager, tmp_path, killed_in):
-    paint(tmp_path)
+    def slide(spacing: int) -> None:
+        paint(tmp_path, spacing=spacing)
+        os.truncate(tmp_path / "in" / "a.png", 1 << 16)  # another size would be another slide
+
+    slide(40)
     run(manager, tmp_path, save_qupath=True)
-    paint(tmp_path, spacing=100)
+    slide(100)
 
     def killed(*_, **__):
         raise KeyboardInterrupt

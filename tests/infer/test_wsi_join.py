@@ -214,17 +214,22 @@ def test_killed_before_any_change_of_a_file_a_run_loses_no_row_and_gives_the_sam
 
 
 def test_the_text_is_on_disk_before_the_state_that_speaks_of_it(slide, monkeypatch):
-    write, saved = Spool.write_state, []
+    write, saved, fsync, synced = Spool.write_state, [], os.fsync, []
+
+    def recorded(fd):
+        synced.append((os.fstat(fd).st_ino, os.fstat(fd).st_size))
+        fsync(fd)
 
     def checked(self, arrays):
         numbers = json.loads(str(arrays["progress"]))
         saved.append(numbers["head"] + numbers["text"])
         assert zlib.crc32(slide.joined.read_bytes()) == numbers["checksum"]
-        assert slide.joined.stat().st_size == saved[-1]
+        assert synced[-1] == (slide.joined.stat().st_ino, saved[-1])
         assert set(self.rows()) - {row for row, _ in numbers["rows"]} != set(self.rows())  # they go after it
         write(self, arrays)
 
     monkeypatch.setattr(Spool, "write_state", checked)
+    monkeypatch.setattr(os, "fsync", recorded)
     slide.run()
     assert len(saved) == len(slide.rows)
 

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import re
 import threading
 
 import cv2
 import numpy as np
 import pytest
 import slide_runs
-from slide_runs import nuclei_of, paint, run, summary
+from slide_runs import TILES, interrupted_run, nuclei_of, paint, run, summary
 from stubs import disc_labels, painted_image
 
 import infer.wsi_slide
+import infer.wsi_summary
+import infer.wsi_tile
 from infer.spool import Spool
 from infer.wsi_summary import BUSY, THERE, Row, Summary
+from misc.tissue import TissueMask
 from models.hovernet import post_proc
 
 manager, weights = slide_runs.manager, slide_runs.weights  # fixtures
-
-TILES = {"tile_shape": 128, "ambiguous_size": 40}
-
 
 # ---------------------------------------------------------------------------------------------- summary
 
@@ -164,8 +166,8 @@ def test_time_is_estimated_at_once_from_the_second_slide_on(manager, tmp_path, c
         paint(tmp_path, f"{name}.png", shape=(900, 900), spacing=100)
     run(manager, tmp_path, batch_size=1)
     messages = [record.message for record in caplog.records]
-    assert sum("for the rest of this slide" in text for text in messages) == 1
-    assert next(text for text in messages if "at the pace of earlier slides" in text).startswith("b.png: about 0.")
+    assert sum(text.startswith("a.png: about ") for text in messages) == 1
+    assert next(text for text in messages if "at the pace of earlier slides" in text).startswith("b.png: about ")
 
 
 def test_notes_name_the_slide(manager, tmp_path, caplog):
@@ -269,3 +271,84 @@ def test_a_folder_of_real_slides_of_all_kinds(manager, tmp_path, shared, monkeyp
     assert list(done.failed) == ["broken"]
     thumb = cv2.imread(str(tmp_path / "out" / "thumb" / "CMU-1-Small-Region.png"))
     assert np.ptp(thumb) > 100
+
+
+def test_the_log_says_what_a_slide_is_and_where_the_time_went(manager, tmp_path, caplog):
+    paint(tmp_path, shape=(400, 300))
+    with caplog.at_level(logging.INFO):
+        run(manager, tmp_path)
+    text = caplog.text
+    assert "a.png: 300 x 400 px at 0.25 um/px (--mag; 40x), read at 40x: 300 x 400 px, 100 % tissue" in text
+    for stage in ("waiting for the slide", "network", "waiting for post-processing", "joining and writing"):
+        assert re.search(rf"a.png: \d+ nuclei; .*{stage} [0-9.]+ s", text), stage
+
+
+def test_the_summary_says_what_is_odd_about_a_slide_that_is_done(manager, tmp_path, monkeypatch):
+    paint(tmp_path, shape=(400, 300))
+    monkeypatch.setattr(infer.wsi_slide, "otsu_mask", lambda thumb: TissueMask(np.zeros((3, 3), bool), "otsu"))
+    run(manager, tmp_path, mag=20, proc_mag=40)
+    row = summary(tmp_path)["a.png"]
+    assert (row["status"], row["nuclei"]) == ("done", "0")
+    assert "no tissue found" in row["reason"]
+    assert "enlarged 2 times" in row["reason"]
+
+
+def test_the_summary_says_that_the_seconds_are_not_all(manager, tmp_path):
+    paint(tmp_path, shape=(500, 200))
+    interrupted_run(manager, tmp_path, 2)
+    run(manager, tmp_path, **TILES)
+    assert summary(tmp_path)["a.png"]["reason"] == "2 of 4 rows of tiles were there already"
+
+
+@pytest.mark.parametrize("how", ["folder", "full"])
+def test_a_summary_that_cannot_be_written_takes_no_result(manager, tmp_path, monkeypatch, how):
+    paint(tmp_path, shape=(100, 100))
+    (tmp_path / "in" / "broken.svs").write_bytes(b"no slide")
+    if how == "folder":
+        (tmp_path / "out" / "summary.csv").mkdir(parents=True)
+    else:
+
+        def full(*_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(infer.wsi_summary, "write_atomic", full)
+    report = run(manager, tmp_path)
+    assert report.done == ["a"]
+    assert set(report.failed) == {"broken", "summary.csv"}
+    assert "summary.csv cannot be written" in report.failed["summary.csv"]
+
+
+def test_results_of_another_mask_or_slide_are_no_results_of_this_run(manager, tmp_path):
+    """A mask that was corrected, a slide that was scanned again: skipped, they kept their old nuclei for ever."""
+    paint(tmp_path, shape=(100, 100))
+    mask = tmp_path / "masks" / "a.png"
+    mask.parent.mkdir()
+    cv2.imwrite(str(mask), np.zeros((10, 10), np.uint8))
+    masks = {"input_mask_dir": mask.parent}
+    assert run(manager, tmp_path, **masks).done == ["a"]
+    assert run(manager, tmp_path, **masks).skipped == ["a"]
+    cv2.imwrite(str(mask), np.full((10, 10), 255, np.uint8))
+    assert "mask" in run(manager, tmp_path, **masks).failed["a"]
+    assert "mask" in run(manager, tmp_path).failed["a"]
+    run(manager, tmp_path, overwrite=True, **masks)
+    assert nuclei_of(tmp_path)
+    paint(tmp_path, shape=(100, 120))
+    assert "slide_bytes" in run(manager, tmp_path, **masks).failed["a"]
+
+
+def test_a_folder_of_masks_that_is_not_there_ends_the_run_at_once(manager, tmp_path):
+    paint(tmp_path, shape=(100, 100))
+    with pytest.raises(FileNotFoundError, match="--input_mask_dir"):
+        run(manager, tmp_path, input_mask_dir=tmp_path / "none")
+    assert not (tmp_path / "out").exists()
+
+
+def test_p02_a_tile_that_fails_names_its_place(manager, tmp_path, monkeypatch):
+    paint(tmp_path, shape=(200, 300))
+
+    def broken(*_, **__):
+        raise ValueError("something odd")
+
+    monkeypatch.setattr(infer.wsi_tile, "process_nuclei", broken)
+    reason = run(manager, tmp_path, **TILES).failed["a"]
+    assert re.search(r"^tile \d \(x \d+ to \d+, y \d+ to \d+ px\): ValueError: something odd", reason)

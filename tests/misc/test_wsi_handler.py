@@ -152,6 +152,13 @@ def test_p24_enlarging_is_said_with_both_numbers(tmp_path):
     assert "40x" in text
 
 
+def test_p21_a_resolution_that_is_none_is_named_in_the_refusal(tmp_path):
+    """72 dpi is what editors write; that the file "does not say its resolution" alone is not what a viewer shows."""
+    write_pyramid(tmp_path / "a.tif", (1,), mpp=25400 / 72)
+    with get_file_handler(tmp_path / "a.tif") as handler, pytest.raises(SlideError, match=r"--mpp.*352.8 um/px is no"):
+        handler.prepare_reading(read_mag=20)
+
+
 def test_p22_alpha_lies_on_white_however_the_slide_is_opened(tmp_path):
     rgba = np.zeros((300, 300, 4), np.uint8)
     rgba[100:200, 100:200] = (10, 200, 30, 255)
