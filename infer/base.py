@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections import Counter
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from misc.files import file_digest
 from misc.nuclei_json import types_to_header
 from misc.type_info import TypeInfo, default_type_info, load_type_info
 from models.hovernet.checkpoint import build_model, check_options, load_checkpoint
@@ -93,7 +93,7 @@ class InferManager:
     def checkpoint_id(self) -> str:
         """Name of the checkpoint's file, and the start of its SHA-256."""
         path = self.checkpoint.path
-        return f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
+        return f"{path.name} {file_digest(path)}"
 
     def predictor(self, options: RunOptions) -> Predictor:
         """Put the network on its devices for a run."""

@@ -47,7 +47,7 @@ class _Progress:
 
     Attributes:
         rows: nuclei of the rows of tiles that were joined, those that are still open included.
-        found: nuclei in the file, by type (-1 without types).
+        found: nuclei in the file, by type (`None` without types).
         head: bytes of the file before the nuclei.
         text: bytes of the nuclei.
         checksum: CRC-32 of both.
@@ -148,7 +148,7 @@ class SlideJoiner:
         except OSError:
             self._cut_back()
             raise
-        return Counter({None if type_id < 0 else type_id: count for type_id, count in self._progress.found.items()})
+        return self._progress.found
 
     # ------------------------------------------------------------------------------------------ joining
 
@@ -253,9 +253,9 @@ def remove_joined(path: Path) -> None:
             joined.unlink()
 
 
-def _count(nuclei: Nuclei) -> dict[int, int]:
+def _count(nuclei: Nuclei) -> dict[int | None, int]:
     if nuclei.types is None:
-        return {-1: len(nuclei)}
+        return {None: len(nuclei)}
     types, counts = np.unique(nuclei.types, return_counts=True)
     return dict(zip(types.tolist(), counts.tolist(), strict=True))
 

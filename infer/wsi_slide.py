@@ -29,7 +29,7 @@ from infer.wsi_reader import SlideReader
 from infer.wsi_stream import SlideStream, duration
 from infer.wsi_summary import Row
 from misc.export_qupath import write_geojson
-from misc.files import full_stem
+from misc.files import file_digest, full_stem
 from misc.nuclei_json import head_text, iter_json, read_header
 from misc.tissue import TissueMask, load_mask, otsu_mask, save_png, thumbnail
 from misc.wsi_handler import FileHandler, get_file_handler
@@ -116,7 +116,7 @@ class SlideTask:
         return {
             **self.setting.fingerprint,
             "slide_bytes": self.path.stat().st_size,
-            "mask": _digest(self._mask_path) if self._mask_path else None,
+            "mask": self._mask_digest(),
         }
 
     @cached_property
@@ -196,6 +196,11 @@ class SlideTask:
         folder = self.setting.options.input_mask_dir
         return folder / f"{self.name}.png" if folder else None
 
+    def _mask_digest(self) -> str | None:
+        if not self._mask_path:
+            return None
+        return file_digest(self._mask_path) if self._mask_path.is_file() else "missing"
+
     def _tissue(self, reader: SlideReader) -> TissueMask:
         """Find the tissue, and write the pictures that are wanted of it."""
         thumb = None
@@ -222,10 +227,10 @@ class SlideTask:
         return self.setting.options.output_dir.resolve()
 
     def _spool(self, plan: Plan) -> Spool:
-        state, options = self.path.stat(), self.setting.options
+        options = self.setting.options
         fingerprint = {
             **self.fingerprint,
-            "slide": [str(self.path.resolve()), state.st_size, state.st_mtime_ns],
+            "slide": [str(self.path.resolve()), self.path.stat().st_mtime_ns],
             "grids": [plan.patches, plan.tiles],
             "tissue": hashlib.sha256(np.packbits(plan.tissue).tobytes()).hexdigest(),
             "version": base.VERSION,
@@ -316,8 +321,3 @@ class SlideTask:
         with result_path(self.files["qupath"]) as path:
             nuclei, types = iter_json(source), self.setting.manager.type_info_dict
             write_geojson(path, nuclei, types, scale, name=self.name)
-
-
-def _digest(path: Path) -> str | None:
-    """Return the start of a file's SHA-256, `None` where there is none."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.is_file() else None

@@ -241,7 +241,7 @@ class SlideStream:
             if index in self._expected:
                 start = time.perf_counter()
                 job = WsiTileJob(tiles, index, self.canvas.assemble(tiles.tile(index).outer), self.nr_types)
-                self.pool.submit(f"{self.name}, {self._place(index)}", job)
+                self.pool.submit(self._job_name(index), job)
                 self.seconds["waiting for post-processing"] += time.perf_counter() - start
                 self._collect(bar)
             self._next_col += 1
@@ -252,16 +252,15 @@ class SlideStream:
                     below = tiles.tile(index + tiles.cols).outer[0]
                 self.canvas.forget_left(tiles.tile(index + 1).outer[1], below)
 
-    def _place(self, index: int) -> str:
+    def _job_name(self, index: int) -> str:
         y0, x0, y1, x1 = self.plan.tiles.tile(index).core
-        return f"tile {index} (x {x0} to {x1}, y {y0} to {y1} px)"
+        return f"{self.name}, tile {index} (x {x0} to {x1}, y {y0} to {y1} px)"
 
     def _collect(self, bar: tqdm, wait: bool = False) -> None:
         """Take what post-processing has finished; with `wait`, all of it."""
         for outcome in self.pool.wait_all() if wait else self.pool.finished():
             if outcome.error is not None:
-                place = outcome.name.removeprefix(f"{self.name}, ")
-                raise SlideFailedError(f"{place}: {outcome.error}", outcome.details)
+                raise SlideFailedError(f"{outcome.name}: {outcome.error}", outcome.details)
             part: TileNuclei = outcome.value
             row = part.tile // self.plan.tiles.cols
             self._parts.setdefault(row, []).append(part)

@@ -7,6 +7,7 @@ renamed: a killed run leaves no half-written file that a later run takes for a f
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -60,6 +61,11 @@ def unusable_name(path: str | Path) -> str | None:
 def printable(path: str | Path) -> str:
     """Return a path as text that can be written: one that is no UTF-8 as `ascii` shows it."""
     return ascii(str(path)) if unusable_name(path) else str(path)
+
+
+def file_digest(path: Path) -> str:
+    """Return the start of a file's SHA-256: enough to tell files of one purpose apart."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
 
 
 def remove_if_empty(folder: Path) -> None:
