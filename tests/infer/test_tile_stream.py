@@ -189,14 +189,21 @@ def test_memory_does_not_grow_with_the_number_of_images(weights, tmp_path):
     assert peaks[1][1] < 1.1 * peaks[0][1]
 
 
-# The network takes its time here, lest all images are done before the signal comes.
-SLOW_STUB = (
+# The network stops after forty of its 135 batches, says so, and waits for the signal.
+STOPPING_STUB = (
     "manager.net = StubNet(); forward = manager.net.forward; "
-    "manager.net.forward = lambda imgs: (__import__('time').sleep(0.05), forward(imgs))[1]; print('go', flush=True)"
+    "manager.net.forward = lambda imgs: (print('here', flush=True), sys.stdin.read()) "
+    "if len(manager.net.batch_sizes) == 40 else forward(imgs)"
 )
+KILL_SCRIPT = PEAK_SCRIPT.replace("manager.net = StubNet()", STOPPING_STUB)
+ENOUGH_S = 120  # no test comes near it; a run that hangs ends there
 
 
-KILL_SCRIPT = PEAK_SCRIPT.replace("manager.net = StubNet()", SLOW_STUB)
+def wait_until(reached) -> None:
+    deadline = time.monotonic() + ENOUGH_S
+    while not reached():
+        assert time.monotonic() < deadline, "it never comes to that"
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
@@ -206,14 +213,12 @@ def test_p04_a_stopped_run_leaves_whole_files_and_is_gone_on_with(weights, manag
     tests = str(Path(__file__).resolve().parents[1])
     (tmp_path / "run.py").write_text(KILL_SCRIPT.format(root=str(ROOT), tests=tests, weights=str(weights)))
     command = [sys.executable, tmp_path / "run.py", tmp_path / "in", tmp_path / "out", "60"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    process.stdout.readline()
-    deadline = time.time() + 60
-    while len(list((tmp_path / "out" / "json").glob("[0-9]*.json"))) < 3 and time.time() < deadline:
-        time.sleep(0.02)
-    process.send_signal(how)
-    process.wait(timeout=60)
-    time.sleep(0.5 if how == signal.SIGKILL else 0)  # orphaned workers see the broken pipe and end
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, text=True, **pipes) as process:
+        assert process.stdout.readline() == "here\n"
+        wait_until(lambda: len(list((tmp_path / "out" / "json").glob("[0-9]*.json"))) >= 3)
+        process.send_signal(how)
+        process.stdout.read()  # ends when the workers have ended, too
     done = {path.stem for path in (tmp_path / "out" / "json").glob("[0-9]*.json")}
     assert 3 <= len(done) < 60
     if how == signal.SIGINT:  # a killed process cleans up nothing; its half files have names that nobody reads
