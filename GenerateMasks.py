@@ -41,8 +41,8 @@ from docopt import docopt
 if TYPE_CHECKING:
     import numpy as np
 
-    from misc.annotations import Annotations, TypeMapping
-    from misc.masks import LabelMask
+    from misc.formats.annotations import Annotations, TypeMapping
+    from misc.formats.masks import LabelMask
 
 
 # Files that may hold contours; what they are is told by their content.
@@ -110,7 +110,7 @@ def read_options(args: dict) -> Options:
     Raises:
         ValueError, FileNotFoundError: an option makes no sense.
     """
-    from misc.ihc_scores import check_thresholds
+    from misc.ihc.scores import check_thresholds
 
     if not args["--intensity"] and (args["--kmeans"] or args["--keep_negative"]):
         raise ValueError("--kmeans and --keep_negative need --intensity")
@@ -142,7 +142,7 @@ def read_mapping(args: dict) -> TypeMapping | None:
     Raises:
         ValueError, FileNotFoundError: a file is not as it should be, or an option has no effect.
     """
-    from misc.annotations import TypeMapping
+    from misc.formats.annotations import TypeMapping
     from misc.type_info import load_type_info
 
     if args["--untyped"]:
@@ -204,8 +204,8 @@ def pair_files(options: Options) -> tuple[list[tuple[Path, Path]], list[str], di
         FileNotFoundError, ValueError: a folder is missing, or two files have one stem, or nothing pairs.
     """
     from dataloader.extraction import ROIS_TABLE
-    from misc.annotations import read_annotations
     from misc.files import check_unique_stems, full_stem, list_files
+    from misc.formats.annotations import read_annotations
 
     images, annotations = list_files(options.image_dir, options.pattern), list_files(options.annotation_dir)
     annotations = [path for path in annotations if path.suffix.lower() in ANNOTATION_SUFFIXES]
@@ -238,9 +238,9 @@ def pair_files(options: Options) -> tuple[list[tuple[Path, Path]], list[str], di
 def paint(image: Path, annotation: Path, options: Options, report: Report) -> tuple[LabelMask, np.ndarray | None]:
     """Paint the contours of one image; with --intensity also measure the DAB density of each nucleus."""
     from infer.images import probe_size, read_image
-    from misc.annotations import read_annotations
-    from misc.ihc_scores import nuclear_dab
-    from misc.masks import paint_contours
+    from misc.formats.annotations import read_annotations
+    from misc.formats.masks import paint_contours
+    from misc.ihc.scores import nuclear_dab
 
     found = read_annotations(annotation)
     rgb = None if options.thresholds is None else read_image(image)
@@ -288,8 +288,8 @@ def save_intensities(measured: dict[str, Measured], options: Options, report: Re
 
     import numpy as np
 
-    from misc import plots
-    from misc.ihc_scores import NEGATIVE, classify, score
+    from misc.ihc import plots
+    from misc.ihc.scores import NEGATIVE, classify, score
 
     negative = {n: one.mask.types == NEGATIVE if options.keep_negative else None for n, one in measured.items()}
     thresholds = find_thresholds(measured, negative, options) if options.kmeans else options.thresholds
@@ -312,7 +312,7 @@ def save_intensities(measured: dict[str, Measured], options: Options, report: Re
 
 def find_thresholds(measured: dict[str, Measured], negative: dict, options: Options) -> tuple[float, float, float]:
     """Find the limits between weak, moderate and strong on the positive nuclei of all images, and say them."""
-    from misc.ihc_scores import cohort_thresholds
+    from misc.ihc.scores import cohort_thresholds
 
     positive = [one.dab if negative[n] is None else one.dab[~negative[n]] for n, one in measured.items()]
     thresholds = cohort_thresholds(positive, None if options.keep_negative else options.thresholds[0])
@@ -338,8 +338,8 @@ def write_intensity_tables(
     measured: dict[str, Measured], types: dict[str, np.ndarray], thresholds: tuple, folder: Path
 ) -> None:
     """Write intensity.csv, a row a nucleus, and intensity_summary.csv, a row an image."""
-    from misc.density_tables import score_columns, write_table
-    from misc.ihc_scores import CLASS_NAMES, score
+    from misc.ihc.scores import CLASS_NAMES, score
+    from misc.ihc.tables import score_columns, write_table
 
     columns = ("image", "nucleus", "dab_od", "type", "class")
     nuclei = [

@@ -43,9 +43,9 @@ from typing import TYPE_CHECKING
 from docopt import docopt
 
 if TYPE_CHECKING:
+    from misc.formats.slide_facts import SlideFacts
     from misc.nuclei import Nuclei
-    from misc.slide_facts import SlideFacts
-    from misc.slide_image import SlideImage
+    from misc.slides.image import SlideImage
     from misc.type_info import TypeInfo
 
 FORMATS: dict[str, tuple[str, ...]] = {
@@ -87,7 +87,7 @@ class Source:
 
 def to_qupath(file_path, nuc_pos_list, nuc_type_list, type_info_dict) -> None:
     """Write points for QuPath; kept under this name for those who import it from here."""
-    from misc.export_qupath import to_qupath as write
+    from misc.formats.qupath import to_qupath as write
 
     write(file_path, nuc_pos_list, nuc_type_list, type_info_dict)
 
@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse(args: dict) -> Options:
     """Turn docopt's strings into values and check their combinations, before any work."""
-    from misc.stain import STAINS
+    from misc.ihc.stain import STAINS
     from misc.type_info import load_type_info
 
     target = args["--to"]
@@ -198,7 +198,7 @@ def convert(path: Path, targets: list[Path], options: Options, progress=lambda c
     """
     from tqdm import tqdm
 
-    from misc.nuclei_json import iter_json
+    from misc.formats.nuclei_json import iter_json
 
     writers = {".geojson": _to_geojson, ".gz": _to_geojson, ".tsv": _to_tsv, ".xml": _to_sedeen, ".csv": _to_csv}
     source = open_source(path, options, with_image=any(t.suffix in (".xml", ".csv") for t in targets))
@@ -224,9 +224,9 @@ def convert(path: Path, targets: list[Path], options: Options, progress=lambda c
 def open_source(path: Path, options: Options, with_image: bool) -> Source:
     """Gather what options, JSON header and image say; an option goes before the header, the header before the image."""
     from misc.files import full_stem
-    from misc.nuclei_json import read_header, types_from_header
-    from misc.slide_facts import says_scale, slide_facts
-    from misc.slide_image import find_image
+    from misc.formats.nuclei_json import read_header, types_from_header
+    from misc.formats.slide_facts import says_scale, slide_facts
+    from misc.slides.image import find_image
     from misc.type_info import default_type_info
 
     header = read_header(path)
@@ -243,8 +243,8 @@ def open_source(path: Path, options: Options, with_image: bool) -> Source:
 
 def _inside(parts: Iterator[Nuclei], facts: SlideFacts) -> Iterator[Nuclei]:
     """Yield the nuclei; refuse those that lie outside the image, where its size is known."""
-    from misc.density import SLACK_PX, check_inside
-    from misc.slide_facts import level0_xy
+    from misc.formats.slide_facts import level0_xy
+    from misc.ihc.density import SLACK_PX, check_inside
 
     for part in parts:
         if facts.width:
@@ -253,7 +253,7 @@ def _inside(parts: Iterator[Nuclei], facts: SlideFacts) -> Iterator[Nuclei]:
 
 
 def _to_geojson(target: Path, parts: Iterator[Nuclei], source: Source, options: Options) -> int:
-    from misc.export_qupath import write_geojson
+    from misc.formats.qupath import write_geojson
 
     return write_geojson(target, parts, source.type_info, source.facts.scale)
 
@@ -261,7 +261,7 @@ def _to_geojson(target: Path, parts: Iterator[Nuclei], source: Source, options: 
 def _to_tsv(target: Path, parts: Iterator[Nuclei], source: Source, options: Options) -> int:
     import numpy as np
 
-    from misc.export_qupath import qupath_xy
+    from misc.formats.qupath import qupath_xy
 
     positions, types = [np.zeros((0, 2))], []
     for part in parts:  # points only: 24 bytes a nucleus
@@ -272,7 +272,7 @@ def _to_tsv(target: Path, parts: Iterator[Nuclei], source: Source, options: Opti
 
 
 def _to_csv(target: Path, parts: Iterator[Nuclei], source: Source, options: Options) -> int:
-    from misc.export_csv import write_csv
+    from misc.formats.csv_table import write_csv
 
     facts = source.facts
     mpp = None if facts.mpp_xy is None else sum(facts.mpp_xy) / 2
@@ -281,7 +281,7 @@ def _to_csv(target: Path, parts: Iterator[Nuclei], source: Source, options: Opti
 
 
 def _to_sedeen(target: Path, parts: Iterator[Nuclei], source: Source, options: Options) -> int:
-    from misc.sedeen import LAB_PENS, nuclei_graphics, write_session
+    from misc.formats.sedeen import LAB_PENS, nuclei_graphics, write_session
 
     facts = source.facts
     missing = [key for key in ("name", "width", "height") if not getattr(facts, key)]

@@ -256,8 +256,8 @@ def rois(args: dict) -> int:
 
     from dataloader.extraction import ROIS_TABLE
     from misc.files import check_unique_stems, list_files, write_atomic
-    from misc.rois import extract_rois
-    from misc.slide_sources import is_slide
+    from misc.slides.rois import extract_rois
+    from misc.slides.sources import is_slide
 
     size, count = _number(args["--size"], "--size", int), _number(args["--per_slide"], "--per_slide", int)
     mpp = _number(args["--mpp"], "--mpp") if args["--mpp"] else None

@@ -50,7 +50,7 @@ from typing import TYPE_CHECKING
 from docopt import docopt
 
 if TYPE_CHECKING:
-    from misc.density_run import Options, Report
+    from misc.ihc.run import Options, Report
 
 # A hot spot of upstream's, in bins.
 UPSTREAM_WINDOW = (20, 20)
@@ -71,7 +71,7 @@ def plot_density_map(json_path, output_dir, wsi_path=None, **changes) -> Report:
     Raises:
         ValueError, FileNotFoundError: the options make no sense. What is wrong with one slide is in the report.
     """
-    from misc.density_run import run
+    from misc.ihc.run import run
 
     argv = [f"--json_dir={json_path}", f"--output_dir={output_dir}"]
     options = parse(docopt(__doc__, argv + ([f"--wsi_dir={wsi_path}"] if wsi_path else [])))
@@ -92,7 +92,7 @@ def most_positive_cord_center(input_1, topk, window=UPSTREAM_WINDOW):
     Returns:
         (K, 4) int64 boxes [x0, y0, x1, y1] in bins, x1 and y1 exclusive.
     """
-    from misc.density import find_hot_spots
+    from misc.ihc.density import find_hot_spots
 
     return find_hot_spots(input_1, topk, tuple(window))[0]
 
@@ -110,7 +110,7 @@ def create_xml(base_name, h, w, bounding_box, output_dir, image_name=None, pixel
         image_name: full file name of the slide, by which Sedeen finds it; upstream's `<base_name>.svs` if left out.
         pixel_size_um: um per px, one number or (x, y); 1 if left out.
     """
-    from misc.sedeen import box_graphics, write_session
+    from misc.formats.sedeen import box_graphics, write_session
 
     path = Path(output_dir) / "xml" / f"{base_name}.session.xml"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -121,7 +121,7 @@ def create_xml(base_name, h, w, bounding_box, output_dir, image_name=None, pixel
 
 def main(argv: list[str] | None = None) -> int:
     args, start = docopt(__doc__, argv), time.perf_counter()
-    from misc.density_run import run
+    from misc.ihc.run import run
 
     try:
         options = parse(args)
@@ -144,7 +144,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse(args: dict) -> Options:
     """Turn docopt's strings into values and check their combinations, before any work."""
-    from misc.density_run import Options
+    from misc.ihc.run import Options
 
     positive = args["--positive_types"].strip()
     return check(
@@ -176,7 +176,7 @@ def check(options: Options) -> Options:
     Raises:
         ValueError, FileNotFoundError: in one line, which option is wrong and why.
     """
-    from misc.ihc_scores import check_thresholds
+    from misc.ihc.scores import check_thresholds
 
     for name in ("tile_size", "top_k", "hotspot_size", "hotspot_um", "mpp", "scale"):
         value = getattr(options, name)

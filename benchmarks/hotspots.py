@@ -33,7 +33,7 @@ NR_POINTS = 24
 
 def main() -> int:
     args = docopt(__doc__)
-    from misc.nuclei_json import write_json
+    from misc.formats.nuclei_json import write_json
 
     count, side = int(args["--nuclei"]), int(args["--side"])
     with tempfile.TemporaryDirectory() as folder:

@@ -119,8 +119,8 @@ def draw(curve: dict[str, np.ndarray], scores: dict[int, np.ndarray], args: dict
     """Write the table and the picture."""
     from matplotlib.figure import Figure
 
-    from misc import plots
     from misc.files import write_atomic
+    from misc.ihc import plots
 
     out = Path(args["--out"])
     with open(Path(args["--log_dir"]) / "steps.csv", newline="", encoding="utf-8") as handle:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import cv2
 import numpy as np
 
-from misc.stain import DAB_RGB, DENSITY_OF_VALUE, EOSIN_RGB, HEMATOXYLIN_RGB, WHITE
+from misc.ihc.stain import DAB_RGB, DENSITY_OF_VALUE, EOSIN_RGB, HEMATOXYLIN_RGB, WHITE
 from models.hovernet.targets import fix_mirror_padding
 
 __all__ = ["fix_mirror_padding", "iaa", "reach", "train_input_augs", "train_shape_augs", "valid_shape_augs"]
@@ -196,7 +196,7 @@ def add_to_brightness(images, random_state, parents, hooks, range=BRIGHTNESS) ->
 
 
 def jitter_stains(images, random_state, parents, hooks, factor=STAIN_FACTOR, offset=STAIN_OFFSET) -> list[np.ndarray]:
-    """Change how much haematoxylin, eosin and DAB lies in every pixel (colour deconvolution, see `misc.stain`).
+    """Change how much haematoxylin, eosin and DAB lies in every pixel (colour deconvolution, see `misc.ihc.stain`).
 
     Args:
         factor: range of the factors of the three optical densities.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from misc.files import file_digest
-from misc.nuclei_json import types_to_header
+from misc.formats.nuclei_json import types_to_header
 from misc.type_info import TypeInfo, default_type_info, load_type_info
 from models.hovernet.checkpoint import build_model, check_options, load_checkpoint
 from models.hovernet.net_desc import PATCH_SHAPES, output_size

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from misc.nuclei_json import read_header
+from misc.formats.nuclei_json import read_header
 from models.hovernet import post_proc
 
 from .tile_output import TileSpec, holds_raw

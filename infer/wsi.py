@@ -22,7 +22,7 @@ from infer.wsi_tile import finish_wsi_tile
 from misc.files import full_stem, printable, remove_if_empty
 from misc.locks import locked
 from misc.machine import available_memory, reused_memory_pages
-from misc.wsi_handler import MPP_TIMES_MAG
+from misc.slides.handler import MPP_TIMES_MAG
 
 logger = logging.getLogger(__name__)
 

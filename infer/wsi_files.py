@@ -14,8 +14,8 @@ from pathlib import Path
 
 from infer.options import WsiOptions
 from misc.files import check_unique_stems, full_stem, list_files, printable, unusable_name
-from misc.slide_sources import SLIDE_SUFFIXES
-from misc.wsi_handler import SlideError, get_file_handler, is_slide
+from misc.slides.handler import SlideError, get_file_handler, is_slide
+from misc.slides.sources import SLIDE_SUFFIXES
 
 logger = logging.getLogger(__name__)
 

@@ -31,8 +31,8 @@ from infer.tile_nuclei import TileNuclei
 from infer.wsi_files import joined_path, named_errors, result_path
 from infer.wsi_plan import Plan
 from misc.files import atomic_path
+from misc.formats.nuclei_json import SEPARATOR, TAIL, nuclei_text
 from misc.nuclei import Nuclei
-from misc.nuclei_json import SEPARATOR, TAIL, nuclei_text
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class SlideJoiner:
         spool: of the slide.
         plan: of the slide.
         path: the JSON file.
-        head: how it begins, see `misc.nuclei_json.head_text`.
+        head: how it begins, see `misc.formats.nuclei_json.head_text`.
 
     Attributes:
         seconds: spent on joining before the last row.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from infer.grid import Band, PatchGrid, Range, TileGrid, bands, patch_grid, slide_patch_grid, tile_grid
-from misc.tissue import TissueMask
+from misc.slides.tissue import TissueMask
 
 
 @dataclass(frozen=True)

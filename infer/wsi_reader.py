@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from infer.grid import Box
-from misc.wsi_handler import FileHandler, read_reflect
+from misc.slides.handler import FileHandler, read_reflect
 
 logger = logging.getLogger(__name__)
 

@@ -28,11 +28,11 @@ from infer.wsi_plan import Plan, Strip, plan_slide
 from infer.wsi_reader import SlideReader
 from infer.wsi_stream import SlideStream, duration
 from infer.wsi_summary import Row
-from misc.export_qupath import write_geojson
 from misc.files import file_digest, full_stem
-from misc.nuclei_json import head_text, iter_json, read_header
-from misc.tissue import TissueMask, load_mask, otsu_mask, save_png, thumbnail
-from misc.wsi_handler import FileHandler, get_file_handler
+from misc.formats.nuclei_json import head_text, iter_json, read_header
+from misc.formats.qupath import write_geojson
+from misc.slides.handler import FileHandler, get_file_handler
+from misc.slides.tissue import TissueMask, load_mask, otsu_mask, save_png, thumbnail
 
 logger = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
+from misc.ihc.stain import optical_density, unmixing
 from misc.nuclei import Nuclei
-from misc.stain import optical_density, unmixing
 
 # Side in px of the pieces of an image that are read to measure the nuclei in them: 12 MB of RGB.
 READ_PX = 2048
@@ -128,10 +128,10 @@ def nuclear_densities(nuclei: Nuclei, read: ReadRegion, shape_px: tuple[int, int
         nuclei: N nuclei on the pixel grid of the image.
         read: `read(y, x, h, w)` gives that region as (h, w, 3) uint8 RGB.
         shape_px: height and width of the image.
-        stain: a key of `misc.stain.STAINS`.
+        stain: a key of `misc.ihc.stain.STAINS`.
 
     Returns:
-        (N, 2) float64, in the order of `misc.stain.STAINS[stain]`; NaN for a nucleus outside the image.
+        (N, 2) float64, in the order of `misc.ihc.stain.STAINS[stain]`; NaN for a nucleus outside the image.
     """
     nuclei = replace(nuclei, boxes_yx=_boxes_of_contours(nuclei))  # upstream's boxes on slides are of other places
     means = np.full((len(nuclei), 3), np.nan)

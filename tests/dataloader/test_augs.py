@@ -12,7 +12,7 @@ import skimage.data
 from skimage.color import rgb2hed
 
 from dataloader import augs
-from misc.stain import DENSITY_OF_VALUE
+from misc.ihc.stain import DENSITY_OF_VALUE
 
 FUNCTIONS = {
     "gaussian_blur": augs.gaussian_blur,

@@ -15,7 +15,7 @@ from stubs import StubNet, disc_labels, painted_image, write_rgb
 import infer.wsi_slide
 from infer.spool import Spool
 from infer.wsi import InferManager
-from misc.tissue import whole_mask
+from misc.slides.tissue import whole_mask
 from models.hovernet.checkpoint import save_weights
 from models.hovernet.net_desc import create_model
 

@@ -11,7 +11,7 @@ import tifffile
 from PIL import Image
 
 from infer.images import ImageError, no_image_because, probe_size, read_image, resize
-from misc.slide_image import open_image
+from misc.slides.image import open_image
 
 RNG = np.random.default_rng(0)
 IMAGE = cv2.GaussianBlur(RNG.integers(0, 255, (60, 90, 3), dtype=np.uint8), (9, 9), 0)  # BGR for OpenCV

@@ -28,8 +28,8 @@ import infer.wsi_stream
 import infer.wsi_tile
 from infer.spool import Spool
 from misc.locks import locked
-from misc.slide_sources import SlideError
-from misc.tissue import TissueMask
+from misc.slides.sources import SlideError
+from misc.slides.tissue import TissueMask
 
 manager, weights = slide_runs.manager, slide_runs.weights  # fixtures
 

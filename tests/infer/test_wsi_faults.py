@@ -18,7 +18,7 @@ import infer.wsi_slide
 from infer.predictor import Predictor
 from infer.spool import Spool
 from infer.wsi_files import MAX_STEM_BYTES, lock_path, short_stem
-from misc.slide_sources import ImageSource, SlideError
+from misc.slides.sources import ImageSource, SlideError
 from models.hovernet import post_proc
 
 manager, weights = slide_runs.manager, slide_runs.weights  # fixtures

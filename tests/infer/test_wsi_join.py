@@ -24,7 +24,7 @@ from infer.tile_nuclei import TileNuclei
 from infer.wsi_files import joined_path
 from infer.wsi_join import SlideJoiner, remove_joined
 from infer.wsi_plan import Plan
-from misc.nuclei_json import head_text, read_json
+from misc.formats.nuclei_json import head_text, read_json
 
 SHAPE, SIDE, MARGIN = (150, 96), 32, 8
 HEAD = head_text(40, {"types": {"1": ["one", [255, 0, 0]]}})

@@ -8,8 +8,8 @@ import pytest
 
 from benchmarks import pairs_slide, slide_memory
 from benchmarks.pyramid import block_px, write_pyramid
-from misc.tissue import otsu_mask, thumbnail
-from misc.wsi_handler import get_file_handler
+from misc.slides.handler import get_file_handler
+from misc.slides.tissue import otsu_mask, thumbnail
 
 ARGS = {"--workers": "0", "--readers": "1", "--tile_shape": "1024", "--batch_size": "4", "--join_mb": "0.2"}
 TISSUE_SHARES = {4096: 1 / 16, 16384: 1 / 32}  # by side of the slide, px; little, so that the test is short

@@ -19,7 +19,7 @@ import infer.wsi_summary
 import infer.wsi_tile
 from infer.spool import Spool
 from infer.wsi_summary import BUSY, THERE, Row, Summary
-from misc.tissue import TissueMask
+from misc.slides.tissue import TissueMask
 from models.hovernet import post_proc
 
 manager, weights = slide_runs.manager, slide_runs.weights  # fixtures

@@ -12,9 +12,9 @@ from scipy.ndimage import binary_fill_holes
 from skimage.measure import regionprops
 
 from misc import nuclei_features
+from misc.ihc.stain import stain_densities
 from misc.nuclei import Nuclei
 from misc.nuclei_features import nuclear_densities, perimeters, pixel_areas, shapes, touches_itself
-from misc.stain import stain_densities
 
 
 def from_contours(*contours) -> Nuclei:

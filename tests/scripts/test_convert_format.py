@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 import convert_format
+from misc.formats.nuclei_json import write_json
+from misc.formats.sedeen import read_session
 from misc.nuclei import Nuclei
-from misc.nuclei_json import write_json
-from misc.sedeen import read_session
 
 ROOT = Path(convert_format.__file__).parent
 SQUARE = np.array([[10, 20], [14, 20], [14, 26], [10, 26]])

@@ -16,7 +16,7 @@ import scipy.io
 import extract_patches
 from dataset import get_dataset
 from metrics.stats_utils import get_dice_1
-from misc.wsi_handler import get_file_handler
+from misc.slides.handler import get_file_handler
 
 ROOT = Path(extract_patches.__file__).parent
 NAME = "TCGA-18.5592 [1]-01Z.x"  # dots and brackets, as hospitals have them

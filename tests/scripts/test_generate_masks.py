@@ -16,9 +16,9 @@ import convert_format
 import GenerateMasks
 from dataset import get_dataset
 from metrics.stats_utils import get_fast_pq
+from misc.formats.nuclei_json import write_json
+from misc.ihc.stain import DAB_RGB, WHITE
 from misc.nuclei_features import nucleus_mask
-from misc.nuclei_json import write_json
-from misc.stain import DAB_RGB, WHITE
 from models.hovernet.post_proc import measure
 
 

@@ -15,7 +15,7 @@ import tifffile
 from docopt import docopt
 
 import plot_heat_map
-from misc.sedeen import read_session
+from misc.formats.sedeen import read_session
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -10,8 +10,8 @@ import pytest
 import scipy.io
 from test_plot_heat_map import FEW, nucleus, run, table, write_slide
 
-from misc.nuclei_json import write_json
-from misc.stain import DAB_RGB, WHITE
+from misc.formats.nuclei_json import write_json
+from misc.ihc.stain import DAB_RGB, WHITE
 from models.hovernet.post_proc import measure
 
 

@@ -1,0 +1,331 @@
+"""The JSON file of nuclei, written and read as a stream.
+
+The layout is upstream's, `{"mag": ..., "nuc": {"1": {"bbox", "centroid", "contour", "type_prob", "type"}}}`, plus
+top-level keys of ours that upstream's readers pass over. A slide has a million nuclei and its file a gigabyte:
+neither the writer nor the reader ever holds more than a piece of it.
+
+Keys of ours, all optional:
+    mpp: um per px of the coordinates in the file, or null.
+    slide: {"name": full file name, "width", "height": level-0 px, "scale": level-0 px per px of the coordinates,
+        "mpp": um per level-0 px}.
+    types: {"1": ["name", [red, green, blue]], ...}.
+    model, version: what made the file; run: what its nuclei depend on (checkpoint, window, ...), for reruns to compare.
+"""
+
+from __future__ import annotations
+
+import itertools
+import operator
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import orjson
+
+from misc.files import atomic_path
+from misc.formats.json_text import JsonText
+from misc.nuclei import Nuclei
+from misc.type_info import UNTYPED, TypeInfo
+
+# Nuclei turned into text at once: some MB, which is where a larger piece stops being faster.
+WRITE_NUCLEI = 5_000
+# Bytes at the end of a file in which its last nucleus should start (a contour of 4,000 points is 50 KB).
+TAIL_BYTES = 1 << 16
+
+SEPARATOR, TAIL = b",", b"}}"
+
+# Coordinates are int32.
+MAX_PX = np.iinfo(np.int32).max
+
+# What values of a wrong kind or size raise on their way into arrays.
+_WRONG_VALUES = (KeyError, TypeError, ValueError, OverflowError, AttributeError)
+_DUMP = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
+# Where the last nucleus and the object around it close, in files whose nuclei hold no objects.
+_CLOSES = re.compile(rb"\}[ \t\r\n]*+\}")
+_CONTOUR = b'"contour":[['
+# A nucleus that has a type; no longer than `_TYPE_BYTES`.
+_TYPE = re.compile(rb'"type"[ \t\r\n]*+:[ \t\r\n]*+[0-9]')
+_TYPE_BYTES = 256
+# The file ends with its nuclei: with the last one, or with none.
+_ENDS_WITH_NUCLEI = re.compile(rb'("contour"[^{}]*+\}\s*+\}|"nuc"\s*+:\s*+\{\s*+\})\s*+\}\s*+\Z')
+
+
+# ---------------------------------------------------------------------------------------------- writing
+
+
+def write_json(
+    path: str | Path, nuclei: Nuclei | Iterable[Nuclei], mag: float | None = None, header: dict | None = None
+) -> int:
+    """Write nuclei as JSON, one piece after the other; the file is whole or not there.
+
+    Args:
+        path: the file.
+        nuclei: nuclei, or an iterable of them; only one piece is held at a time. Ids differ over all pieces.
+        mag: objective power of the coordinates, `None` in tile mode.
+        header: more top-level keys (see the module).
+
+    Returns:
+        Number of nuclei written.
+
+    Raises:
+        ValueError: an id occurs twice, or `header` holds `mag` or `nuc`.
+    """
+    head = head_text(mag, header)
+    parts = [nuclei] if isinstance(nuclei, Nuclei) else nuclei
+    seen = [np.zeros(0, np.int64)]
+    with atomic_path(path) as temporary, open(temporary, "wb") as out:
+        out.write(head)
+        separator = b""
+        for part in parts:
+            seen.append(part.ids)
+            for text in nuclei_text(part):
+                out.write(separator + text)
+                separator = SEPARATOR
+        out.write(TAIL)
+        # inside the block: an error here leaves no file
+        return _check_ids(np.concatenate(seen), path)
+
+
+def head_text(mag: float | None, header: dict | None = None) -> bytes:
+    """Return how a file begins; texts of nuclei follow, with `SEPARATOR` between them, and `TAIL`."""
+    header = dict(header or {})
+    if taken := {"mag", "nuc"} & header.keys():
+        raise ValueError(f"header may not hold {sorted(taken)}: they have their own place in the file")
+    return orjson.dumps({"mag": mag, **header}, option=_DUMP)[:-1] + b',"nuc":{'
+
+
+def nuclei_text(nuclei: Nuclei) -> Iterator[bytes]:
+    """Yield the text of nuclei, some thousand at a time."""
+    for start in range(0, len(nuclei), WRITE_NUCLEI):
+        yield _dump(nuclei, start, min(start + WRITE_NUCLEI, len(nuclei)))
+
+
+def _dump(nuclei: Nuclei, start: int, stop: int) -> bytes:
+    """Text of nuclei `start` to `stop`, without the braces around them."""
+    points = np.ascontiguousarray(nuclei.points_xy)
+    ends = nuclei.offsets[start : stop + 1].tolist()
+    nobody = itertools.repeat(None)
+    columns = zip(
+        nuclei.ids[start:stop].tolist(),
+        nuclei.boxes_yx[start:stop].tolist(),
+        nuclei.centroids_xy[start:stop].tolist(),
+        itertools.pairwise(ends),
+        nobody if nuclei.type_prob is None else nuclei.type_prob[start:stop].tolist(),
+        nobody if nuclei.types is None else nuclei.types[start:stop].tolist(),
+        strict=False,
+    )
+    infos = {
+        str(key): {"bbox": box, "centroid": xy, "contour": points[a:b], "type_prob": prob, "type": type_id}
+        for key, box, xy, (a, b), prob, type_id in columns
+    }
+    if nuclei.class_probs is not None:
+        for info, probs in zip(infos.values(), nuclei.class_probs[start:stop], strict=True):
+            info["type_probs"] = np.ascontiguousarray(probs)
+    return orjson.dumps(infos, option=_DUMP)[1:-1]
+
+
+def _check_ids(ids: np.ndarray, path: str | Path) -> int:
+    values, counts = np.unique(ids, return_counts=True)
+    if (counts > 1).any():
+        raise ValueError(f"{path}: nucleus id {values[counts > 1][0]} occurs more than once; ids must differ")
+    return len(ids)
+
+
+def types_to_header(type_info: TypeInfo) -> dict[str, list]:
+    """Return names and colours in the form of the header's `types`."""
+    return {str(key): [name, list(rgb)] for key, (name, rgb) in type_info.items() if key is not None}
+
+
+def types_from_header(header: dict) -> TypeInfo | None:
+    """Return the header's `types` as `load_type_info` would, or `None` where there are none."""
+    types = header.get("types")
+    if not types:
+        return None
+    try:
+        info: TypeInfo = {int(key): (str(name), (int(r), int(g), int(b))) for key, (name, (r, g, b)) in types.items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f'"types" is not {{"1": ["name", [red, green, blue]], ...}}: {error}') from error
+    return {None: UNTYPED, **info}
+
+
+# ---------------------------------------------------------------------------------------------- reading
+
+
+def read_json(path: str | Path) -> tuple[Nuclei, dict]:
+    """Read all nuclei of a file, and its other top-level keys (`mag` is one of them).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is broken, truncated, or no file of nuclei; file and byte are named.
+    """
+    header: dict = {}
+    nuclei = Nuclei.concat(list(_walk(Path(path), header)))
+    _check_ids(nuclei.ids, path)
+    return nuclei, header
+
+
+def iter_json(path: str | Path, chunk: int = 50_000) -> Iterator[Nuclei]:
+    """Yield the nuclei of a file in its order, at least `chunk` at a time (the last time: the rest).
+
+    Memory is bounded by the chunk. The whole file has been checked when the iteration ends, not before.
+
+    Raises:
+        As `read_json`; but an id that comes back in a later chunk goes unnoticed.
+    """
+    waiting: list[Nuclei] = []
+    count = 0
+    for part in _walk(Path(path), {}):
+        waiting.append(part)
+        count += len(part)
+        if count >= chunk:
+            yield Nuclei.concat(waiting)
+            waiting, count = [], 0
+    if waiting:
+        yield Nuclei.concat(waiting)
+
+
+def read_header(path: str | Path) -> dict:
+    """Return the top-level keys other than `nuc`; reads past the nuclei only where something may follow them.
+
+    Raises:
+        As `read_json`.
+    """
+    path, header = Path(path), {}
+    for _ in _walk(path, header, stop_at_nuclei=_ends_with_nuclei(path)):
+        pass
+    return header
+
+
+def _ends_with_nuclei(path: Path) -> bool:
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    with open(path, "rb") as handle:
+        handle.seek(max(0, path.stat().st_size - TAIL_BYTES))
+        return _ENDS_WITH_NUCLEI.search(handle.read()) is not None
+
+
+def _walk(path: Path, header: dict, stop_at_nuclei: bool = False) -> Iterator[Nuclei]:
+    """Yield nuclei, a block at a time; put every other top-level key into `header` as it is met."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    with open(path, "rb") as handle:
+        text = JsonText(path, handle)
+        found = False
+        text.expect(b"{")
+        while text.peek() != b"}":
+            key = text.value()
+            text.expect(b":")
+            if key == "nuc":
+                found = True
+                if stop_at_nuclei:
+                    return
+                yield from _walk_nuclei(text)
+            else:
+                header[key] = text.value()
+            if text.peek() != b"}":
+                text.expect(b",")
+        text.expect_end()
+    if not found:
+        raise ValueError(f'{path}: no "nuc" in it: this is no file of nuclei')
+
+
+def _walk_nuclei(text: JsonText) -> Iterator[Nuclei]:
+    """Yield the nuclei of the object that starts here, and stop behind it."""
+    text.expect(b"{")
+    make = _Maker(text)
+    fast = True
+    while text.peek() != b"}":
+        nuclei = _read_block(text, make) if fast else None
+        if nuclei is None:  # not as upstream and we write it: read by the grammar, here and from here on
+            fast = False
+            nuclei = _read_plainly(text, make)
+        yield nuclei
+        if text.peek() != b"}":
+            text.expect(b",")
+            if text.peek() != b'"':
+                text.fail("expected the next nucleus after the comma")
+    text.expect(b"}")
+
+
+def _read_block(text: JsonText, make: _Maker) -> Nuclei | None:
+    """Read every nucleus that is whole in the block, or return `None` and leave the text where it was.
+
+    Two thirds of the time of reading would go into a Python list per point, so the contours are cut out of the text
+    and turned into numbers by numpy. That is right for nuclei as upstream and we write them; whatever the counts do
+    not confirm is left to `_read_plainly`.
+    """
+    closes = _CLOSES.search(text.text, text.at)
+    stop = closes.start() + 1 if closes else text.text.rfind(b"}", text.at) + 1
+    if stop <= text.at:
+        return _read_block(text, make) if text.more() else None
+    head, *pieces = text.text[text.at : stop].translate(None, b" \t\r\n").split(_CONTOUR)
+    ends = [piece.find(b"]]") for piece in pieces]
+    rings = [piece[: max(end, 0)] for piece, end in zip(pieces, ends, strict=True)]
+    rest = [piece[end + 2 :] for piece, end in zip(pieces, ends, strict=True)]
+    try:
+        infos = orjson.loads(b"{" + b'"contour":0'.join([head, *rest]) + b"}")
+    except orjson.JSONDecodeError:
+        return None
+    lengths = np.array([ring.count(b"],[") + 1 for ring in rings], np.int64)
+    joined = b",".join(rings).replace(b"],[", b",")
+    if len(infos) != len(rings) or joined.translate(None, b"0123456789,-"):
+        return None
+    numbers = np.fromstring(joined, np.int64, sep=",")
+    if len(numbers) != 2 * lengths.sum():
+        return None
+    nuclei = make(infos, numbers.reshape(-1, 2), lengths)
+    text.at = stop
+    return nuclei
+
+
+def _read_plainly(text: JsonText, make: _Maker) -> Nuclei:
+    """Read one nucleus, whatever else its object holds."""
+    key = text.value()
+    text.expect(b":")
+    info = text.value()
+    try:
+        ring = np.asarray(info["contour"], np.float64).reshape(len(info["contour"]), 2)
+        return make({key: info}, np.rint(ring), np.array([len(ring)]))
+    except _WRONG_VALUES as error:
+        text.fail(f"nucleus {key!r} is not as it should be: {type(error).__name__} {error}")
+
+
+class _Maker:
+    """Makes `Nuclei` of parsed ones: typed if any nucleus of the file is; those without a type then have type 0."""
+
+    def __init__(self, text: JsonText):
+        self.text = text
+        self.typed: bool | None = None
+        self.nr_probs = 0
+
+    def __call__(self, infos: dict, points_xy: np.ndarray, lengths: np.ndarray) -> Nuclei:
+        if not (np.abs(points_xy) <= MAX_PX).all():
+            self.text.fail(f"a contour leaves the range of +-{MAX_PX} px")
+        try:
+            return self._nuclei(infos, points_xy, lengths)
+        except _WRONG_VALUES as error:
+            self.text.fail(f"a nucleus from here on is not as it should be: {type(error).__name__} {error}")
+
+    def _nuclei(self, infos: dict, points_xy: np.ndarray, lengths: np.ndarray) -> Nuclei:
+        values = list(infos.values())
+        types = [info.get("type") for info in values]
+        if self.typed is None:
+            self.typed = any(t is not None for t in types) or self.text.is_ahead(_TYPE, _TYPE_BYTES)
+            self.nr_probs = len(values[0].get("type_probs") or ())
+        return Nuclei(
+            ids=np.array([int(key) for key in infos], np.int64),
+            boxes_yx=np.array([info["bbox"] for info in values], np.int32).reshape(-1, 2, 2),
+            centroids_xy=np.array([info["centroid"] for info in values], np.float64).reshape(-1, 2),
+            points_xy=points_xy.astype(np.int32),
+            offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            types=np.array([operator.index(t or 0) for t in types], np.int32) if self.typed else None,
+            type_prob=np.array([info.get("type_prob") for info in values], np.float64) if self.typed else None,
+            class_probs=self._class_probs(values),
+        )
+
+    def _class_probs(self, values: list[dict]) -> np.ndarray | None:
+        if not self.nr_probs:
+            return None
+        probs = np.array([info.get("type_probs") for info in values], np.float32)
+        return probs.reshape(len(values), self.nr_probs)

@@ -1,0 +1,125 @@
+"""What the header of a JSON file and its image say of a slide: name, size, pixel size, and the way to level 0."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from misc.formats.nuclei_json import MAX_PX
+from misc.nuclei import Nuclei
+from misc.slides.handler import MPP_TIMES_MAG
+from misc.slides.image import SlideImage
+
+
+@dataclass(frozen=True)
+class SlideFacts:
+    """What is known of a slide.
+
+    Attributes:
+        name: full file name, empty where nothing says it.
+        width, height: level-0 px; both 0 where nothing says them.
+        scale: level-0 px per px of the file's coordinates.
+        mpp_xy: um per level-0 px along x and y, or `None`.
+        notes: what a person should know about how the scale was found.
+    """
+
+    name: str
+    width: int
+    height: int
+    scale: float
+    mpp_xy: tuple[float, float] | None
+    notes: tuple[str, ...] = ()
+
+
+def slide_facts(
+    path: Path, header: dict, image: SlideImage | None = None, scale: float | None = None, mpp: float | None = None
+) -> SlideFacts:
+    """Gather the facts; an option goes before the header. Name and size are the image's where there is one.
+
+    Args:
+        path: the JSON file, for messages.
+        header: its top-level keys without the nuclei.
+        image: the slide, opened, or `None`.
+        scale: level-0 px per px of the coordinates, as the option `--scale` says it.
+        mpp: um per level-0 px, as the option `--mpp` says it.
+
+    Raises:
+        ValueError: the header is broken, or of another image.
+    """
+    slide = header.get("slide") or {}
+    if not isinstance(slide, dict):
+        raise ValueError(f'{path}: "slide" is no object: {slide!r}')
+    said = tuple(_side(slide, key, path) for key in ("width", "height"))
+    if image and 0 not in said and said != (image.width, image.height):
+        raise ValueError(
+            f"{path}: is of a slide of {said[0]} x {said[1]} px, but {image.name} has {image.width} x {image.height}"
+        )
+    factor, notes = level0_scale(path, header, image, scale)
+    file_mpp = _positive(header, "mpp", path)
+    mpp = mpp or _positive(slide, "mpp", path, "slide.") or (file_mpp / factor if file_mpp else None)
+    width, height = (image.width, image.height) if image else said if 0 not in said else (0, 0)
+    return SlideFacts(
+        name=image.name if image else str(slide.get("name") or ""),
+        width=width,
+        height=height,
+        scale=factor,
+        mpp_xy=(mpp, mpp) if mpp else image.mpp_xy if image else None,
+        notes=notes,
+    )
+
+
+def level0_xy(nuclei: Nuclei, scale: float) -> np.ndarray:
+    """Return the centroids of nuclei in level-0 px, (N, 2) float64; pixel centres, as in the file."""
+    return (nuclei.centroids_xy + 0.5) * scale - 0.5
+
+
+def says_scale(header: dict) -> bool:
+    """Whether the header says all that `level0_scale` needs: the scale, or that there is no magnification."""
+    slide = header.get("slide")
+    return header.get("mag") is None or (isinstance(slide, dict) and slide.get("scale") is not None)
+
+
+def level0_scale(
+    path: Path, header: dict, image: SlideImage | None, scale: float | None
+) -> tuple[float, tuple[str, ...]]:
+    """Return level-0 px per px of the file's coordinates, and notes.
+
+    In this order: the option; `slide.scale`; objective power of the image over the file's `mag`; um per px at `mag`
+    over those of the image; 1.
+    """
+    said = scale or _positive(header.get("slide") or {}, "scale", path, "slide.")
+    mag = _positive(header, "mag", path)
+    if said or mag is None:
+        return said or 1.0, ()
+    if image and image.mag:
+        factor, own = image.mag / mag, f"{image.mag:g}x"
+    elif image and image.mpp_xy:
+        mpp = sum(image.mpp_xy) / 2
+        factor, own = MPP_TIMES_MAG / mag / mpp, f"{mpp:.4g} um/px"
+    else:
+        return 1.0, (
+            f"found at {mag:g}x, and nothing says the slide's own magnification: coordinates are taken as level-0 px; "
+            "give --scale",
+        )
+    if factor == 1:
+        return 1.0, ()
+    return factor, (f"found at {mag:g}x in a slide of {own}: coordinates are multiplied by {factor:g}",)
+
+
+def _side(slide: dict, key: str, path: Path) -> int:
+    """Return a side of the slide in px, 0 where the header does not say it."""
+    value = _positive(slide, key, path, "slide.")
+    if value is not None and not 1 <= value <= MAX_PX:
+        raise ValueError(f'{path}: "slide.{key}" is a number of px from 1 to {MAX_PX}, got {value:g}')
+    return int(value or 0)
+
+
+def _positive(values: dict, key: str, path: Path, where: str = "") -> float | None:
+    value = values.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise ValueError(f'{path}: "{where}{key}" is a positive number or null, got {value!r}')
+    return float(value)

@@ -1,0 +1,95 @@
+"""Fields of a slide that are worth annotating: tissue, spread over the slide, the same ones for the same seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from misc.files import atomic_path, full_stem
+from misc.slides.handler import FileHandler, get_file_handler
+from misc.slides.tissue import TissueMask, otsu_mask, thumbnail
+
+# Least share of a field that is tissue (the mask is generous: it has been widened).
+MIN_TISSUE = 0.7
+
+
+@dataclass(frozen=True)
+class Roi:
+    """A field that was written.
+
+    Attributes:
+        file: the PNG.
+        slide: file name of the slide.
+        x, y: its top left corner, level-0 px.
+        size_px: its side in the PNG.
+        mpp: um per px of the PNG, `None` where the slide does not say its own.
+    """
+
+    file: Path
+    slide: str
+    x: int
+    y: int
+    size_px: int
+    mpp: float | None
+
+
+def extract_rois(
+    slide_path: Path, output_dir: Path, size_px: int, count: int, mpp: float | None = None, seed: int = 0
+) -> list[Roi]:
+    """Write fields of a slide as `<slide>_x<x>_y<y>.png`, level-0 px of the corner in the name.
+
+    Args:
+        slide_path: the slide.
+        output_dir: folder for the PNGs; made if it is not there.
+        size_px: side of a field.
+        count: how many; fewer come where there is not enough tissue.
+        mpp: um per px of the fields; `None` reads the slide as it was scanned.
+        seed: which field comes first.
+
+    Raises:
+        SlideError, ValueError: the slide cannot be read, or is smaller than a field.
+    """
+    with get_file_handler(slide_path) as handler:
+        if mpp is not None:
+            handler.prepare_reading(read_mpp=mpp)
+        height, width = handler.shape_yx
+        if size_px < 1 or size_px > min(height, width):
+            raise ValueError(f"{Path(slide_path).name} is {width} x {height} px: no field of {size_px} px fits")
+        corners = choose_fields(otsu_mask(thumbnail(handler)), handler.shape_yx, size_px, count, seed)
+        output_dir.mkdir(parents=True, exist_ok=True)
+        return [_write(handler, output_dir, y, x, size_px) for y, x in corners.tolist()]
+
+
+def choose_fields(tissue: TissueMask, slide_yx: tuple[int, int], size_px: int, count: int, seed: int) -> np.ndarray:
+    """Choose fields of a grid, the first at random, each next one as far from all others as there is.
+
+    Returns:
+        (N, 2) int64 top left corners y, x in px of the plane; N is at most `count`; they do not overlap.
+    """
+    axes = [np.arange(0, side - size_px + 1, size_px) + (side - size_px) % size_px // 2 for side in slide_yx]
+    corners = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2)
+    corners = corners[tissue.shares(np.hstack([corners, corners + size_px]), slide_yx) >= MIN_TISSUE]
+    if not len(corners):
+        return corners
+    chosen = [int(np.random.default_rng(seed).integers(len(corners)))]
+    distance = np.full(len(corners), np.inf)
+    while len(chosen) < min(count, len(corners)):
+        distance = np.minimum(distance, np.abs(corners - corners[chosen[-1]]).max(axis=1))
+        chosen.append(int(distance.argmax()))
+    return corners[chosen]
+
+
+def _write(handler: FileHandler, output_dir: Path, y: int, x: int, size_px: int) -> Roi:
+    rgb = handler.read_region((x, y), (size_px, size_px))
+    scale_y, scale_x = handler.scale_yx
+    level0_x, level0_y = round(x * scale_x), round(y * scale_y)
+    path = output_dir / f"{full_stem(handler.path)}_x{level0_x}_y{level0_y}.png"
+    with atomic_path(path) as temporary:
+        if not cv2.imwrite(str(temporary), cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)):
+            raise OSError(f"cannot write {path}")
+    base_mpp = handler.metadata["base_mpp"]
+    mpp = None if base_mpp is None else float(base_mpp[0] * scale_x)
+    return Roi(path, handler.path.name, level0_x, level0_y, size_px, mpp)

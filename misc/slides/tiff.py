@@ -1,0 +1,194 @@
+"""TIFF files that OpenSlide refuses, read region by region with tifffile: stripped, tiled, OME, memory-mapped."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+
+from misc.slides.pixels import to_rgb
+from misc.slides.tiff_segment import decode_segment
+
+CACHE_BYTES = 64 << 20  # decoded strips and tiles that are kept, since neighbouring regions share them
+RESOLUTION_UM = {2: 25400.0, 3: 10000.0}  # tag ResolutionUnit: um in an inch, in a centimetre
+TAGS_SAY = "the TIFF resolution"  # where `mpp_xy` comes from
+_MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6  # tag PhotometricInterpretation
+_READABLE = (_MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _PALETTE, _YCBCR)
+_PREMULTIPLIED, _ALPHA = 1, 2  # tag ExtraSamples
+
+
+class TiffSource:
+    """Levels of a TIFF file.
+
+    Attributes:
+        sizes_xy: (width, height) of each level, the largest first.
+        vendor, power: what the file says; `None` where it does not.
+        mpp_xy, mpp_from: um a pixel or `None`, and who says so.
+
+    Raises:
+        ValueError: no page of the file is an RGB or grey picture; the message does not name the file.
+    """
+
+    vendor = "tiff"
+    power: float | None = None
+
+    def __init__(self, path: Path):
+        from tifffile import TiffFile
+
+        self._file = TiffFile(path)
+        self._lock = threading.Lock()
+        self._cache: OrderedDict[tuple, np.ndarray] = OrderedDict()
+        self._cached_bytes = 0
+        series = max(self._file.series, key=lambda item: _size_xy(item)[0] * _size_xy(item)[1], default=None)
+        if series is None or 0 in _size_xy(series):
+            raise ValueError("holds no picture")
+        self._levels = sorted((_Level(item) for item in series.levels), key=lambda level: -level.size_xy[0])
+        self.sizes_xy = [level.size_xy for level in self._levels]
+        ome = _ome_mpp(self._file.ome_metadata)
+        self.mpp_xy = ome or _tag_mpp(self._levels[0].pages[0])
+        self.mpp_from = "the OME metadata" if ome else TAGS_SAY
+
+    def read(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
+        """Return a region that lies inside the level, (height, width, 3) uint8."""
+        planes = [self._read_page(page, x, y, width, height) for page in self._levels[level].pages]
+        samples = planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)
+        return to_rgb(_plain(samples, self._levels[level].pages[0]))
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _read_page(self, page, x: int, y: int, width: int, height: int) -> np.ndarray:
+        if page.is_memmappable:
+            return self._mapped(page)[y : y + height, x : x + width]
+        planes = page.samplesperpixel if page.planarconfig == 2 else 1
+        read = [self._read_plane(page, plane, x, y, width, height) for plane in range(planes)]
+        return read[0] if planes == 1 else np.concatenate(read, axis=2)
+
+    def _mapped(self, page) -> np.ndarray:
+        """Return an uncompressed page as (H, W, C), mapped into memory, not read."""
+        dtype = np.dtype(page.dtype).newbyteorder(self._file.byteorder)
+        planar = page.planarconfig == 2 and page.samplesperpixel > 1
+        shape = (page.imagelength, page.imagewidth, page.samplesperpixel)
+        shape = (shape[2], *shape[:2]) if planar else shape
+        if self._file.filehandle.size < page.dataoffsets[0] + np.prod(shape, dtype=np.int64) * dtype.itemsize:
+            raise ValueError("the file is cut short")
+        mapped = np.memmap(self._file.filehandle.path, dtype, "r", page.dataoffsets[0], shape)
+        return np.moveaxis(mapped, 0, 2) if planar else mapped
+
+    def _read_plane(self, page, plane: int, x: int, y: int, width: int, height: int) -> np.ndarray:
+        """Put a region together from the strips or tiles that it touches."""
+        seg_w, seg_h = (page.tilewidth, page.tilelength) if page.is_tiled else (page.imagewidth, page.rowsperstrip)
+        seg_h = min(seg_h, page.imagelength) if not page.is_tiled else seg_h
+        across, down = -(-page.imagewidth // seg_w), -(-page.imagelength // seg_h)
+        channels = 1 if page.planarconfig == 2 else page.samplesperpixel
+        # segments that were never written stay white
+        region = np.full((height, width, channels), np.iinfo(page.dtype).max, page.dtype)
+        for row in range(y // seg_h, -(-(y + height) // seg_h)):
+            for col in range(x // seg_w, -(-(x + width) // seg_w)):
+                segment = self._segment(page, (plane * down + row) * across + col)
+                if segment is None:
+                    continue
+                top, left = row * seg_h, col * seg_w
+                y0, x0 = max(y, top), max(x, left)
+                y1, x1 = min(y + height, top + segment.shape[0]), min(x + width, left + segment.shape[1])
+                region[y0 - y : y1 - y, x0 - x : x1 - x] = segment[y0 - top : y1 - top, x0 - left : x1 - left]
+        return region
+
+    def _segment(self, page, index: int) -> np.ndarray | None:
+        """Return a decoded strip or tile, from the cache if it is there; `None` for one that was never written."""
+        key = (page.offset, index)
+        with self._lock:
+            if key in self._cache:
+                self._cache.move_to_end(key)
+                return self._cache[key]
+            size = page.databytecounts[index]
+            self._file.filehandle.seek(page.dataoffsets[index])
+            data = self._file.filehandle.read(size)
+        if len(data) < size:
+            raise ValueError("the file is cut short")
+        segment = decode_segment(page, data, index)  # outside the lock: threads decode side by side
+        if segment is not None:
+            self._keep(key, segment)
+        return segment
+
+    def _keep(self, key: tuple, segment: np.ndarray) -> None:
+        with self._lock:
+            if key not in self._cache:
+                self._cache[key] = segment
+                self._cached_bytes += segment.nbytes
+            while self._cached_bytes > CACHE_BYTES and len(self._cache) > 1:
+                self._cached_bytes -= self._cache.popitem(last=False)[1].nbytes
+
+
+class _Level:
+    """One level: its size, and one page, or three grey ones that are red, green and blue."""
+
+    def __init__(self, series):
+        self.size_xy = _size_xy(series)
+        axes = series.axes.replace("Q", "I")
+        pages = series.pages[:3] if axes in ("CYX", "IYX") and len(series.pages) == 3 else series.pages[:1]
+        self.pages = [page.aspage() for page in pages]  # later ones may be frames, which lack most attributes
+        extra = set(axes) - set("YXS")
+        if extra and len(self.pages) != 3 and np.prod([series.shape[axes.index(a)] for a in extra]) > 1:
+            raise ValueError(f"is a stack {dict(zip(series.axes, series.shape, strict=True))}; RGB or grey is needed")
+        page = self.pages[0]
+        if page.photometric not in _READABLE or page.dtype is None or np.dtype(page.dtype).kind not in "ub":
+            raise ValueError(
+                f"has pixels of kind {page.photometric!r}, {page.dtype}; 8 or 16 bit RGB or grey is needed"
+            )
+
+
+def _size_xy(series) -> tuple[int, int]:
+    sizes = dict(zip(series.axes, series.shape, strict=True))
+    return int(sizes.get("X", 0)), int(sizes.get("Y", 0))
+
+
+def _plain(samples: np.ndarray, page) -> np.ndarray:
+    """Look up palettes, invert negatives, undo premultiplied alpha, and drop samples that are no colour."""
+    samples = samples.astype(samples.dtype.newbyteorder("="), copy=False)
+    if page.photometric == _PALETTE:
+        return np.moveaxis(page.colormap[:, samples[..., 0]], 0, 2)
+    colours = 1 if page.photometric in (_MIN_IS_WHITE, _MIN_IS_BLACK) and samples.shape[2] < 3 else 3
+    kinds = tuple(page.extrasamples)
+    has_alpha = bool(kinds) and kinds[0] in (_PREMULTIPLIED, _ALPHA) and samples.shape[2] > colours
+    samples = samples[..., : colours + has_alpha]
+    if page.photometric == _MIN_IS_WHITE:
+        samples = np.concatenate([np.invert(samples[..., :1]), samples[..., 1:]], axis=2)
+    if has_alpha and kinds[0] == _PREMULTIPLIED:
+        top = np.iinfo(samples.dtype).max
+        colour = samples[..., :-1].astype(np.uint64) * top // np.maximum(samples[..., -1:], 1)
+        samples = np.concatenate([np.minimum(colour, top).astype(samples.dtype), samples[..., -1:]], axis=2)
+    return samples
+
+
+def _tag_mpp(page) -> tuple[float, float] | None:
+    """Return um a pixel from the tags XResolution, YResolution and ResolutionUnit."""
+    tags = {
+        name: page.tags[name].value for name in ("XResolution", "YResolution", "ResolutionUnit") if name in page.tags
+    }
+    um = RESOLUTION_UM.get(int(tags.get("ResolutionUnit", 0)))
+    values = [tags.get(name, (0, 1)) for name in ("XResolution", "YResolution")]
+    if um is None or any(numerator <= 0 or denominator <= 0 for numerator, denominator in values):
+        return None
+    return tuple(um * denominator / numerator for numerator, denominator in values)
+
+
+def _ome_mpp(xml: str | None) -> tuple[float, float] | None:
+    """Return um a pixel from the first image of OME metadata."""
+    if not xml:
+        return None
+    from defusedxml.ElementTree import ParseError, fromstring
+
+    units = {"µm": 1.0, "um": 1.0, "nm": 1.0e-3, "mm": 1.0e3}
+    try:
+        pixels = next((item for item in fromstring(xml).iter() if item.tag.endswith("}Pixels")), None)
+        if pixels is None:
+            return None
+        return tuple(
+            float(pixels.attrib[f"PhysicalSize{axis}"]) * units[pixels.attrib.get(f"PhysicalSize{axis}Unit", "µm")]
+            for axis in "XY"
+        )
+    except (ParseError, KeyError, ValueError):
+        return None
