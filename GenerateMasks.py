@@ -142,7 +142,7 @@ def read_mapping(args: dict) -> TypeMapping | None:
     Raises:
         ValueError, FileNotFoundError: a file is not as it should be, or an option has no effect.
     """
-    from misc.formats.annotations import TypeMapping
+    from misc.formats.type_mapping import TypeMapping
     from misc.type_info import load_type_info
 
     if args["--untyped"]:
