@@ -58,6 +58,6 @@ def reason(error: Exception) -> str:
 
 
 def print_failed(script: str, failed: Mapping[str, str]) -> None:
-    """Print a line for each file that failed; the name is not said twice."""
+    """Print a line for each file that failed; its name first."""
     for name, why in sorted(failed.items()):
-        print(f"{script}: failed: {why if name in why else f'{name}: {why}'}", file=sys.stderr)
+        print(f"{script}: failed: {why if why.startswith(name) else f'{name}: {why}'}", file=sys.stderr)

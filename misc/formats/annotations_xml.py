@@ -24,8 +24,9 @@ _OUTLINES = frozenset({"polygon", "rectangle", "ellipse"})
 _DESCRIPTION = "description"
 # Share of a ring's points in a contour from which it is a hole of that one.
 MOSTLY = 0.5
-# Elements of the two programs, by the element around them; others say that the file is of a third one.
+# Elements of the programs, by the element around them; others say that the file is of another one.
 _KNOWN = {
+    "ASAP_Annotations": {"Annotations", "AnnotationGroups"},
     "Annotations": {"Annotation"},
     "Annotation": {"Attributes", "Regions", "Plots", "InputAnnotationId"},
     "Regions": {"Region", "RegionAttributeHeaders"},
@@ -35,7 +36,12 @@ _KNOWN = {
 
 
 def from_asap(root: Element) -> Annotations:
-    """Read ASAP's `<ASAP_Annotations>`."""
+    """Read ASAP's `<ASAP_Annotations>`.
+
+    Raises:
+        ValueError: it holds elements that ASAP does not write.
+    """
+    _check_children(root)
     contours, others = [], Counter()
     for element in root.iterfind("./Annotations/Annotation"):
         shape = element.get("Type", "").lower()
@@ -137,8 +143,8 @@ def _take_away(rings: list[np.ndarray], contours: list[Contour]) -> list[np.ndar
 
 
 def _check_children(element: Element) -> bool:
-    """Refuse an element that holds what neither ImageScope nor HALO writes there; true where it does not."""
+    """Refuse an element that holds what none of the programs writes there; true where it does not."""
     for child in element:
         if isinstance(child.tag, str) and child.tag not in _KNOWN[element.tag]:
-            raise ValueError(f"<{child.tag}> in <{element.tag}>: written neither by ImageScope nor by HALO")
+            raise ValueError(f"<{child.tag}> in <{element.tag}>: neither ASAP, ImageScope nor HALO writes this")
     return True
