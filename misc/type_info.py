@@ -105,7 +105,9 @@ def type_ids(wanted: Iterable[int | str], type_info: TypeInfo, option: str) -> t
         found = find_ids(one, type_info) if isinstance(one, str) else [one]
         if not found:
             names = say_types((key for key in type_info if key is not None), type_info)
-            raise ValueError(f"{option}: no type is called `{one}`; there is {names or 'no name at all: give numbers'}")
+            raise ValueError(
+                f"{option}: no type is called `{one}`; there is {names or 'no name: give numbers, as 1,2,3'}"
+            )
         ids |= dict.fromkeys(found)
     return tuple(ids)
 

@@ -37,9 +37,12 @@ def types_text(type_info: TypeInfo) -> str:
     return json.dumps(types_to_header(type_info))
 
 
-def is_prediction(content: dict) -> bool:
-    """Whether a label file says that it was predicted."""
-    return PREDICTION_KEY in content
+def says_prediction(path: str | Path) -> bool:
+    """Whether a label file says that it was predicted; a broken one says nothing."""
+    try:
+        return any(name == PREDICTION_KEY for name, *_ in scipy.io.whosmat(path))
+    except Exception:  # a damaged file, or one of another kind, can make scipy raise almost anything
+        return False
 
 
 def types_of(content: dict) -> TypeInfo | None:
