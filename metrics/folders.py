@@ -12,7 +12,7 @@ import numpy as np
 from misc.batch import recorded
 from misc.files import full_stem, list_files
 from misc.formats.labels import PREDICTION_KEY, says_prediction, types_of
-from misc.type_info import TypeInfo, say_types, type_ids
+from misc.type_info import TypeInfo, differing_names, say_types, type_ids
 
 from .label_lists import load, read_map, typed_centroids
 from .overlap import Overlap
@@ -190,10 +190,10 @@ def _detection_alone(sides: dict, scores: Scores) -> Scores:
 
 def _differing_names(true: TypeInfo, pred: TypeInfo) -> list[str]:
     """Say which type ids mean something else in truth and prediction."""
-    ids = [key for key in true.keys() & pred.keys() if key and true[key][0].lower() != pred[key][0].lower()]
+    ids = differing_names(true, pred)
     if not ids:
         return []
-    first, second = (say_types(sorted(ids), names) for names in (true, pred))
+    first, second = (say_types(ids, names) for names in (true, pred))
     return [f"WARNING: truth has the types {first}, the prediction {second}; --true_types says which are the same"]
 
 

@@ -118,6 +118,12 @@ def positive_ids(type_info: TypeInfo) -> tuple[int, ...]:
     return tuple(key for key, name in names if _POSITIVE.search(name) and not _NOT_POSITIVE.search(name))
 
 
+def differing_names(first: TypeInfo, second: TypeInfo) -> list[int]:
+    """Return the types that two sources call by different names, 0 left out; upper and lower case are the same."""
+    both = (key for key in first if key and key in second)
+    return sorted(key for key in both if first[key][0].strip().lower() != second[key][0].strip().lower())
+
+
 def type_name(type_id: int | None, type_info: TypeInfo | None) -> str:
     """Return what a type is called: its name, or its number where it has none."""
     return type_info[type_id][0] if type_info and type_id in type_info else str(type_id)

@@ -37,6 +37,8 @@ SEPARATOR, TAIL = b",", b"}}"
 
 # Coordinates are int32.
 MAX_PX = np.iinfo(np.int32).max
+# No nucleus is larger, nor is what a network takes for one; drawing one would take a gigabyte.
+MAX_NUCLEUS_PX = 20_000
 
 # What values of a wrong kind or size raise on their way into arrays.
 _WRONG_VALUES = (KeyError, TypeError, ValueError, OverflowError, AttributeError)
@@ -302,6 +304,11 @@ class _Maker:
     def __call__(self, infos: dict, points_xy: np.ndarray, lengths: np.ndarray) -> Nuclei:
         if not (np.abs(points_xy) <= MAX_PX).all():
             self.text.fail(f"a contour leaves the range of +-{MAX_PX} px")
+        starts = (np.cumsum(lengths) - lengths)[lengths > 0]
+        if len(starts):
+            sides = np.maximum.reduceat(points_xy, starts) - np.minimum.reduceat(points_xy, starts)
+            if sides.max() > MAX_NUCLEUS_PX:
+                self.text.fail(f"a contour of {sides.max():.0f} px is no nucleus; at most {MAX_NUCLEUS_PX} px are read")
         try:
             return self._nuclei(infos, points_xy, lengths)
         except _WRONG_VALUES as error:
