@@ -96,6 +96,6 @@ def _read_json(path: str, form: str) -> dict:
         content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
         if isinstance(content, dict):
             return content
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: expected {form}: {error}") from error
     raise ValueError(f"{path}: expected {form}")

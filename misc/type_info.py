@@ -69,7 +69,7 @@ def load_type_info(path: str | Path, nr_types: int | None = None) -> TypeInfo:
         info: TypeInfo = {int(key): (str(name), _colour(rgb)) for key, (name, rgb) in raw.items()}
         if info and not 0 <= min(info) <= max(info) <= MAX_TYPE_ID:
             raise ValueError(f"type ids are 0 to {MAX_TYPE_ID}")
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f'{path}: expected {{"1": ["name", [red, green, blue]], ...}}: {error}') from error
     missing = [i for i in range(nr_types or 0) if i not in info]
     if missing:

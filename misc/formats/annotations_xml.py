@@ -24,14 +24,14 @@ _OUTLINES = frozenset({"polygon", "rectangle", "ellipse"})
 _DESCRIPTION = "description"
 # Share of a ring's points in a contour from which it is a hole of that one.
 MOSTLY = 0.5
-# Elements of the programs, by the element around them; others say that the file is of another one.
-_KNOWN = {
-    "ASAP_Annotations": {"Annotations", "AnnotationGroups"},
-    "Annotations": {"Annotation"},
-    "Annotation": {"Attributes", "Regions", "Plots", "InputAnnotationId"},
-    "Regions": {"Region", "RegionAttributeHeaders"},
-    "Region": {"Attributes", "Vertices", "Comments"},
-    "Vertices": {"Vertex", "V"},
+# What each element is there to hold, and what may be there instead; anything else says that another program wrote it.
+_CONTENT = {
+    "ASAP_Annotations": ({"Annotations"}, {"AnnotationGroups"}),
+    "Annotations": ({"Annotation"}, set()),
+    "Annotation": ({"Regions"}, {"Attributes", "Plots"}),
+    "Regions": ({"Region"}, {"RegionAttributeHeaders"}),
+    "Region": ({"Vertices"}, {"Attributes", "Comments"}),
+    "Vertices": ({"Vertex", "V"}, set()),
 }
 
 
@@ -41,7 +41,7 @@ def from_asap(root: Element) -> Annotations:
     Raises:
         ValueError: it holds elements that ASAP does not write.
     """
-    _check_children(root)
+    _checked(root)
     contours, others = [], Counter()
     for element in root.iterfind("./Annotations/Annotation"):
         shape = element.get("Type", "").lower()
@@ -70,9 +70,8 @@ def from_imagescope(root: Element) -> Annotations:
     Raises:
         ValueError: it holds elements that neither of them writes.
     """
-    _check_children(root)
     layers, others = [], Counter()
-    for element in root.iterfind("./Annotation"):
+    for element in _checked(root):
         layers.append(_read_layer(element, others))
     everywhere = [contour for layer in layers for contour in layer.contours]
     alone = [ring for layer in layers for ring in _take_away(layer.negative, layer.contours)]
@@ -82,14 +81,11 @@ def from_imagescope(root: Element) -> Annotations:
 
 
 def _read_layer(element: Element, others: Counter) -> _Layer:
-    _check_children(element)
     layer, named = _Layer(), _class_of(element)
     # red in the lowest byte
     colour = (int(element.get("LineColor", 0)) & 0xFFFFFFFF).to_bytes(4, "little")[:3].hex()
-    for regions in element.iterfind("Regions"):
-        _check_children(regions)
-        for region in regions.iterfind("Region"):
-            _check_children(region)
+    for regions in _checked(element):
+        for region in _checked(regions):
             kind = region.get("Type", "0").lower()
             kind = _SHAPES.get(kind, kind or "unknown")
             ring = _ring(region, kind)
@@ -105,7 +101,7 @@ def _read_layer(element: Element, others: Counter) -> _Layer:
 
 def _ring(region: Element, kind: str) -> np.ndarray:
     """Return the outline of a region, (N, 2); HALO gives rectangles and ellipses by two corners of their box."""
-    found = [vertex for vertices in region.iterfind("Vertices") if _check_children(vertices) for vertex in vertices]
+    found = [vertex for vertices in _checked(region) for vertex in _checked(vertices)]
     points = np.array([(float(v.get("X")), float(v.get("Y"))) for v in found]).reshape(-1, 2)
     if kind == "ellipse" and len(points):
         return ellipse(points)
@@ -142,9 +138,15 @@ def _take_away(rings: list[np.ndarray], contours: list[Contour]) -> list[np.ndar
     return alone
 
 
-def _check_children(element: Element) -> bool:
-    """Refuse an element that holds what none of the programs writes there; true where it does not."""
-    for child in element:
-        if isinstance(child.tag, str) and child.tag not in _KNOWN[element.tag]:
-            raise ValueError(f"<{child.tag}> in <{element.tag}>: neither ASAP, ImageScope nor HALO writes this")
-    return True
+def _checked(element: Element) -> list[Element]:
+    """Return what an element is there to hold.
+
+    Raises:
+        ValueError: it holds none of that, but something that none of the programs writes.
+    """
+    wanted, beside = _CONTENT[element.tag]
+    found = [child for child in element if child.tag in wanted]
+    strange = [child.tag for child in element if isinstance(child.tag, str) and child.tag not in beside]
+    if strange and not found:
+        raise ValueError(f"<{strange[0]}> in <{element.tag}>: neither ASAP, ImageScope nor HALO writes this")
+    return found

@@ -146,7 +146,7 @@ def types_from_header(header: dict) -> TypeInfo | None:
         return None
     try:
         info: TypeInfo = {int(key): (str(name), (int(r), int(g), int(b))) for key, (name, (r, g, b)) in types.items()}
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f'"types" is not {{"1": ["name", [red, green, blue]], ...}}: {error}') from error
     return {None: UNTYPED, **info}
 
@@ -322,8 +322,8 @@ class _Maker:
             self.nr_probs = len(values[0].get("type_probs") or ())
         return Nuclei(
             ids=np.array([int(key) for key in infos], np.int64),
-            boxes_yx=np.array([info["bbox"] for info in values], np.int32).reshape(-1, 2, 2),
-            centroids_xy=np.array([info["centroid"] for info in values], np.float64).reshape(-1, 2),
+            boxes_yx=np.array([info["bbox"] for info in values], np.int32).reshape(len(values), 2, 2),
+            centroids_xy=np.array([info["centroid"] for info in values], np.float64).reshape(len(values), 2),
             points_xy=points_xy.astype(np.int32),
             offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
             types=np.array([operator.index(t or 0) for t in types], np.int32) if self.typed else None,

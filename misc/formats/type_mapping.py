@@ -64,7 +64,7 @@ class TypeMapping:
             content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
             types = {key: _type_id(value, known, names or {}) for key, value in content.items()}
             return cls(types, chosen={_normalised(key) for key in types})
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f'{path}: expected {{"class or #rrggbb": type or null, ...}}: {error}') from error
 
     def __or__(self, other: TypeMapping) -> TypeMapping:

@@ -14,7 +14,7 @@ from misc.formats.masks import LabelMask
 from misc.formats.sedeen import LAB_TYPES
 from misc.ihc import plots
 from misc.ihc.scores import CLASS_NAMES, NEGATIVE, classify, cohort_thresholds, score
-from misc.ihc.tables import score_columns, write_table
+from misc.ihc.tables import merge_table, score_columns
 
 _COLUMNS = ("image", "nucleus", "dab_od", "type", "class")
 
@@ -93,15 +93,16 @@ def _check_kept(target: Path, types: np.ndarray) -> None:
 
 
 def _write_tables(measured: dict[str, Measured], types: dict[str, np.ndarray], thresholds: tuple, folder: Path) -> None:
-    """Write intensity.csv, a row a nucleus, and intensity_summary.csv, a row an image."""
+    """Write intensity.csv, a row a nucleus, and intensity_summary.csv, a row an image; rows of other images stay."""
+    names = [one.name for one in measured.values()]
     nuclei = [
         dict(zip(_COLUMNS, (one.name, i, round(float(d), 4), int(t), CLASS_NAMES.get(int(t))), strict=True))
         for name, one in measured.items()
         for i, (d, t) in enumerate(zip(one.dab, types[name], strict=True), 1)
     ]
-    write_table(folder / "intensity.csv", nuclei, _COLUMNS)
+    merge_table(folder / "intensity.csv", nuclei, names, _COLUMNS, key="image")
     images = [
         {"image": one.name, "nuclei": len(one.dab)} | score_columns(score(types[name]), thresholds)
         for name, one in measured.items()
     ]
-    write_table(folder / "intensity_summary.csv", images, ("image",))
+    merge_table(folder / "intensity_summary.csv", images, names, ("image",), key="image")

@@ -109,12 +109,13 @@ def _share(part: int, whole: int) -> float:
     return float(part / whole) if whole else np.nan
 
 
-def earlier_rows(path: str | Path, slides: Sequence[str]) -> list[dict]:
+def earlier_rows(path: str | Path, slides: Sequence[str], key: str = "slide") -> list[dict]:
     """Return the rows that a table has of other slides, so that a run on some slides loses none of the others.
 
     Args:
         path: the table; there need be none.
         slides: names of the slides of this run.
+        key: the column that has the names.
 
     Raises:
         ValueError: the file is no such table.
@@ -126,27 +127,33 @@ def earlier_rows(path: str | Path, slides: Sequence[str]) -> list[dict]:
         with open(path, encoding="utf-8-sig", newline="") as handle:
             rows = list(csv.DictReader(handle, strict=True))
         rows = [{k: plain_cell(v or "") for k, v in row.items() if k} for row in rows]
-        return [row for row in rows if row["slide"] not in (*slides, "")]
+        return [row for row in rows if row[key] not in (*slides, "")]
     except (KeyError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: is no table of an earlier run ({error!r}); move it away") from error
 
 
 def merge_table(
-    path: Path, rows: Sequence[dict], slides: Sequence[str], first: Sequence[str], last: Sequence[str] = ()
+    path: Path,
+    rows: Sequence[dict],
+    slides: Sequence[str],
+    first: Sequence[str],
+    last: Sequence[str] = (),
+    key: str = "slide",
 ) -> None:
     """Write the rows of some slides into a table that other runs write to, too; rows of other slides stay.
 
     Args:
         path: the table; there need be none.
         rows: of the slides `slides`, as `write_table` takes them; so `first` and `last`.
+        key: the column that has the names of the slides.
 
     Raises:
         ValueError: the file is no such table.
     """
     # read and written while no other run does either
     with locked(path.with_name(f".{path.name}.lock"), wait=True):
-        both = itertools.chain(earlier_rows(path, slides), rows)
-        write_table(path, sorted(both, key=lambda row: row["slide"]), first, last)
+        both = itertools.chain(earlier_rows(path, slides, key), rows)
+        write_table(path, sorted(both, key=lambda row: row[key]), first, last)
 
 
 def write_table(path: str | Path, rows: Sequence[dict], first: Sequence[str], last: Sequence[str] = ()) -> None:
