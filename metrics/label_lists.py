@@ -51,7 +51,7 @@ def typed_centroids(content: dict[str, np.ndarray], path: Path) -> tuple[np.ndar
     try:
         for type_key, uid_key, centroid_key in LISTS:
             if type_key in content and centroid_key in content:
-                types = np.asarray(content[type_key]).astype(np.int64).ravel()
+                types = whole_numbers(content[type_key]).ravel().astype(np.int64)
                 nr_ids = np.size(content.get(uid_key, types))
                 if nr_ids != len(types):
                     raise ValueError(f"{len(types)} types in {type_key}, but {nr_ids} ids in {uid_key}")
@@ -64,7 +64,7 @@ def typed_centroids(content: dict[str, np.ndarray], path: Path) -> tuple[np.ndar
             if type_key in content:
                 uids, types = types_by_id(content, ids, type_key, uid_key)
                 order = np.argsort(uids)
-                return centroids, types.astype(np.int64)[order][np.searchsorted(uids[order], ids)]
+                return centroids, whole_numbers(types).astype(np.int64)[order][np.searchsorted(uids[order], ids)]
         if "inst_centroid" in content:  # of an untyped network
             nr = np.size(content.get("inst_uid", ids))
             centroids = check_points(content["inst_centroid"], "inst_centroid", nr)

@@ -76,6 +76,7 @@ def rectangle(corners: np.ndarray) -> np.ndarray:
 
 
 def area(ring: np.ndarray) -> float:
-    """Return the area of an (N, 2) ring, px^2 (shoelace formula)."""
-    x, y = (ring - ring.mean(axis=0)).T
-    return abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
+    """Return the area of an (N, 2) ring, px^2 (shoelace formula); NaN where it leaves all numbers."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        x, y = (ring - ring.mean(axis=0)).T
+        return abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2

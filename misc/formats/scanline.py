@@ -1,4 +1,8 @@
-"""Filling rings row by row: the cost goes with the points and the filled pixels, not with their product."""
+"""Filling rings row by row: the cost goes with the points and the filled pixels, not with their product.
+
+scikit-image tests every pixel of the box against every edge. OpenCV rounds corners to pixel centres, or draws thick
+edges: neither gives the pixels whose centre lies in or on the ring.
+"""
 
 from __future__ import annotations
 

@@ -246,6 +246,25 @@ def test_xml_that_is_not_understood_makes_no_label_map(folder, capsys):
         assert not (folder / "output" / "x.mat").exists()
 
 
+def test_elements_that_are_not_known_beside_regions_are_no_fault(folder):
+    text = imagescope(("a", [(10, 10, 20, 0)])).replace("<Plots/>", "<Plots/><Reviewer/>")
+    text = text.replace("</Vertices>", "</Vertices><Score/>").replace("<Regions>", "<Regions><Header/>")
+    (folder / "annotation" / "x.xml").write_text(text)
+    assert call(folder, "--untyped") == 0
+    assert areas(folder) == [21**2]
+
+
+def test_tables_of_intensities_keep_the_rows_of_other_runs(folder):
+    write_rgb(folder / "image" / "y.png", np.full((200, 200, 3), 200, np.uint8))
+    for name in ("x", "y"):
+        (folder / "annotation" / f"{name}.geojson").write_text(json.dumps([feature(square(10, 10, 16))]))
+    for name in ("y", "x"):  # each has the other's annotation without a partner
+        assert call(folder, "--intensity", f"--pattern={name}.png") == 1
+    for table in ("intensity.csv", "intensity_summary.csv"):
+        rows = (folder / "output" / table).read_text().splitlines()
+        assert [row.split(",")[0] for row in rows] == ["image", "x", "y"]
+
+
 def test_one_bad_file_does_not_end_the_batch(folder, capsys, monkeypatch):
     """A picture that declares 200,000 px, gigabytes of gzip, and a type that no label map holds."""
     from struct import pack
@@ -271,6 +290,15 @@ def test_one_bad_file_does_not_end_the_batch(folder, capsys, monkeypatch):
     assert "failed: packed.png: " in printed.err
     assert "more text than 5 MB" in printed.err
     assert "1 nuclei in 1 label maps" in printed.out
-    (folder / "types.json").write_text('{"3000000000": ["x", [1, 2, 3]]}')
-    assert call(folder, f"--type_info_path={folder / 'types.json'}") == 1
-    assert "type ids are 0 to 2147483647" in capsys.readouterr().err
+    for option, text, said in (
+        ("type_info_path", '{"3000000000": ["x", [1, 2, 3]]}', "type ids are 0 to 2147483647"),
+        ("type_info_path", "[" * 100_000, 'expected {"1":'),
+        ("type_info_path", '{"1": ["x", [1e999, 2, 3]]}', 'expected {"1":'),
+        ("mapping", '{"x": 3000000000}', "3000000000 is no type id"),
+        ("mapping", "[" * 100_000, "expected {"),
+    ):
+        (folder / "option.json").write_text(text)
+        assert call(folder, f"--{option}={folder / 'option.json'}") == 1
+        error = capsys.readouterr().err
+        assert said in error
+        assert error.count("\n") == 1
