@@ -7,13 +7,15 @@ Usage:
 Options:
   -h --help                Show this text.
   --image_dir=<dir>        Folder with the images (the whole picture or tile that was annotated).
-  --annotation_dir=<dir>   Folder with the contours: Sedeen .session.xml, QuPath .geojson, ASAP or ImageScope .xml. An
-                           annotation belongs to the image of the same name, or to the one that it names.
+  --annotation_dir=<dir>   Folder with the contours: Sedeen .session.xml, QuPath .geojson, ASAP, ImageScope or HALO
+                           .xml. An annotation belongs to the image of the same name (a.geojson or a.png.geojson to
+                           a.png), or to the one that it names.
   --output_dir=<dir>       Where <image>.mat goes: inst_map, type_map, inst_type, inst_centroid.
   --type_info_path=<file>  type_info.json: names and colours of the types, as used in the annotation. Left out: the pens
                            of the seed's lab, 1 negative red, 2 weak blue, 3 moderate purple, 4 strong green; its
                            outline of the tumour bed, cyan, is left out.
-  --mapping=<file>         JSON {"class name or #rrggbb": type, ...} on top of that; null leaves contours out.
+  --mapping=<file>         JSON {"class name or #rrggbb": type, ...} on top of that, types by name or number; null
+                           leaves contours out, "unclassified" is what has no class.
   --untyped                All contours are nuclei of type 1, whatever their class or colour.
   --scale=<f>              Multiply the contours' coordinates: 0.5 for images halved after annotation. [default: 1]
   --intensity              Types from the staining instead: 1 negative, 2 weak, 3 moderate, 4 strong by the mean DAB
@@ -26,6 +28,10 @@ Options:
   --keep_negative          What is annotated as type 1 stays negative; all others are positive, weak at least.
   --pattern=<glob>         Which files of image_dir are images. [default: *]
   --overwrite              Make anew what is there.
+
+Of QuPath's objects the type decides: where a file holds detections or cells, annotations are regions; in a file of
+annotations alone an unclassified one that contains others is. What is no nucleus is counted and said. The exit code is
+1 where an image failed, or an image or an annotation has no partner.
 """
 
 from __future__ import annotations
@@ -41,12 +47,16 @@ from docopt import docopt
 if TYPE_CHECKING:
     import numpy as np
 
-    from misc.formats.annotations import Annotations, TypeMapping
+    from misc.formats.contours import Annotations
     from misc.formats.masks import LabelMask
+    from misc.formats.type_mapping import TypeMapping
+    from misc.type_info import TypeInfo
 
 
 # Files that may hold contours; what they are is told by their content.
 ANNOTATION_SUFFIXES = (".xml", ".geojson", ".json", ".gz")
+# Names of a folder that an error lists.
+LISTED = 3
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,7 @@ class Options:
     overwrite: bool
     scale: float
     mapping: TypeMapping | None  # None: untyped
+    names: TypeInfo  # what the types are called
     unknown: int | None  # type of what the mapping does not know; None: an error
     thresholds: tuple[float, float, float] | None  # None: no intensity
     kmeans: bool
@@ -85,23 +96,11 @@ class Report:
     made: int = 0
 
 
-@dataclass(frozen=True)
-class Measured:
-    """An image with --intensity: its nuclei, their DAB densities (N,), and whether its label map is kept."""
-
-    stem: str
-    mask: LabelMask
-    dab: np.ndarray
-    kept: bool
-
-
 def main(argv: list[str] | None = None) -> int:
+    from misc.batch import run_script
+
     args = docopt(__doc__, argv=argv)
-    try:
-        return run(read_options(args))
-    except (ValueError, OSError) as error:
-        print(f"GenerateMasks.py: {error}", file=sys.stderr)
-        return 1
+    return run_script("GenerateMasks.py", lambda: run(read_options(args)))
 
 
 def read_options(args: dict) -> Options:
@@ -121,6 +120,7 @@ def read_options(args: dict) -> Options:
         raise ValueError(f"--scale takes a number and --thresholds three that rise: {error}") from error
     if not 0 < scale < float("inf"):
         raise ValueError(f"--scale must be positive, got {args['--scale']}")
+    mapping, names = read_types(args)
     return Options(
         image_dir=Path(args["--image_dir"]),
         annotation_dir=Path(args["--annotation_dir"]),
@@ -128,7 +128,8 @@ def read_options(args: dict) -> Options:
         pattern=args["--pattern"],
         overwrite=args["--overwrite"],
         scale=scale,
-        mapping=read_mapping(args),
+        mapping=mapping,
+        names=names,
         unknown=1 if args["--intensity"] and not args["--keep_negative"] else None,
         thresholds=thresholds if args["--intensity"] else None,
         kmeans=args["--kmeans"],
@@ -136,29 +137,35 @@ def read_options(args: dict) -> Options:
     )
 
 
-def read_mapping(args: dict) -> TypeMapping | None:
-    """Return what classes and colours mean; `None` with --untyped.
+def read_types(args: dict) -> tuple[TypeMapping | None, TypeInfo]:
+    """Return what classes and colours mean, `None` with --untyped, and what the types are called.
 
     Raises:
         ValueError, FileNotFoundError: a file is not as it should be, or an option has no effect.
     """
-    from misc.formats.annotations import TypeMapping
-    from misc.type_info import load_type_info
+    from misc.formats.sedeen import LAB_TYPES
+    from misc.formats.type_mapping import TypeMapping
+    from misc.type_info import UNTYPED, load_type_info
 
     if args["--untyped"]:
         for option in ("--mapping", "--type_info_path", "--keep_negative"):
             if args[option]:
                 raise ValueError(f"{option} has no effect with --untyped, which takes all contours alike")
-        return None
+        return None, LAB_TYPES if args["--intensity"] else {1: UNTYPED}
     path = args["--type_info_path"]
     type_info = load_type_info(path) if path else None
     mapping = TypeMapping.of_lab() if type_info is None else TypeMapping.of_type_info(type_info)
-    return mapping | TypeMapping.read(args["--mapping"], type_info) if args["--mapping"] else mapping
+    if args["--mapping"]:
+        mapping |= TypeMapping.read(args["--mapping"], type_info, type_info or LAB_TYPES)
+    return mapping, LAB_TYPES if args["--intensity"] or type_info is None else type_info
 
 
 def run(options: Options) -> int:
     """Make all label maps, and say what was found."""
     from tqdm import tqdm
+
+    from misc.batch import recorded
+    from misc.ihc.label_scores import Measured, grade
 
     pairs, unpaired, broken = pair_files(options)
     report = Report(unpaired=unpaired, failed=broken)
@@ -172,22 +179,23 @@ def run(options: Options) -> int:
     options.output_dir.mkdir(parents=True, exist_ok=True)
     measured: dict[str, Measured] = {}
     for image, annotation in tqdm(pairs, desc="painting", unit="image", disable=None):
-        kept = image.name in report.skipped
+        kept, target = image.name in report.skipped, label_path(image, options)
         if kept and options.thresholds is None:
             continue
-        try:
+        with recorded(report.failed, image.name):
             mask, dab = paint(image, annotation, options, Report() if kept else report)
             if dab is None:
-                mask.save(label_path(image, options))
+                mask.save(target, options.names if options.mapping else None)
                 count(mask, report)
             else:
-                measured[image.name] = Measured(label_path(image, options).stem, mask, dab, kept)
-        except (ValueError, OSError) as error:
-            report.failed[image.name] = str(error)
+                measured[image.name] = Measured(target, mask, dab, kept)
     if measured:
-        save_intensities(measured, options, report)
+        written, failed = grade(measured, options.thresholds, options.kmeans, options.keep_negative)
+        report.failed |= failed
+        for mask in written.values():
+            count(mask, report)
     print_report(report, options)
-    return 1 if report.failed else 0
+    return 1 if report.failed or report.unpaired else 0
 
 
 def label_path(image: Path, options: Options) -> Path:
@@ -204,6 +212,7 @@ def pair_files(options: Options) -> tuple[list[tuple[Path, Path]], list[str], di
         FileNotFoundError, ValueError: a folder is missing, or two files have one stem, or nothing pairs.
     """
     from dataloader.extraction import ROIS_TABLE
+    from misc.batch import recorded
     from misc.files import check_unique_stems, full_stem, list_files
     from misc.formats.annotations import read_annotations
 
@@ -213,15 +222,21 @@ def pair_files(options: Options) -> tuple[list[tuple[Path, Path]], list[str], di
     check_unique_stems(images)
     check_unique_stems(annotations)
     by_stem = {full_stem(path): path for path in annotations}
-    pairs = {image: by_stem.pop(full_stem(image)) for image in images if full_stem(image) in by_stem}
+    pairs: dict[Path, Path] = {}
+    for image in images:
+        own = [by_stem.pop(name) for name in dict.fromkeys((full_stem(image), image.name)) if name in by_stem]
+        if len(own) > 1:
+            raise ValueError(f"{image.name} has two annotations, {own[0].name} and {own[1].name}; move one away")
+        if own:
+            pairs[image] = own[0]
     broken: dict[str, str] = {}
     for stem, annotation in list(by_stem.items()):
         # a session may be called anything: it says which image it belongs to
-        try:
+        named = ""
+        with recorded(broken, annotation.name):
             named = read_annotations(annotation).image_name
-        except ValueError as error:
-            broken[by_stem.pop(stem).name] = str(error)
-            continue
+        if annotation.name in broken:
+            del by_stem[stem]
         for image in images:
             if image not in pairs and named and full_stem(image) in (full_stem(named), named):
                 pairs[image] = by_stem.pop(stem)
@@ -230,9 +245,15 @@ def pair_files(options: Options) -> tuple[list[tuple[Path, Path]], list[str], di
     if not pairs:
         reasons = "".join(f"; {reason}" for reason in broken.values())
         raise ValueError(
-            f"no annotation in {options.annotation_dir} belongs to an image in {options.image_dir}{reasons}"
+            f"no annotation in {options.annotation_dir} ({some(annotations)}) belongs to an image in "
+            f"{options.image_dir} ({some(images)}){reasons}"
         )
     return list(pairs.items()), alone, broken
+
+
+def some(paths: list[Path]) -> str:
+    """Return the first names of a folder."""
+    return ", ".join([path.name for path in paths[:LISTED]] + ["..."] * (len(paths) > LISTED)) or "no such file"
 
 
 def paint(image: Path, annotation: Path, options: Options, report: Report) -> tuple[LabelMask, np.ndarray | None]:
@@ -241,12 +262,18 @@ def paint(image: Path, annotation: Path, options: Options, report: Report) -> tu
     from misc.formats.annotations import read_annotations
     from misc.formats.masks import paint_contours
     from misc.ihc.scores import nuclear_dab
+    from misc.slides.image import open_image
 
     found = read_annotations(annotation)
+    try:
+        found.check_understood()
+    except ValueError as error:
+        raise ValueError(f"{annotation}: {error}") from error
     rgb = None if options.thresholds is None else read_image(image)
     shape = probe_size(image) if rgb is None else rgb.shape[:2]
-    if shape is None:
-        raise ValueError("is no image that can be read")
+    if shape is None:  # a slide, perhaps
+        slide = open_image(image)
+        shape = slide.height, slide.width
     contours, types = choose(found, options)
     mask = paint_contours(contours, types, shape)
     report.others += found.others
@@ -263,96 +290,12 @@ def paint(image: Path, annotation: Path, options: Options, report: Report) -> tu
 
 def choose(found: Annotations, options: Options) -> tuple[list, list[int]]:
     """Return the contours to paint, scaled, and their types."""
-    from dataclasses import replace
-
     types = [1] * len(found.contours)
     if options.mapping is not None:
         types = options.mapping.types_of(found.contours, options.unknown)
-    scaled = [
-        replace(contour, rings=[(ring + 0.5) * options.scale - 0.5 for ring in contour.rings])
-        if options.scale != 1
-        else contour
-        for contour in found.contours
-    ]
-    kept = [(contour, type_id) for contour, type_id in zip(scaled, types, strict=True) if type_id is not None]
-    return [contour for contour, _ in kept], [type_id for _, type_id in kept]
-
-
-def save_intensities(measured: dict[str, Measured], options: Options, report: Report) -> None:
-    """Classify every nucleus by its staining, and write label maps, tables and histogram.
-
-    Raises:
-        ValueError: k-means has too few positive nuclei.
-    """
-    from dataclasses import replace
-
-    import numpy as np
-
-    from misc.ihc import plots
-    from misc.ihc.scores import NEGATIVE, classify, score
-
-    negative = {n: one.mask.types == NEGATIVE if options.keep_negative else None for n, one in measured.items()}
-    thresholds = find_thresholds(measured, negative, options) if options.kmeans else options.thresholds
-    types = {n: classify(one.dab, thresholds, negative[n]) for n, one in measured.items()}
-    for name, one in measured.items():
-        target = options.output_dir / f"{one.stem}.mat"
-        if one.kept:
-            check_kept(target, name, types[name], report)
-            continue
-        mask = replace(one.mask, types=types[name])
-        mask.save(target)
-        count(mask, report)
-    write_intensity_tables(measured, types, thresholds, options.output_dir)
-    scored = score(np.concatenate(list(types.values())))
-    title = f"{len(measured)} images"
-    figure = plots.dab_histogram(np.concatenate([one.dab for one in measured.values()]), thresholds, scored, title)
-    plots.save(figure, options.output_dir / "intensity.png")
-    print(f"{title}: {plots.describe(scored)}")
-
-
-def find_thresholds(measured: dict[str, Measured], negative: dict, options: Options) -> tuple[float, float, float]:
-    """Find the limits between weak, moderate and strong on the positive nuclei of all images, and say them."""
-    from misc.ihc.scores import cohort_thresholds
-
-    positive = [one.dab if negative[n] is None else one.dab[~negative[n]] for n, one in measured.items()]
-    thresholds = cohort_thresholds(positive, None if options.keep_negative else options.thresholds[0])
-    limits = ", ".join(f"{t:.3f}" for t in thresholds)
-    print(f"k-means of {len(measured)} images: weak, moderate, strong from {limits}")
-    return thresholds
-
-
-def check_kept(target: Path, name: str, types: np.ndarray, report: Report) -> None:
-    """Report a label map that is kept although it says something else than the tables that are made anew."""
-    import numpy as np
-    import scipy.io
-
-    try:
-        same = np.array_equal(scipy.io.loadmat(target)["inst_type"].ravel(), types)
-    except (ValueError, KeyError, TypeError, NotImplementedError, OSError):
-        same = False
-    if not same:
-        report.failed[name] = f"{target} has other types than these annotations and options give; give --overwrite"
-
-
-def write_intensity_tables(
-    measured: dict[str, Measured], types: dict[str, np.ndarray], thresholds: tuple, folder: Path
-) -> None:
-    """Write intensity.csv, a row a nucleus, and intensity_summary.csv, a row an image."""
-    from misc.ihc.scores import CLASS_NAMES, score
-    from misc.ihc.tables import score_columns, write_table
-
-    columns = ("image", "nucleus", "dab_od", "type", "class")
-    nuclei = [
-        dict(zip(columns, (one.stem, i, round(float(d), 4), int(t), CLASS_NAMES.get(int(t))), strict=True))
-        for name, one in measured.items()
-        for i, (d, t) in enumerate(zip(one.dab, types[name], strict=True), 1)
-    ]
-    write_table(folder / "intensity.csv", nuclei, columns)
-    images = [
-        {"image": one.stem, "nuclei": len(one.dab)} | score_columns(score(types[name]), thresholds)
-        for name, one in measured.items()
-    ]
-    write_table(folder / "intensity_summary.csv", images, ("image",))
+    kept = [(contour, type_id) for contour, type_id in zip(found.contours, types, strict=True) if type_id is not None]
+    scaled = [contour if options.scale == 1 else contour.scaled(options.scale) for contour, _ in kept]
+    return scaled, [type_id for _, type_id in kept]
 
 
 def count(mask: LabelMask, report: Report) -> None:
@@ -362,9 +305,12 @@ def count(mask: LabelMask, report: Report) -> None:
 
 def print_report(report: Report, options: Options) -> None:
     """Say what was painted, what lies under what, and what was left out."""
+    from misc.batch import print_failed
+    from misc.type_info import type_name
+
     print("type   nuclei")
     for type_id, number in sorted(report.nuclei.items()):
-        print(f"{type_id:4d} {number:8d}")
+        print(f"{type_id:4d} {number:8d}  {type_name(type_id, options.names)}")
     print(
         f"{report.hidden_px} px hidden under smaller nuclei, {report.buried} contours wholly hidden, "
         f"{report.clipped} cut at the edge of the image, {report.outside} outside of it, "
@@ -377,8 +323,7 @@ def print_report(report: Report, options: Options) -> None:
         print(f"images without a nucleus: {', '.join(report.empty)}")
     if report.unpaired:
         print(f"without a partner: {', '.join(report.unpaired)}")
-    for name, reason in report.failed.items():
-        print(f"failed: {name}: {reason}", file=sys.stderr)
+    print_failed("GenerateMasks.py", report.failed)
     print(
         f"{sum(report.nuclei.values())} nuclei in {report.made} label maps, {len(report.skipped)} there already "
         f"(--overwrite makes them anew), {len(report.failed)} failed; in {options.output_dir}"

@@ -26,23 +26,26 @@ from docopt import docopt
 
 
 def main() -> int:
+    from misc.batch import run_script
+
     args = docopt(__doc__)
+    return run_script("convert_chkpt_tf2pytorch.py", lambda: convert(args))
+
+
+def convert(args: dict) -> int:
+    """Read the checkpoint, write it as ours, and say what it is."""
     from models.hovernet.checkpoint import build_model, load_checkpoint, save_weights
 
     target = Path(args["--pt_path"])
-    try:
-        if target.exists() and not args["--overwrite"]:
-            raise ValueError(f"{target} exists; name another file or add --overwrite")
-        checkpoint = load_checkpoint(args["--tf_path"])
-        meta = checkpoint.meta | (read_meta(args["--meta"]) if args["--meta"] else {})
-        weights = build_model(checkpoint).state_dict()
-        if args["--half"]:
-            weights = {name: v.half() if v.is_floating_point() else v for name, v in weights.items()}
-        target.parent.mkdir(parents=True, exist_ok=True)
-        save_weights(target, weights, meta)
-    except (ValueError, OSError) as error:
-        print(f"convert_chkpt_tf2pytorch.py: {error}", file=sys.stderr)
-        return 1
+    if target.exists() and not args["--overwrite"]:
+        raise ValueError(f"{target} exists; name another file or add --overwrite")
+    checkpoint = load_checkpoint(args["--tf_path"])
+    meta = checkpoint.meta | (read_meta(args["--meta"]) if args["--meta"] else {})
+    weights = build_model(checkpoint).state_dict()
+    if args["--half"]:
+        weights = {name: v.half() if v.is_floating_point() else v for name, v in weights.items()}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    save_weights(target, weights, meta)
     print(
         f"{target}: {checkpoint.family} -> {checkpoint.mode}, {checkpoint.nr_types or 0} types, "
         f"width {checkpoint.width:g}, {len(checkpoint.state_dict)} tensors"

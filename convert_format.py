@@ -93,15 +93,10 @@ def to_qupath(file_path, nuc_pos_list, nuc_type_list, type_info_dict) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
+    from misc.batch import run_script
+
     args = docopt(__doc__, argv)
-    try:
-        options = parse(args)
-        files = find_inputs(options)
-        options.output_dir.mkdir(parents=True, exist_ok=True)
-    except (ValueError, OSError) as error:
-        print(f"convert_format.py: {error}", file=sys.stderr)
-        return 1
-    return convert_all(files, options)
+    return run_script("convert_format.py", lambda: convert_all(parse(args)))
 
 
 def parse(args: dict) -> Options:
@@ -156,13 +151,16 @@ def find_inputs(options: Options) -> list[Path]:
     return files
 
 
-def convert_all(files: list[Path], options: Options) -> int:
+def convert_all(options: Options) -> int:
     """Convert one file after the other; what fails is reported, the others are done."""
     from tqdm import tqdm
 
+    from misc.batch import print_failed, recorded
     from misc.files import full_stem
 
-    start, done, skipped, total, left_out, failed = time.perf_counter(), 0, 0, 0, 0, []
+    files = find_inputs(options)
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    start, done, skipped, total, left_out, failed = time.perf_counter(), 0, 0, 0, 0, {}
     with tqdm(unit=" nuclei", unit_scale=True, disable=None) as bar:
         for path in files:
             targets = [options.output_dir / f"{full_stem(path)}{suffix}" for suffix in options.suffixes]
@@ -171,13 +169,10 @@ def convert_all(files: list[Path], options: Options) -> int:
             if not targets:
                 skipped += 1
                 continue
-            try:
+            with recorded(failed, str(path)):
                 nuclei, without_outline = convert(path, targets, options, bar.update)
                 done, total, left_out = done + 1, total + nuclei, left_out + without_outline
-            except (ValueError, OSError) as error:
-                failed.append(str(error) if str(path) in str(error) else f"{path}: {error}")
-    for reason in failed:
-        print(f"convert_format.py: failed: {reason}", file=sys.stderr)
+    print_failed("convert_format.py", failed)
     if left_out:
         print(f"{left_out} nuclei with fewer than three contour points have no outline and were left out")
     print(

@@ -13,8 +13,9 @@ import numpy as np
 import scipy.io
 
 from infer.images import read_image
-from metrics.folders import MERGES
+from metrics.type_maps import MERGES
 from misc.files import atomic_path
+from misc.formats.labels import keys_of, read_label, types_by_id
 
 
 class Dataset:
@@ -49,7 +50,7 @@ class Dataset:
         Raises:
             ValueError: the file cannot be read, or lacks what is asked for.
         """
-        content = read_mat(path)
+        content = read_label(path)
         inst_map = _whole_numbers(content, "inst_map")
         if not with_type:
             return inst_map[..., None]
@@ -70,18 +71,12 @@ class Dataset:
             return type_map
         if self.type_key not in content:
             raise ValueError(
-                f"has neither type_map nor {self.type_key}, so no types; use --no_type. It holds {_names(content)}"
+                f"has neither type_map nor {self.type_key}, so no types; use --no_type. It holds {keys_of(content)}"
             )
-        types = np.asarray(content[self.type_key]).ravel()
         ids = np.unique(inst_map[inst_map > 0])
-        uids = np.asarray(content[self.uid_key]).ravel() if self.uid_key in content else ids
-        if len(uids) != len(types):
-            raise ValueError(f"has {len(types)} types in {self.type_key} for {len(uids)} instances")
-        unknown = np.setdiff1d(ids, uids)
-        if len(unknown):
-            raise ValueError(f"has no type for instance {unknown[0]} ({len(unknown)} such)")
+        uids, types = types_by_id(content, ids, self.type_key, self.uid_key)
         table = np.zeros(max(int(inst_map.max(initial=0)), int(uids.max(initial=0))) + 1, np.int32)
-        table[uids.astype(np.int64)] = types
+        table[uids] = types
         return table[inst_map]
 
 
@@ -236,26 +231,10 @@ def get_dataset(name: str) -> Dataset:
     return DATASETS[name.lower()]()
 
 
-def read_mat(path: str | Path) -> dict:
-    """Read a MATLAB v5 file.
-
-    Raises:
-        FileNotFoundError, ValueError: there is none, or it cannot be read.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no such label: {path}")
-    try:
-        return scipy.io.loadmat(path)
-    except NotImplementedError as error:
-        raise ValueError("is a MATLAB v7.3 file; save it with `save -v7`") from error
-    except Exception as error:  # a damaged file can make scipy raise almost anything
-        raise ValueError(f"is no readable .mat file ({error})") from error
-
-
 def _whole_numbers(content: dict, key: str) -> np.ndarray:
     """Return a map of the file, (H, W) int32; MATLAB users often save whole numbers as double."""
     if key not in content:
-        raise ValueError(f"has no {key}; it holds {_names(content)}")
+        raise ValueError(f"has no {key}; it holds {keys_of(content)}")
     values = np.asarray(content[key])
     if values.ndim != 2 or values.dtype.kind not in "biuf":
         raise ValueError(f"{key} has shape {values.shape} and type {values.dtype}; (H, W) of numbers is needed")
@@ -263,10 +242,6 @@ def _whole_numbers(content: dict, key: str) -> np.ndarray:
     if not np.array_equal(result, values) or result.min(initial=0) < 0:
         raise ValueError(f"{key} holds numbers that are no ids (negative or fractional)")
     return result
-
-
-def _names(content: dict) -> str:
-    return ", ".join(sorted(key for key in content if not key.startswith("__"))) or "nothing"
 
 
 def _open_npy(path: str | Path) -> np.ndarray:

@@ -89,18 +89,21 @@ class Options:
 
 
 def main(argv: list[str] | None = None) -> int:
+    from misc.batch import run_script
+
     args = docopt(__doc__, argv)
-    try:
-        if args["--check"]:
-            return check(args)
-        if args["unpack"]:
-            return unpack(args)
-        if args["rois"]:
-            return rois(args)
-        return extract(parse(args))
-    except (ValueError, OSError) as error:
-        print(f"extract_patches.py: {error}", file=sys.stderr)
-        return 1
+    return run_script("extract_patches.py", lambda: run(args))
+
+
+def run(args: dict) -> int:
+    """Do what the command asks for."""
+    if args["--check"]:
+        return check(args)
+    if args["unpack"]:
+        return unpack(args)
+    if args["rois"]:
+        return rois(args)
+    return extract(parse(args))
 
 
 def parse(args: dict) -> Options:
@@ -249,13 +252,13 @@ def unpack(args: dict) -> int:
 
 def rois(args: dict) -> int:
     """Crop fields out of the slides of a folder; slides that fail are reported, the others are done."""
-    import csv
     import io
 
     from tqdm import tqdm
 
     from dataloader.extraction import ROIS_TABLE
-    from misc.files import check_unique_stems, list_files, write_atomic
+    from misc.batch import recorded
+    from misc.files import CsvWriter, check_unique_stems, list_files, write_atomic
     from misc.slides.rois import extract_rois
     from misc.slides.sources import is_slide
 
@@ -273,12 +276,10 @@ def rois(args: dict) -> int:
     out_dir.mkdir(parents=True, exist_ok=True)
     found, failed = [], {}
     for path in tqdm(slides, unit=" slides", disable=None):
-        try:
+        with recorded(failed, path.name):
             found += extract_rois(path, out_dir, size, count, mpp, seed)
-        except (ValueError, OSError) as error:
-            failed[path.name] = error
     text = io.StringIO(newline="")
-    rows = csv.writer(text)
+    rows = CsvWriter(text)
     rows.writerow(["slide", "file", "x_level0_px", "y_level0_px", "size_px", "mpp_um"])
     rows.writerows([roi.slide, Path(roi.file).name, roi.x, roi.y, size, roi.mpp] for roi in found)
     write_atomic(table, text.getvalue())

@@ -11,8 +11,11 @@ Options:
   --wsi_dir=<path>          Folder with the slides (or images) of the same names. Without it: no overlays, and the
                             size of a slide is what its JSON says, or else what holds all of its nuclei.
   --tile_size=<px>          Side of the square bins in which nuclei are counted, level-0 px. [default: 50]
-  --positive_types=<list>   Types that are positive. `all`: every nucleus; `dab`: by DAB density (needs --score).
-                            Nuclei without types are all counted, with --score by DAB density. [default: 2,3,4]
+  --positive_types=<list>   Types that are positive, by name or number: Positive or 2,3,4. `all`: every nucleus; `dab`:
+                            by DAB density (needs --score). Left out: every type whose name says positive, weak,
+                            moderate or strong; in files that name no types, the lab's 2 weak, 3 moderate, 4 strong.
+                            Nuclei without types are all counted, with --score by DAB density.
+  --type_info_path=<path>   JSON with the names of the types. Left out: what the JSON says.
   --top_k=<n>               Most hot spots of a slide. [default: 5]
   --hotspot_size=<px>       Side of a hot spot, level-0 px, rounded to whole bins. [default: 1000]
   --hotspot_um=<um>         The same in micrometres, instead of --hotspot_size.
@@ -120,17 +123,21 @@ def create_xml(base_name, h, w, bounding_box, output_dir, image_name=None, pixel
 
 
 def main(argv: list[str] | None = None) -> int:
-    args, start = docopt(__doc__, argv), time.perf_counter()
+    from misc.batch import run_script
+
+    args = docopt(__doc__, argv)
+    return run_script("plot_heat_map.py", lambda: map_all(args))
+
+
+def map_all(args: dict) -> int:
+    """Check the options, map the slides, and say what came of it."""
+    from misc.batch import print_failed
     from misc.ihc.run import run
 
-    try:
-        options = parse(args)
-        report = run(options)
-    except (ValueError, OSError) as error:
-        print(f"plot_heat_map.py: {error}", file=sys.stderr)
-        return 1
-    for name, reason in report.failed:
-        print(f"plot_heat_map.py: failed: {reason if name in reason else f'{name}: {reason}'}", file=sys.stderr)
+    start = time.perf_counter()
+    options = parse(args)
+    report = run(options)
+    print_failed("plot_heat_map.py", report.failed)
     if report.kept:
         print(f"{len(report.kept)} pictures and sessions were there already and are kept; --overwrite redoes them")
     good = [row for row in report.summary if not row["failed"]]
@@ -145,15 +152,17 @@ def main(argv: list[str] | None = None) -> int:
 def parse(args: dict) -> Options:
     """Turn docopt's strings into values and check their combinations, before any work."""
     from misc.ihc.run import Options
+    from misc.type_info import load_type_info, split_types
 
-    positive = args["--positive_types"].strip()
+    positive, type_info = (args["--positive_types"] or "").strip(), args["--type_info_path"]
     return check(
         Options(
             json_dir=Path(args["--json_dir"]),
             output_dir=Path(args["--output_dir"]),
             wsi_dir=Path(args["--wsi_dir"]) if args["--wsi_dir"] else None,
             tile_size=_number(args, "--tile_size", int),
-            positive_types=positive if positive in ("all", "dab") else tuple(_list(args, "--positive_types", int)),
+            positive_types=positive if positive in ("all", "dab") else split_types(positive) or None,
+            type_info=load_type_info(type_info) if type_info else None,
             top_k=_number(args, "--top_k", int),
             hotspot_size=_number(args, "--hotspot_size", float),
             hotspot_um=_number(args, "--hotspot_um", float),

@@ -13,6 +13,7 @@ import numpy as np
 import scipy.io
 
 from misc.files import atomic_path
+from misc.formats.labels import prediction_keys
 from misc.formats.nuclei_json import read_json, write_json
 from misc.formats.qupath import qupath_xy, to_qupath, write_geojson
 from misc.nuclei import Nuclei
@@ -103,7 +104,7 @@ def finish_tile(job: TileJob) -> TileResult:
     overlay = _draw_overlay(job.image, nuclei, spec)
     save_raw = spec.save_raw_map or holds_raw(paths["mat"])
     paths["json"].unlink(missing_ok=True)
-    _write_mat(paths["mat"], inst_map, nuclei, job.pred_map if save_raw else None)
+    _write_mat(paths["mat"], inst_map, nuclei, job.pred_map if save_raw else None, spec.type_info)
     _write_pictures(paths, paths.keys(), overlay, nuclei, spec)
     height, width = job.image.shape[:2]
     slide = {"name": job.file_name, "width": width, "height": height, "scale": 1.0, "mpp": spec.header.get("mpp")}
@@ -163,11 +164,12 @@ def _enlarge(pred_map: np.ndarray, shape_yx: tuple[int, int], nr_types: int | No
     return np.dstack([types, resize(np.ascontiguousarray(pred_map[..., 1:]), shape_yx)])
 
 
-def _write_mat(path: Path, inst_map: np.ndarray, nuclei: Nuclei, raw: np.ndarray | None) -> None:
+def _write_mat(path: Path, inst_map: np.ndarray, nuclei: Nuclei, raw: np.ndarray | None, type_info: TypeInfo) -> None:
     content = {
         "inst_map": inst_map,
         "inst_uid": nuclei.ids[:, None],
         "inst_centroid": nuclei.centroids_xy,
+        **prediction_keys(None if nuclei.types is None else type_info),
     }
     if nuclei.types is not None:
         content["inst_type"] = nuclei.types[:, None]

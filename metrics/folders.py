@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import scipy.io
 
+from misc.batch import recorded
 from misc.files import full_stem, list_files
+from misc.formats.labels import PREDICTION_KEY, says_prediction, types_of
+from misc.type_info import TypeInfo, differing_names, say_types, type_ids
 
-from .overlap import Overlap, whole_numbers
+from .label_lists import load, read_map, typed_centroids
+from .overlap import Overlap
 from .stats_utils import aji, aji_plus, get_dice_1, pair_coordinates, panoptic_quality
+from .type_maps import TypeMap, apply, read_merge, resolve
 
 # The order in which the original prints them.
 INSTANCE_SCORES = ("Dice", "AJI", "DQ", "SQ", "PQ", "AJI+")
@@ -23,10 +27,6 @@ MATCH_RADIUS_PX = 12
 TYPE_WEIGHTS = (2, 2, 1, 1)
 # Nuclei of the truth, of the prediction, and pairs of them.
 DETECTION_COUNTS = ("true nuclei", "predicted nuclei", "matched nuclei")
-# How types of a truth are merged before scoring: {new type: types of the file}. CoNSeP's seven raw types are 1 other,
-# 2 inflammatory, 3 healthy epithelial, 4 malignant epithelial, 5 fibroblast, 6 muscle, 7 endothelial; the networks
-# predict 1 miscellaneous, 2 inflammatory, 3 epithelial, 4 spindle-shaped.
-MERGES: dict[str, dict[int, tuple[int, ...]]] = {"consep": {3: (3, 4), 4: (5, 6, 7)}}
 
 
 @dataclass
@@ -36,11 +36,12 @@ class Scores:
     Attributes:
         names: images, in the order of `values`.
         values: for instances (6, N) as `INSTANCE_SCORES`, `nan` where undefined; for types (2 + K,): F1 of
-            detection, accuracy, F1 of each of `type_ids`.
-        type_ids: the K types scored.
+            detection, accuracy, F1 of each of `type_ids`; for a network without types (1,): F1 of detection.
+        type_ids: the K types scored; `type_info` has their names, where anything names them.
         each_image: (N, 2 + K) the same of each image alone, `nan` where undefined; for types only.
         counts: (N, 3) as `DETECTION_COUNTS`; for types only.
         failed: reason by image.
+        notes: what a person should know.
     """
 
     names: list[str] = field(default_factory=list)
@@ -49,6 +50,8 @@ class Scores:
     each_image: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
     counts: np.ndarray = field(default_factory=lambda: np.zeros((0, len(DETECTION_COUNTS)), np.int64))
     failed: dict[str, str] = field(default_factory=dict)
+    type_info: TypeInfo = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def mean(self) -> np.ndarray:
         """(6,) mean over the images on which a score is defined, `nan` where it is on none."""
@@ -69,6 +72,7 @@ def pair_files(pred_dir: str | Path, true_dir: str | Path, ext: str = ".mat") ->
 
     Raises:
         FileNotFoundError: a folder is missing or holds no such file.
+        ValueError: a truth says that it is a prediction.
     """
     pred, true = ({full_stem(p): p for p in list_files(folder, f"*{ext}")} for folder in (pred_dir, true_dir))
     for folder, files in ((pred_dir, pred), (true_dir, true)):
@@ -76,6 +80,11 @@ def pair_files(pred_dir: str | Path, true_dir: str | Path, ext: str = ".mat") ->
             raise FileNotFoundError(f"no *{ext} in {folder}")
     lone = {name: f"no truth in {true_dir}" for name in pred.keys() - true.keys()}
     lone |= {name: f"no prediction in {pred_dir}" for name in true.keys() - pred.keys()}
+    for name in pred.keys() & true.keys():
+        if says_prediction(true[name]):
+            raise ValueError(
+                f"{true[name]} is a prediction ({PREDICTION_KEY}), no truth; are --true_dir and --pred_dir swapped?"
+            )
     return {name: (pred[name], true[name]) for name in pred if name in true}, lone
 
 
@@ -84,11 +93,9 @@ def score_instances(pred_dir: str | Path, true_dir: str | Path, ext: str = ".mat
     pairs, failed = pair_files(pred_dir, true_dir, ext)
     scores, columns = Scores(failed=failed), []
     for name, (pred_path, true_path) in pairs.items():
-        try:
-            columns.append(instance_scores(_read_map(true_path, "inst_map"), _read_map(pred_path, "inst_map")))
-        except (ValueError, OSError) as error:
-            scores.failed[name] = str(error)
-        else:
+        with recorded(scores.failed, name):
+            true, pred = (read_map(load(path), "inst_map", path) for path in (true_path, pred_path))
+            columns.append(instance_scores(true, pred))
             scores.names.append(name)
     scores.values = np.array(columns, np.float64).reshape(-1, len(INSTANCE_SCORES)).T
     return scores
@@ -104,44 +111,105 @@ def instance_scores(true: np.ndarray, pred: np.ndarray) -> list[float]:
 def score_types(
     pred_dir: str | Path,
     true_dir: str | Path,
-    type_ids: Sequence[int] | None = None,
+    type_uids: Sequence[int | str] | None = None,
     exhaustive: bool = True,
     merge: str | None = None,
     ext: str = ".mat",
+    true_types: TypeMap | None = None,
+    pred_types: TypeMap | None = None,
+    type_info: TypeInfo | None = None,
 ) -> Scores:
     """Score detection and classification over two folders, all nuclei of all images together.
 
     Where an image holds no nucleus, the original makes up one of type 0 at (0, 0); here it has none.
 
     Args:
-        type_ids: types to score; those of the truth when left out.
+        type_uids: types to score, by name or number; those of the truth when left out.
         exhaustive: every nucleus of the truth has a type; otherwise type -1 is "not looked at" and not held
             against the prediction.
-        merge: name of an entry of `MERGES`, applied to the truth.
+        merge: name of an entry of `MERGES`, or a JSON file, applied to the truth.
+        true_types, pred_types: what types of the truth and of the prediction are scored as.
+        type_info: names of the types; what the files say when left out.
 
     Raises:
-        ValueError: unknown `merge`.
+        ValueError: unknown `merge`, or a name that no type has.
     """
-    if merge is not None and merge not in MERGES:
-        raise ValueError(f"unknown merge `{merge}`; there is {', '.join(MERGES)}")
+    changes = {"--merge": read_merge(merge)} if merge is not None else {}
+    changes |= {"--true_types": true_types} if true_types else {}
     pairs, failed = pair_files(pred_dir, true_dir, ext)
-    scores, parts = Scores(failed=failed), []
+    scores, sides = Scores(failed=failed), {}
+    names: list[TypeInfo] = [dict(type_info or {}), dict(type_info or {})]  # of truth and prediction
     for name, (pred_path, true_path) in pairs.items():
-        try:
-            parts.append(_match(_read_types(true_path), _read_types(pred_path), merge))
-        except (ValueError, OSError) as error:
-            scores.failed[name] = str(error)
-        else:
-            scores.names.append(name)
+        with recorded(scores.failed, name):
+            sides[name] = [_read_side(path, own) for path, own in zip((true_path, pred_path), names, strict=True)]
+            if sides[name][0][1] is None:
+                del sides[name]
+                raise ValueError(f"{true_path}: has no types, which --mode=type scores")
+    if _drop_untyped(sides, scores):
+        return _detection_alone(sides, scores)
+    if not (changes or pred_types):
+        scores.notes += _differing_names(*names)
+    to_true = [resolve(change, names[0], names[1], option) for option, change in changes.items()]
+    to_pred = resolve(pred_types, names[1], names[0], "--pred_types") if pred_types else {}
+    parts = []
+    for (true_xy, true_ids), (pred_xy, pred_ids) in sides.values():
+        for ids in to_true:
+            true_ids = apply(true_ids, ids)
+        parts.append(_match((true_xy, true_ids), (pred_xy, apply(pred_ids, to_pred))))
+    scores.type_info = {**names[1], **names[0]} if pred_types else {**names[0], **names[1]}
+    _fill_in(scores, list(sides), parts, exhaustive, type_uids)
+    return scores
+
+
+def _read_side(path: Path, names: TypeInfo) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return centroids and types of a file; `names` takes in what it calls its types."""
+    content = load(path)
+    for key, value in (types_of(content) or {}).items():
+        names.setdefault(key, value)
+    return typed_centroids(content, path)
+
+
+def _drop_untyped(sides: dict, scores: Scores) -> bool:
+    """Tell whether no prediction has types; where some have, those without are failures."""
+    untyped = [name for name, (_, (_, types)) in sides.items() if types is None]
+    if untyped and len(untyped) == len(sides):
+        return True
+    for name in untyped:
+        del sides[name]
+        scores.failed[name] = "its prediction has no types, those of other images have"
+    return False
+
+
+def _detection_alone(sides: dict, scores: Scores) -> Scores:
+    scores.notes.append("this network has no types: the F1 score of detection alone")
+    nothing = [_match(true, (xy, np.zeros(len(xy), np.int64))) for true, (xy, _) in sides.values()]
+    _fill_in(scores, list(sides), nothing, True, ())
+    scores.values, scores.each_image = scores.values[:1], scores.each_image[:, :1]
+    return scores
+
+
+def _differing_names(true: TypeInfo, pred: TypeInfo) -> list[str]:
+    """Say which type ids mean something else in truth and prediction."""
+    ids = differing_names(true, pred)
+    if not ids:
+        return []
+    first, second = (say_types(ids, names) for names in (true, pred))
+    return [f"WARNING: truth has the types {first}, the prediction {second}; --true_types says which are the same"]
+
+
+def _fill_in(
+    scores: Scores, names: list[str], parts: list[_Matched], exhaustive: bool, wanted: Sequence[int | str] | None
+) -> None:
+    """Score the images `names`, each and all together."""
     together = _Matched(*(np.concatenate(column) for column in zip(_Matched.nothing(), *parts, strict=True)))
     true_types = np.concatenate([together.true, together.missed])
-    scores.type_ids = sorted(set(type_ids if type_ids is not None else true_types.tolist()))
+    ids = true_types.tolist() if wanted is None else type_ids(wanted, scores.type_info, "--type_uid_list")
+    scores.names, scores.type_ids = names, sorted(set(ids))
     scores.values = _type_scores(together, scores.type_ids, exhaustive)
     each = [_type_scores(part, scores.type_ids, exhaustive) for part in parts]
     scores.each_image = np.array(each).reshape(len(parts), len(scores.values))
     counts = [(len(p.true) + len(p.missed), len(p.pred) + len(p.invented), len(p.true)) for p in parts]
     scores.counts = np.array(counts, np.int64).reshape(len(parts), len(DETECTION_COUNTS))
-    return scores
 
 
 class _Matched(NamedTuple):
@@ -157,10 +225,9 @@ class _Matched(NamedTuple):
         return cls(*[np.zeros(0, np.int64)] * len(cls._fields))
 
 
-def _match(true: tuple[np.ndarray, np.ndarray], pred: tuple[np.ndarray, np.ndarray], merge: str | None) -> _Matched:
+def _match(true: tuple[np.ndarray, np.ndarray], pred: tuple[np.ndarray, np.ndarray]) -> _Matched:
     """Pair the (N, 2) centroids, with their (N,) types, of one image."""
     (true_xy, true_types), (pred_xy, pred_types) = true, pred
-    true_types = _merged(true_types, merge)
     pairing, lone_true, lone_pred = pair_coordinates(true_xy, pred_xy, MATCH_RADIUS_PX)
     return _Matched(true_types[pairing[:, 0]], pred_types[pairing[:, 1]], true_types[lone_true], pred_types[lone_pred])
 
@@ -199,59 +266,6 @@ def _type_f1(matched_true, matched_pred, missed, invented, type_id: int, exhaust
         np.count_nonzero(missed == type_id),
     )
     return _ratio(2 * hits, 2 * hits + sum(w * n for w, n in zip(TYPE_WEIGHTS, errors, strict=True)))
-
-
-def _merged(types: np.ndarray, merge: str | None) -> np.ndarray:
-    result = types.copy()
-    for new, olds in MERGES.get(merge, {}).items():
-        result[np.isin(types, olds)] = new
-    return result
-
-
-def _read_map(path: Path, key: str) -> np.ndarray:
-    labels = _load(path, (key,))[key]
-    try:
-        return whole_numbers(labels)
-    except ValueError as error:
-        raise ValueError(f"{path}: {key}: {error}") from error
-
-
-def _load(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
-    try:
-        content = scipy.io.loadmat(path)
-    except Exception as error:  # a damaged file can make scipy raise almost anything
-        raise ValueError(f"{path}: not a readable .mat file ({error})") from error
-    missing = [key for key in keys if key not in content]
-    if missing:
-        raise ValueError(f"{path}: lacks {missing}; it holds {sorted(k for k in content if k[0] != '_')}")
-    return content
-
-
-def _read_types(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return (N, 2) centroids and (N,) types; taken from the maps where a label file has no lists."""
-    content = _load(path, ())
-    if "inst_centroid" in content and "inst_type" in content:
-        centroids = content["inst_centroid"].astype(np.float32).reshape(-1, 2)
-        types = content["inst_type"].astype(np.int64).ravel()
-        if len(centroids) != len(types):
-            raise ValueError(f"{path}: {len(centroids)} centroids but {len(types)} types")
-        return centroids, types
-    inst_map, type_map = (_read_map(path, key) for key in ("inst_map", "type_map"))
-    if type_map.shape != inst_map.shape:
-        raise ValueError(f"{path}: type_map {type_map.shape} does not fit inst_map {inst_map.shape}")
-    return _lists_from_maps(inst_map, type_map)
-
-
-def _lists_from_maps(inst_map: np.ndarray, type_map: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Centre of mass of every instance, and the type that most of its pixels have (of equal ones the lowest)."""
-    ys, xs = np.nonzero(inst_map)
-    ids, which = np.unique(inst_map[ys, xs], return_inverse=True)
-    area = np.bincount(which, minlength=len(ids))
-    centroids = np.stack([np.bincount(which, v, len(ids)) / np.maximum(area, 1) for v in (xs, ys)], axis=-1)
-    types, column = np.unique(type_map[ys, xs], return_inverse=True)  # -1 is one, where a truth is not exhaustive
-    votes = np.zeros((len(ids), len(types)), np.int64)
-    np.add.at(votes, (which, column), 1)
-    return centroids.astype(np.float32), types[votes.argmax(axis=1)] if len(ids) else types
 
 
 def _ratio(above: float, below: float) -> float:

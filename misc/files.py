@@ -7,13 +7,19 @@ renamed: a killed run leaves no half-written file that a later run takes for a f
 from __future__ import annotations
 
 import contextlib
+import csv
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 # File names that end in two suffixes which belong together; `Path.stem` would leave the first one on.
 _DOUBLE_SUFFIXES = (".session.xml", ".geojson.gz", ".ome.tiff", ".ome.tif")
+
+# A spreadsheet runs a cell that begins with one of these as a formula; behind an apostrophe it is text.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_TEXT = "'"
 
 
 def full_stem(path: str | Path) -> str:
@@ -113,3 +119,36 @@ def write_atomic(path: str | Path, data: bytes | str) -> None:
         data = data.encode("utf-8")
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
+
+
+class CsvWriter:
+    """Writes CSV rows as `csv.writer` does, with lines that end in one character and cells that no spreadsheet runs."""
+
+    def __init__(self, out: TextIO):
+        self._rows = csv.writer(out, lineterminator="\n")
+
+    def writerow(self, row: Iterable) -> None:
+        self._rows.writerow([safe_cell(value) for value in row])
+
+    def writerows(self, rows: Iterable[Iterable]) -> None:
+        self._rows.writerows([safe_cell(value) for value in row] for row in rows)
+
+
+def safe_cell(value):
+    """Return a value for a CSV file: an apostrophe goes before text that a spreadsheet would run."""
+    if isinstance(value, str) and value.startswith(_FORMULA) and not _is_number(value):
+        return _TEXT + value
+    return value
+
+
+def plain_cell(text: str) -> str:
+    """Return the text that `safe_cell` was given."""
+    return text[1:] if text.startswith(tuple(_TEXT + first for first in _FORMULA)) else text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -40,6 +40,21 @@ def available_memory() -> int:
     return min(free, limits - used) if limits is not None and used is not None else free
 
 
+def check_fits(nr_bytes: float, what: str) -> None:
+    """Refuse what memory cannot hold, before it is allocated.
+
+    Args:
+        nr_bytes: how many bytes it takes.
+        what: subject of the sentence, e.g. `an image of 9 x 9 px`.
+
+    Raises:
+        ValueError: more than is free; the line says both.
+    """
+    free = available_memory()
+    if nr_bytes > free:
+        raise ValueError(f"{what} takes {nr_bytes / 1e9:.3g} GB of memory, {free / 1e9:.3g} GB are free")
+
+
 def _first_number(paths: tuple[str, ...]) -> int | None:
     for path in paths:
         with contextlib.suppress(OSError, ValueError):

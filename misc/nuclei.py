@@ -105,7 +105,10 @@ class Nuclei:
         Points and centroids are pixel centres, so x becomes (x + 0.5) * fx - 0.5; boxes are the extent of the points.
         """
         f_xy = np.array([fx, fy], np.float64)
-        points = np.maximum(np.rint((self.points_xy + 0.5) * f_xy - 0.5).astype(np.int32), 0)
+        points = np.maximum(np.rint((self.points_xy + 0.5) * f_xy - 0.5), 0)
+        if points.max(initial=0) > np.iinfo(np.int32).max:
+            raise ValueError(f"contours multiplied by {max(fx, fy):g} leave the range of coordinates")
+        points = points.astype(np.int32)
         # a contour without points, which only files of others may hold, has no extent: its box is scaled
         boxes = np.rint(self.boxes_yx * f_xy[::-1]).astype(np.int32)
         drawn = np.diff(self.offsets) > 0

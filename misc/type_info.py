@@ -7,6 +7,8 @@ The file is the one place that says what a type is called and what colour it has
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 RGB = tuple[int, int, int]
@@ -24,6 +26,11 @@ _PALETTE: tuple[RGB, ...] = (
     (204, 60, 200),
 )
 _NO_LABEL: RGB = (0, 0, 0)
+# Type ids are int32 in label maps.
+MAX_TYPE_ID = 2**31 - 1
+# Names of stained nuclei say one of these, and do not say that they are none.
+_POSITIVE = re.compile(r"positive|weak|moderate|strong", re.IGNORECASE)
+_NOT_POSITIVE = re.compile(r"negative|\b(non|not|un)[\W_]*(positive|stained)", re.IGNORECASE)
 # Untyped nuclei: bright green, which neither haematoxylin, eosin nor DAB has.
 UNTYPED: tuple[str, RGB] = ("nucleus", (0, 230, 0))
 
@@ -60,14 +67,72 @@ def load_type_info(path: str | Path, nr_types: int | None = None) -> TypeInfo:
     try:
         raw = json.loads(path.read_text(encoding="utf-8-sig"))
         info: TypeInfo = {int(key): (str(name), _colour(rgb)) for key, (name, rgb) in raw.items()}
-        if min(info, default=0) < 0:
-            raise ValueError(f"{min(info)} is no type id")
-    except (ValueError, TypeError, AttributeError) as error:
+        if info and not 0 <= min(info) <= max(info) <= MAX_TYPE_ID:
+            raise ValueError(f"type ids are 0 to {MAX_TYPE_ID}")
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f'{path}: expected {{"1": ["name", [red, green, blue]], ...}}: {error}') from error
     missing = [i for i in range(nr_types or 0) if i not in info]
     if missing:
         raise ValueError(f"{path}: the network has {nr_types} types (0 included), the file lacks {missing}")
     return {None: UNTYPED, **info}
+
+
+def split_types(text: str) -> tuple[int | str, ...]:
+    """Return types as an option lists them, `Positive,3`: numbers are ids, the rest are names."""
+    parts = [part.strip() for part in text.split(",")]
+    return tuple(int(part) if part.isdecimal() else part for part in parts if part)
+
+
+def find_ids(name: str, type_info: TypeInfo) -> list[int]:
+    """Return the ids of the types of that name; upper and lower case are the same."""
+    wanted = name.strip().lower()
+    return [key for key, (own, _) in type_info.items() if key is not None and own.strip().lower() == wanted]
+
+
+def type_ids(wanted: Iterable[int | str], type_info: TypeInfo, option: str) -> tuple[int, ...]:
+    """Turn names or numbers of types into ids.
+
+    Args:
+        wanted: as `split_types` gives them.
+        type_info: the types that there are names for.
+        option: that asked for them, for the message.
+
+    Raises:
+        ValueError: a name that no type has; the message lists those there are.
+    """
+    ids: dict[int, None] = {}
+    for one in wanted:
+        found = find_ids(one, type_info) if isinstance(one, str) else [one]
+        if not found:
+            names = say_types((key for key in type_info if key is not None), type_info)
+            raise ValueError(
+                f"{option}: no type is called `{one}`; there is {names or 'no name: give numbers, as 1,2,3'}"
+            )
+        ids |= dict.fromkeys(found)
+    return tuple(ids)
+
+
+def positive_ids(type_info: TypeInfo) -> tuple[int, ...]:
+    """Return the types whose name says positive, weak, moderate or strong; none where no name does."""
+    names = [(key, name) for key, (name, _) in type_info.items() if key]
+    return tuple(key for key, name in names if _POSITIVE.search(name) and not _NOT_POSITIVE.search(name))
+
+
+def differing_names(first: TypeInfo, second: TypeInfo) -> list[int]:
+    """Return the types that two sources call by different names, 0 left out; upper and lower case are the same."""
+    both = (key for key in first if key and key in second)
+    return sorted(key for key in both if first[key][0].strip().lower() != second[key][0].strip().lower())
+
+
+def type_name(type_id: int | None, type_info: TypeInfo | None) -> str:
+    """Return what a type is called: its name, or its number where it has none."""
+    return type_info[type_id][0] if type_info and type_id in type_info else str(type_id)
+
+
+def say_types(ids: Iterable[int], type_info: TypeInfo | None) -> str:
+    """Return types as a person reads them, `1 Positive, 3 strong`."""
+    said = ((str(key), type_name(key, type_info)) for key in ids)
+    return ", ".join(key if name == key else f"{key} {name}" for key, name in said)
 
 
 def _colour(rgb) -> RGB:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from misc.files import atomic_path
+from misc.files import atomic_path, safe_cell
 from misc.formats.qupath import check_types
 from misc.ihc.stain import STAINS
 from misc.nuclei import Nuclei
@@ -87,7 +87,7 @@ def _rows(
     columns = [
         nuclei.ids.tolist(),
         types,
-        [type_info[t][0] for t in types],
+        [safe_cell(type_info[t][0]) for t in types],
         _numbers(blank if nuclei.type_prob is None else nuclei.type_prob, SHARE_DECIMALS),
         *(_numbers(v, LENGTH_DECIMALS) for v in (x - 0.5, y - 0.5, x * um, y * um)),
         *(_numbers(shape.area * scale**2 * unit, LENGTH_DECIMALS) for unit in (1, um**2)),

@@ -11,11 +11,17 @@ from pathlib import Path
 
 import numpy as np
 import scipy.io
-from skimage.draw import polygon
 
 from misc.files import atomic_path
-from misc.formats.annotations import Contour
+from misc.formats.contours import Contour
+from misc.formats.labels import TYPES_KEY, types_text
+from misc.formats.scanline import Box, box_of, fill_ring
+from misc.machine import check_fits
 from misc.runs import find_regions, find_runs
+from misc.type_info import TypeInfo
+
+# What painting and saving take at their peak: maps of ids and types, and what counting and finding regions copy.
+_BYTES_PER_PX = 24
 
 
 @dataclass(frozen=True)
@@ -44,14 +50,21 @@ class LabelMask:
     clipped: int
     too_small: int
 
-    def save(self, path: str | Path) -> None:
-        """Write the `.mat` that `dataset.py`, `extract_patches.py` and `compute_stats.py` read."""
+    def save(self, path: str | Path, type_info: TypeInfo | None = None) -> None:
+        """Write the `.mat` that `dataset.py`, `extract_patches.py` and `compute_stats.py` read.
+
+        Args:
+            path: the file.
+            type_info: names of the types, which go into the file; `None` where they have none.
+        """
         content = {
             "inst_map": self.inst_map,
             "type_map": np.append(np.int32(0), self.types)[self.inst_map],
             "inst_type": self.types[:, None],
             "inst_centroid": self.centroids_xy,
         }
+        if type_info is not None:
+            content[TYPES_KEY] = types_text(type_info)
         with atomic_path(path) as temporary:
             scipy.io.savemat(temporary, content, do_compression=True)
 
@@ -63,12 +76,19 @@ def paint_contours(contours: Sequence[Contour], types: Sequence[int], shape: tup
         contours: what to paint.
         types: type of each.
         shape: (H, W) of the image, px.
+
+    Raises:
+        ValueError: memory does not hold the label map, or an outline.
     """
-    pieces = [_rasterise(contour, shape) for contour in contours]
-    areas = np.array([len(rows) for rows, _ in pieces], np.int64)
+    boxes = [box_of(contour.rings, shape) for contour in contours]
+    nr_bytes = shape[0] * shape[1] * _BYTES_PER_PX + sum(box.shape[0] * box.shape[1] for box in boxes)
+    check_fits(nr_bytes, f"a label map of {shape[1]} x {shape[0]} px with {len(contours)} outlines")
+    masks = [_rasterise(contour, box) for contour, box in zip(contours, boxes, strict=True)]
+    areas = np.array([np.count_nonzero(mask) for mask in masks], np.int64)
     canvas = np.zeros(shape, np.int32)
     for index in np.argsort(-areas, kind="stable"):
-        canvas[pieces[index]] = index + 1
+        box = boxes[index]
+        canvas[box.y0 : box.y1, box.x0 : box.x1][masks[index]] = index + 1
     visible = np.bincount(canvas.ravel(), minlength=len(contours) + 1)[1:]
     source = np.flatnonzero(visible)
     new_ids = np.zeros(len(contours) + 1, np.int32)
@@ -88,48 +108,14 @@ def paint_contours(contours: Sequence[Contour], types: Sequence[int], shape: tup
     )
 
 
-def _rasterise(contour: Contour, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Return rows and columns of the pixels in a contour; of several rings, of those in an odd number of them."""
-    found = [_ring_pixels(ring, shape) for ring in contour.rings]
-    if len(found) == 1:
-        return np.divmod(found[0], shape[1])
-    flat, count = np.unique(np.concatenate(found), return_counts=True)
-    return np.divmod(flat[count % 2 == 1], shape[1])
-
-
-def _ring_pixels(ring_xy: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Return the pixels in or on a ring as flat indices, each once."""
-    rows, cols = polygon(ring_xy[:, 1], ring_xy[:, 0], shape)
-    x, y = doubled_pixels(ring_xy, longest=sum(shape)).T  # which `polygon` takes for outside: two crossings
-    inside = (x >= 0) & (y >= 0) & (x < shape[1]) & (y < shape[0])
-    return np.unique(np.concatenate([rows * shape[1] + cols, y[inside] * shape[1] + x[inside]]))
-
-
-def doubled_pixels(ring_xy: np.ndarray, longest: int) -> np.ndarray:
-    """Return the pixel centres on edges that a ring runs along twice, as it does where a nucleus is one pixel wide.
-
-    Args:
-        ring_xy: (M, 2), x then y, px.
-        longest: edges with more pixel centres than this are left out: they lead far out of the image.
-
-    Returns:
-        (K, 2) int64, some more than once; nothing for a ring with a corner between pixel centres.
-    """
-    with np.errstate(invalid="ignore"):  # what is no int64 is no pixel centre, either
-        corners = np.rint(ring_xy).astype(np.int64)
-    if not np.array_equal(corners, ring_xy):
-        return np.zeros((0, 2), np.int64)
-    step = np.roll(corners, -1, axis=0) - corners
-    count = np.gcd(step[:, 0], step[:, 1])  # pixel centres on the way to the next corner
-    count[count > longest] = 0
-    stride = np.repeat(step // np.maximum(count, 1)[:, None], count, axis=0)
-    along = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
-    start = np.repeat(corners, count, axis=0) + stride * along[:, None]
-    backwards = ((stride[:, 0] < 0) | ((stride[:, 0] == 0) & (stride[:, 1] < 0)))[:, None]
-    pieces = np.column_stack([np.where(backwards, start + stride, start), np.where(backwards, -stride, stride)])
-    pieces, times = np.unique(pieces, axis=0, return_counts=True)
-    twice = pieces[times > 1]
-    return np.concatenate([twice[:, :2], twice[:, :2] + twice[:, 2:]])
+def _rasterise(contour: Contour, box: Box) -> np.ndarray:
+    """Return the (h, w) bool mask of a contour in a box; of several rings, the pixels in an odd number of them."""
+    mask = np.zeros(box.shape, bool)
+    for ring in contour.rings:
+        mask ^= fill_ring(ring, box)
+    for ring in contour.holes:
+        mask &= ~fill_ring(ring, box)
+    return mask
 
 
 def _reaches_out(contour: Contour, shape: tuple[int, int]) -> bool:

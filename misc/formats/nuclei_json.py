@@ -37,6 +37,8 @@ SEPARATOR, TAIL = b",", b"}}"
 
 # Coordinates are int32.
 MAX_PX = np.iinfo(np.int32).max
+# No nucleus is larger, nor is what a network takes for one; drawing one would take a gigabyte.
+MAX_NUCLEUS_PX = 20_000
 
 # What values of a wrong kind or size raise on their way into arrays.
 _WRONG_VALUES = (KeyError, TypeError, ValueError, OverflowError, AttributeError)
@@ -144,7 +146,7 @@ def types_from_header(header: dict) -> TypeInfo | None:
         return None
     try:
         info: TypeInfo = {int(key): (str(name), (int(r), int(g), int(b))) for key, (name, (r, g, b)) in types.items()}
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f'"types" is not {{"1": ["name", [red, green, blue]], ...}}: {error}') from error
     return {None: UNTYPED, **info}
 
@@ -302,6 +304,11 @@ class _Maker:
     def __call__(self, infos: dict, points_xy: np.ndarray, lengths: np.ndarray) -> Nuclei:
         if not (np.abs(points_xy) <= MAX_PX).all():
             self.text.fail(f"a contour leaves the range of +-{MAX_PX} px")
+        starts = (np.cumsum(lengths) - lengths)[lengths > 0]
+        if len(starts):
+            sides = np.maximum.reduceat(points_xy, starts) - np.minimum.reduceat(points_xy, starts)
+            if sides.max() > MAX_NUCLEUS_PX:
+                self.text.fail(f"a contour of {sides.max():.0f} px is no nucleus; at most {MAX_NUCLEUS_PX} px are read")
         try:
             return self._nuclei(infos, points_xy, lengths)
         except _WRONG_VALUES as error:
@@ -315,8 +322,8 @@ class _Maker:
             self.nr_probs = len(values[0].get("type_probs") or ())
         return Nuclei(
             ids=np.array([int(key) for key in infos], np.int64),
-            boxes_yx=np.array([info["bbox"] for info in values], np.int32).reshape(-1, 2, 2),
-            centroids_xy=np.array([info["centroid"] for info in values], np.float64).reshape(-1, 2),
+            boxes_yx=np.array([info["bbox"] for info in values], np.int32).reshape(len(values), 2, 2),
+            centroids_xy=np.array([info["centroid"] for info in values], np.float64).reshape(len(values), 2),
             points_xy=points_xy.astype(np.int32),
             offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
             types=np.array([operator.index(t or 0) for t in types], np.int32) if self.typed else None,

@@ -8,6 +8,7 @@ Nuclei are written by their pixel centres, unshifted, so that a contour comes ba
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ import numpy as np
 from defusedxml import DefusedXmlException
 
 from misc.files import atomic_path
+from misc.formats.contours import ELLIPSE_POINTS
 from misc.formats.qupath import MIN_POINTS, check_types
 from misc.nuclei import Nuclei
 from misc.type_info import RGB, TypeInfo
@@ -31,13 +33,15 @@ OUTLINES = frozenset({"polygon", "rectangle", "ellipse"})
 # Pens of the seed's lab (#rrggbbaa): staining class of a nucleus, the tumour bed, and hot spots by rank.
 LAB_PENS: dict[int, str] = {1: "#ff0000ff", 2: "#0000ffff", 3: "#aa00ffff", 4: "#00ff00ff"}
 LAB_CLASSES: dict[int, str] = {1: "negative", 2: "weak", 3: "moderate", 4: "strong"}
+LAB_TYPES: TypeInfo = {key: (name, tuple(bytes.fromhex(LAB_PENS[key][1:7]))) for key, name in LAB_CLASSES.items()}
 TUMOUR_BED_PEN = "#00ffffff"
 RANK_PENS = ("#ffff00ff", "#ff0000ff", "#0000ffff", "#aa00ffff", "#00ff00ff", "#000000ff")
 # What Sedeen's own files say of themselves; it opens files that say the same.
 SOFTWARE, VERSION = "PathCore Session Printer", "0.1.0"
 PEN_WIDTH, FONT = 3, "Arial;12"
-# Corners of the polygon that stands for an ellipse: within 0.1 % of its area.
-ELLIPSE_POINTS = 90
+# What XML 1.0 cannot hold, not even escaped (section 2.2), and what stands for it.
+_NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_INSTEAD = "\ufffd"
 
 
 @dataclass(frozen=True)
@@ -212,7 +216,7 @@ def _head(image_name: str, width: int, height: int, size_x: float, size_y: float
     centre = f"{width * size_x / 2:.6f},{height * size_y / 2:.6f}"
     return f"""<?xml version="1.0"?>
 <session software={quoteattr(SOFTWARE)} version={quoteattr(VERSION)}>
-    <image identifier={quoteattr(image_name)}>
+    <image identifier={_attribute(image_name)}>
         <dimensions>{int(width)},{int(height)}</dimensions>
         <pixel-size units="um">{size_x:.6f},{size_y:.6f}</pixel-size>
         <transform>
@@ -228,14 +232,19 @@ def _head(image_name: str, width: int, height: int, size_x: float, size_y: float
 def _graphic_text(graphic: Graphic) -> str:
     points = np.asarray(graphic.points_xy, np.float64)
     point = " " * 20 + "<point>%.6f,%.6f</point>\n"
-    return f"""            <graphic type={quoteattr(graphic.type)} name={quoteattr(graphic.name)} \
-description={quoteattr(graphic.description)}>
-                <pen color={quoteattr(graphic.pen_colour)} width="{PEN_WIDTH}" style="Solid"/>
+    return f"""            <graphic type={_attribute(graphic.type)} name={_attribute(graphic.name)} \
+description={_attribute(graphic.description)}>
+                <pen color={_attribute(graphic.pen_colour)} width="{PEN_WIDTH}" style="Solid"/>
                 <font>{escape(FONT)}</font>
                 <point-list>
 {point * len(points) % tuple(points.ravel().tolist())}                </point-list>
             </graphic>
 """
+
+
+def _attribute(text: str) -> str:
+    """Return a quoted attribute; what no XML can hold is replaced, lest nobody can read the session."""
+    return quoteattr(_NO_XML.sub(_INSTEAD, text))
 
 
 def pen(rgb: RGB) -> str:

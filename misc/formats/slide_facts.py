@@ -12,6 +12,10 @@ from misc.nuclei import Nuclei
 from misc.slides.handler import MPP_TIMES_MAG
 from misc.slides.image import SlideImage
 
+# What a pixel of a slide measures, um, and what a scale between two of its levels is: beyond is a broken number.
+MPP_UM = (1e-4, 1e4)
+SCALE = (1e-4, 1e4)
+
 
 @dataclass(frozen=True)
 class SlideFacts:
@@ -59,6 +63,9 @@ def slide_facts(
     factor, notes = level0_scale(path, header, image, scale)
     file_mpp = _positive(header, "mpp", path)
     mpp = mpp or _positive(slide, "mpp", path, "slide.") or (file_mpp / factor if file_mpp else None)
+    for what, value, (low, high) in (("the scale", factor, SCALE), ("the pixel size in um", mpp, MPP_UM)):
+        if value is not None and not low <= value <= high:
+            raise ValueError(f"{path}: {what} is {value:g}; from {low:g} to {high:g} is possible")
     width, height = (image.width, image.height) if image else said if 0 not in said else (0, 0)
     return SlideFacts(
         name=image.name if image else str(slide.get("name") or ""),

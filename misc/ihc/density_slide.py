@@ -9,24 +9,28 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from misc.files import full_stem
-from misc.formats.nuclei_json import MAX_PX, iter_json, read_header
+from misc.formats.nuclei_json import MAX_PX, iter_json, read_header, types_from_header
+from misc.formats.sedeen import LAB_TYPES
 from misc.formats.slide_facts import level0_xy, slide_facts
 from misc.ihc.density import SLACK_PX, bin_counts, boxes_to_px, find_hot_spots, smooth
 from misc.ihc.scores import DAB, NEGATIVE, classify
 from misc.nuclei import Nuclei
 from misc.nuclei_features import nuclear_densities
 from misc.slides.image import SlideImage
+from misc.type_info import TypeInfo, differing_names, positive_ids, say_types, type_ids
 
 # Words that stand for a choice of positive nuclei other than by type.
 ALL, BY_DAB = "all", "dab"
 UM_PER_MM = 1000.0
 # Share by which a hot spot of whole bins may differ from the size asked for before it is said.
 HOT_SPOT_ROUNDING = 0.05
-PositiveTypes = tuple[int, ...] | str
+# The names or numbers of types, or one of these words; `None`: the types whose names say that they are positive.
+PositiveTypes = tuple[int | str, ...] | str | None
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class SlideNuclei:
         types: (N,) int32, or `None` for an untyped network.
         dab: (N,) float32 mean DAB density, NaN where not measured; `None` if nobody asked.
         notes: what a person should know about how this was read.
+        type_info: names of the types, or `None` where nothing names them.
     """
 
     name: str
@@ -59,6 +64,7 @@ class SlideNuclei:
     types: np.ndarray | None
     dab: np.ndarray | None
     notes: list[str] = field(default_factory=list)
+    type_info: TypeInfo | None = None
 
     def __len__(self) -> int:
         return len(self.xy)
@@ -79,6 +85,7 @@ class SlideMap:
         tile_size: side of a bin, px.
         boxes_bins, boxes_px: (K, 4) int64 hot spots, best first, in bins and in px of the slide.
         sums: (K,) int64, positive nuclei in each.
+        counted: which nuclei are positive, in words.
     """
 
     slide: SlideNuclei
@@ -91,6 +98,7 @@ class SlideMap:
     boxes_bins: np.ndarray
     boxes_px: np.ndarray
     sums: np.ndarray
+    counted: str
 
     def density(self) -> tuple[np.ndarray, str]:
         """Return the map as people read it, and its unit: nuclei/mm2, or nuclei/px2 where px have no size."""
@@ -110,6 +118,7 @@ def load_slide(
     measure: bool = False,
     progress: Callable[[int], object] = lambda count: None,
     scale: float | None = None,
+    type_info: TypeInfo | None = None,
 ) -> SlideNuclei:
     """Read the nuclei of a slide as a stream; of each, only the position, the type and the DAB density are kept.
 
@@ -120,14 +129,19 @@ def load_slide(
         measure: measure the DAB density of each nucleus in `image`.
         progress: called with the number of nuclei after each piece.
         scale: level-0 px per px of the file, before what file and slide say.
+        type_info: names of the types, before what the file says.
 
     Raises:
         ValueError: the file is broken or of another slide, or `measure` lacks an image.
     """
-    facts = slide_facts(path, read_header(path), image, scale, mpp)
+    header = read_header(path)
+    facts = slide_facts(path, header, image, scale, mpp)
     if measure and image is None:
         raise ValueError(f"{path}: DAB densities are measured in the image; give --wsi_dir")
     xy, types, dab, extent, notes = [], [], [], np.zeros(2), list(facts.notes)
+    own_names = types_from_header(header)
+    if type_info and own_names and (other := differing_names(own_names, type_info)):
+        notes.append(f"the file calls its types {say_types(other, own_names)}, --type_info_path otherwise")
     for part in iter_json(path):
         xy.append(level0_xy(part, facts.scale))
         types.append(part.types)
@@ -151,6 +165,7 @@ def load_slide(
         types=np.concatenate(types) if types and types[0] is not None else None,
         dab=np.concatenate([np.zeros(0, np.float32), *dab]) if measure else None,
         notes=notes,
+        type_info=type_info or own_names,
     )
 
 
@@ -192,7 +207,8 @@ def map_slide(
 
     Args:
         slide: the nuclei, of a slide of known size.
-        positive_types: types that are positive, or `ALL`, or `BY_DAB`.
+        positive_types: types that are positive, by name or number, or `ALL`, or `BY_DAB`; `None`: those whose names
+            say so.
         thresholds: DAB densities; the first one is where positive begins.
         tile_size: side of a bin, px.
         window_px: (x, y) sides of a hot spot, px; rounded to whole bins.
@@ -200,28 +216,29 @@ def map_slide(
         sigma: of the smoothing, in bins.
 
     Raises:
-        ValueError: nuclei lie outside the slide, or sizes make no sense.
+        ValueError: nuclei lie outside the slide, sizes make no sense, or no type is known to be positive.
     """
-    positive, judged, is_share, note = positive_mask(slide, positive_types, thresholds)
+    chosen = find_positive(slide, positive_types, thresholds)
     window = tuple(max(1, round(px / tile_size)) for px in window_px[::-1])
-    counts = bin_counts(slide.xy[positive], slide.width, slide.height, tile_size, slide.slack_px)
+    counts = bin_counts(slide.xy[chosen.positive], slide.width, slide.height, tile_size, slide.slack_px)
     boxes, sums = find_hot_spots(counts, top_k, window)
-    notes = [*slide.notes, *note, *_rounding_note(window, window_px, tile_size)]
+    notes = [*slide.notes, *chosen.notes, *_rounding_note(window, window_px, tile_size)]
     if window[0] > counts.shape[0] or window[1] > counts.shape[1]:
         notes.append("a hot spot is as large as the slide where the slide is smaller than the hot spot asked for")
     if len(boxes) < top_k:
         notes.append(f"{len(boxes)} of {top_k} hot spots: no further window holds a positive nucleus")
     return SlideMap(
         slide=replace(slide, notes=notes),
-        positive=positive,
-        judged=judged,
-        is_share=is_share,
+        positive=chosen.positive,
+        judged=chosen.judged,
+        is_share=chosen.is_share,
         counts=counts,
         rate=smooth(counts, sigma) / tile_size**2,
         tile_size=tile_size,
         boxes_bins=boxes,
         boxes_px=boxes_to_px(boxes, tile_size, slide.width, slide.height),
         sums=sums,
+        counted=chosen.words,
     )
 
 
@@ -236,26 +253,61 @@ def _rounding_note(window: tuple[int, int], window_px: tuple[float, float], tile
     ]
 
 
-def positive_mask(
+class Positive(NamedTuple):
+    """Which nuclei are positive and of which that is known, (N,) bool; whether it means something; words; and notes."""
+
+    positive: np.ndarray
+    judged: np.ndarray
+    is_share: bool
+    words: str
+    notes: list[str]
+
+
+def find_positive(
     slide: SlideNuclei, positive_types: PositiveTypes, thresholds: tuple[float, float, float]
-) -> tuple[np.ndarray, np.ndarray, bool, list[str]]:
-    """Return which nuclei are positive and of which that is known, (N,) bool; whether it means something; and notes."""
+) -> Positive:
+    """Choose the nuclei that a map counts; see `map_slide`."""
     untyped, everyone = slide.types is None and len(slide) > 0, np.ones(len(slide), bool)
     if positive_types == ALL:
-        return everyone, everyone, True, []
+        return Positive(everyone, everyone, True, "all nuclei", [])
     if positive_types == BY_DAB or (untyped and slide.dab is not None):
         if slide.dab is None:
             raise ValueError(f"{slide.name}: positive by DAB density needs --score")
         note = ["nuclei have no types: positive is by DAB density"] if positive_types != BY_DAB else []
-        return classify(slide.dab, thresholds) > NEGATIVE, np.isfinite(slide.dab), True, note
+        positive = classify(slide.dab, thresholds) > NEGATIVE
+        return Positive(positive, np.isfinite(slide.dab), True, f"DAB density from {thresholds[0]:g}", note)
     if untyped:
         note = ["nuclei have no types: all of them are counted (or give --score)"]
-        return everyone, everyone, False, note
+        return Positive(everyone, everyone, False, "all nuclei", note)
     if slide.types is None:
-        return everyone, everyone, True, []
-    found = np.isin(slide.types, positive_types)
-    note = [] if found.any() else [f"no nucleus is of type {', '.join(map(str, positive_types))}: an empty map"]
-    return found, everyone, True, note
+        return Positive(everyone, everyone, True, "", [])
+    ids, words, note = _positive_types(slide, positive_types)
+    found = np.isin(slide.types, ids)
+    if not found.any():
+        note.append(f"no nucleus is of type {words}: an empty map")
+    return Positive(found, everyone, True, words, note)
+
+
+def _positive_types(slide: SlideNuclei, wanted: tuple[int | str, ...] | None) -> tuple[tuple[int, ...], str, list[str]]:
+    """Return the ids of the positive types, what they are called, and notes."""
+    names, notes = slide.type_info, []
+    if names is None and wanted is None:
+        lab = say_types(LAB_TYPES, LAB_TYPES)
+        if slide.types.max(initial=0) > max(LAB_TYPES):
+            raise ValueError(
+                f"{slide.name}: the file names no types, and they are not the lab's ({lab}); give --positive_types or "
+                "--type_info_path"
+            )
+        names = LAB_TYPES
+        notes.append(f"the file names no types: taken as {lab} (--type_info_path, --positive_types say otherwise)")
+    names = names or {}
+    ids = positive_ids(names) if wanted is None else type_ids(wanted, names, f"{slide.name}: --positive_types")
+    if not ids:
+        raise ValueError(
+            f"{slide.name}: no type's name says positive, weak, moderate or strong "
+            f"({say_types((key for key in names if key), names)}); give --positive_types"
+        )
+    return ids, say_types(ids, names), notes
 
 
 def mm2(area_px: float, mpp_xy: tuple[float, float]) -> float:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from misc.batch import recorded
 from misc.files import check_unique_stems, full_stem, list_files
 from misc.ihc import plots
 from misc.ihc.density_slide import PositiveTypes, SlideMap, SlideNuclei, load_slide, map_slide
@@ -20,13 +21,14 @@ from misc.ihc.tables import (
     SUMMARY_COLUMNS,
     earlier_rows,
     hot_spot_rows,
+    merge_table,
     summary_row,
-    write_table,
 )
 from misc.slides.image import find_image
+from misc.type_info import TypeInfo
 
 # Options that change no result: where things are, and what is done again.
-NOT_REMEMBERED = ("json_dir", "output_dir", "pattern", "overwrite", "ome_tiff")
+NOT_REMEMBERED = ("json_dir", "output_dir", "pattern", "overwrite", "ome_tiff", "type_info")
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Options:
     wsi_dir: Path | None
     tile_size: int
     positive_types: PositiveTypes
+    type_info: TypeInfo | None
     top_k: int
     hotspot_size: float
     hotspot_um: float | None
@@ -54,12 +57,12 @@ class Options:
 
 @dataclass
 class Report:
-    """What a run did: rows of the tables, kept files, failures (name, reason), and what was measured, by slide."""
+    """What a run did: rows of the tables, kept files, the reason of each failure, and what was measured, by slide."""
 
     summary: list[dict] = field(default_factory=list)
     hot_spots: list[dict] = field(default_factory=list)
     kept: list[Path] = field(default_factory=list)
-    failed: list[tuple[str, str]] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
     measured: dict[str, Measured] = field(default_factory=dict)
 
     @property
@@ -74,19 +77,19 @@ def run(options: Options) -> Report:
     made_by = earlier_options(options, names)
     tables = [(out / "hotspots.csv", report.hot_spots, HOT_SPOT_COLUMNS, ())]
     tables.append((out / "summary.csv", report.summary, SUMMARY_COLUMNS, ("failed",)))
-    earlier = {path: earlier_rows(path, names) for path, *_ in tables}
+    for path, *_ in tables:
+        earlier_rows(path, names)  # what is no table is refused before any work
     out.mkdir(parents=True, exist_ok=True)
     with tqdm(unit=" nuclei", unit_scale=True, disable=None) as bar:
-        for path in files:
-            try:
+        for name, path in zip(names, files, strict=True):
+            with recorded(report.failed, name):
                 one_slide(path, options, made_by, report, bar.update)
-            except (ValueError, OSError) as error:
-                report.failed.append((full_stem(path), str(error)))
-                report.summary.append({"slide": full_stem(path), "failed": str(error)})
+            if name in report.failed:
+                report.summary.append({"slide": name, "failed": report.failed[name]})
     if options.score:
         score_slides(options, report)
     for path, rows, first, last in tables:
-        write_table(path, sorted([*earlier[path], *rows], key=lambda row: row["slide"]), first, last)
+        merge_table(path, rows, names, first, last)
     if made_by.stale:
         print(f"made with other options, and not redone by this run: {', '.join(made_by.stale)}")
     return report
@@ -118,7 +121,7 @@ def one_slide(
 ) -> None:
     """Read, map and draw one slide, and add its rows to the report."""
     image = find_image(full_stem(path), options.wsi_dir) if options.wsi_dir else None
-    slide = load_slide(path, image, options.mpp, options.score, progress, options.scale)
+    slide = load_slide(path, image, options.mpp, options.score, progress, options.scale, options.type_info)
     found, rows = None, []
     if slide.width and slide.height:
         window = window_px(options, slide)
@@ -152,27 +155,25 @@ def score_slides(options: Options, report: Report) -> None:
     """Grade the nuclei of all slides, with limits found on all of them if asked; add columns, write score/."""
     thresholds = options.thresholds
     if options.kmeans:
-        try:
+        with recorded(report.failed, "--kmeans"):
             thresholds = cohort_thresholds([one.dab for one in report.measured.values()], thresholds[0])
-        except ValueError as error:
-            report.failed.append(("--kmeans", str(error)))
+        if "--kmeans" in report.failed:
             return
         limits = f"moderate from {thresholds[1]:.3f}, strong from {thresholds[2]:.3f}"
         print(f"k-means of {len(report.measured)} slides: {limits}")
     rows = {row["slide"]: row for row in report.summary}
     for name, measured in report.measured.items():
         spots = [row for row in report.hot_spots if row["slide"] == name]
-        try:
+        with recorded(report.failed, name):
             scored = score_slide(measured, thresholds, rows[name], spots, options.output_dir / "score")
             print(f"{name}: {plots.describe(scored)}")
-        except (ValueError, OSError) as error:
-            report.failed.append((name, str(error)))
-            rows[name]["failed"] = str(error)
+        rows[name]["failed"] = report.failed.get(name)
 
 
 def say(found: SlideMap | None, slide: SlideNuclei) -> None:
     """Print a slide's line, and what a person should know about it."""
-    positive = f", {found.positive.sum()} counted, {len(found.sums)} hot spots" if found else ""
+    words = f" ({found.counted})" if found and found.counted else ""
+    positive = f", {found.positive.sum()} counted{words}, {len(found.sums)} hot spots" if found else ""
     best = f" (the first holds {found.sums[0]})" if found and len(found.sums) else ""
     tqdm.write(f"{slide.name}: {slide.width} x {slide.height} px, {len(slide)} nuclei{positive}{best}")
     for note in slide.notes:

@@ -13,16 +13,18 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from misc.files import write_atomic
+from misc.files import CsvWriter, plain_cell, write_atomic
 from misc.ihc.density import bin_counts
 from misc.ihc.density_slide import UM_PER_MM, SlideMap, SlideNuclei, mm2
 from misc.ihc.scores import CLASS_NAMES, Score
+from misc.locks import locked
 
 # Significant digits of numbers in the tables.
 DIGITS = 6
@@ -60,6 +62,7 @@ def summary_row(found: SlideMap | None, slide: SlideNuclei) -> dict:
     row = {"slide": slide.name, "width_px": slide.width, "height_px": slide.height, "area_mm2": area}
     row |= {"nuclei": total, "nuclei_per_mm2": total / area}
     row |= _positive_columns(not found or found.is_share, positive, int(found.judged.sum()) if found else 0, area)
+    row |= {"positive_types": found.counted if found else None}
     sums = found.sums if found else np.zeros(0, np.int64)
     row |= {"hot_spots": len(sums), "hot_spot_share": _share(int(sums.sum()), positive)}
     if slide.types is not None:
@@ -106,12 +109,13 @@ def _share(part: int, whole: int) -> float:
     return float(part / whole) if whole else np.nan
 
 
-def earlier_rows(path: str | Path, slides: Sequence[str]) -> list[dict]:
+def earlier_rows(path: str | Path, slides: Sequence[str], key: str = "slide") -> list[dict]:
     """Return the rows that a table has of other slides, so that a run on some slides loses none of the others.
 
     Args:
         path: the table; there need be none.
         slides: names of the slides of this run.
+        key: the column that has the names.
 
     Raises:
         ValueError: the file is no such table.
@@ -122,9 +126,34 @@ def earlier_rows(path: str | Path, slides: Sequence[str]) -> list[dict]:
     try:
         with open(path, encoding="utf-8-sig", newline="") as handle:
             rows = list(csv.DictReader(handle, strict=True))
-        return [{k: v for k, v in row.items() if k} for row in rows if (row["slide"] or "") not in (*slides, "")]
+        rows = [{k: plain_cell(v or "") for k, v in row.items() if k} for row in rows]
+        return [row for row in rows if row[key] not in (*slides, "")]
     except (KeyError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: is no table of an earlier run ({error!r}); move it away") from error
+
+
+def merge_table(
+    path: Path,
+    rows: Sequence[dict],
+    slides: Sequence[str],
+    first: Sequence[str],
+    last: Sequence[str] = (),
+    key: str = "slide",
+) -> None:
+    """Write the rows of some slides into a table that other runs write to, too; rows of other slides stay.
+
+    Args:
+        path: the table; there need be none.
+        rows: of the slides `slides`, as `write_table` takes them; so `first` and `last`.
+        key: the column that has the names of the slides.
+
+    Raises:
+        ValueError: the file is no such table.
+    """
+    # read and written while no other run does either
+    with locked(path.with_name(f".{path.name}.lock"), wait=True):
+        both = itertools.chain(earlier_rows(path, slides, key), rows)
+        write_table(path, sorted(both, key=lambda row: row[key]), first, last)
 
 
 def write_table(path: str | Path, rows: Sequence[dict], first: Sequence[str], last: Sequence[str] = ()) -> None:
@@ -140,7 +169,7 @@ def write_table(path: str | Path, rows: Sequence[dict], first: Sequence[str], la
     types = sorted((n for n in names if _TYPE_COLUMN.match(n)), key=lambda n: (int(n.split("_")[1]), n))
     columns = [n for n in names if n not in types and n not in last]
     text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
+    table = CsvWriter(text)
     table.writerow([*columns, *types, *last])
     table.writerows([_field(row.get(name)) for name in (*columns, *types, *last)] for row in rows)
     write_atomic(path, text.getvalue())

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from stubs import disc_labels
 
-from misc.formats.annotations import TypeMapping
 from misc.formats.nuclei_json import types_from_header, types_to_header
 from misc.formats.qupath import qupath_colour, to_qupath, write_geojson
 from misc.formats.sedeen import nuclei_graphics
+from misc.formats.type_mapping import TypeMapping
 from misc.type_info import default_type_info, load_type_info
 from misc.viz_utils import visualize_instances_dict
 from models.hovernet.post_proc import measure

@@ -10,7 +10,8 @@ import pytest
 import scipy.io
 
 import compute_stats
-from metrics.folders import MERGES, score_types
+from metrics.folders import score_types
+from metrics.type_maps import MERGES
 
 
 def save(folder, name, inst_map=None, centroids=None, types=None, **extra):
@@ -73,7 +74,7 @@ def test_bad_files_are_named_and_the_others_scored(folders, capsys):
     save(folders / "true", "key", [[1]])
     assert call(folders) == 1
     shown = capsys.readouterr()
-    for said in ("cut.mat: not a readable", "other.mat: not a readable", "must be of one image", "lacks ['inst_map']"):
+    for said in ("cut.mat: is no readable", "other.mat: is no readable", "must be of one image", "lacks ['inst_map']"):
         assert said in shown.err
     assert "mean of 2" in shown.out
 

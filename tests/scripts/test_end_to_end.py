@@ -110,6 +110,8 @@ def test_contours_to_scores(tmp_path, kumar, capsys, monkeypatch):
     assert dice > 0.6  # everything taken for one nucleus would score 0.42, nothing found 0
     assert min(aji, dq, sq, pq, aji_plus) > 0.1
     assert np.isfinite(printed_scores(capsys, "all images", ["--mode=type", *scored])).all()
+    assert compute_stats.main([f"--pred_dir={labels}", f"--true_dir={output / 'mat'}"]) == 1
+    assert "are --true_dir and --pred_dir swapped?" in capsys.readouterr().err
 
 
 def test_a_network_learns_one_real_patch_by_heart(kumar):

@@ -131,7 +131,7 @@ def test_broken_annotations_stop_nobody_else(tmp_path, capsys):
     (tmp_path / "annotation" / "null.geojson").unlink()
     assert call(tmp_path, "--overwrite") == 1  # a broken one may belong to any image
     (tmp_path / "annotation" / "deep.geojson").unlink()
-    assert call(tmp_path, "--overwrite") == 0  # one without a partner is no failure
+    assert call(tmp_path, "--overwrite") == 1  # and one without a partner is a failure, too
 
 
 def test_imagescope_to_labels_to_scores(shared, kumar, tmp_path, capsys):

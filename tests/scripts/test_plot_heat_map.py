@@ -55,10 +55,10 @@ SLIDE = {"slide": {"name": "one.two.svs", "width": 400, "height": 200, "scale": 
 
 def test_the_text_of_the_script_gives_these_options_and_defaults():
     args = docopt(plot_heat_map.__doc__, ["--json_dir=a", "--output_dir=b"])
-    expected = {"--tile_size": "50", "--positive_types": "2,3,4", "--top_k": "5", "--hotspot_size": "1000"}
+    expected = {"--tile_size": "50", "--positive_types": None, "--top_k": "5", "--hotspot_size": "1000"}
     expected |= {"--sigma": "0.8", "--thresholds": "0.2,0.4,0.6", "--wsi_dir": None, "--hotspot_um": None}
     expected |= {"--score": False, "--kmeans": False, "--ome_tiff": False, "--overwrite": False, "--mpp": None}
-    expected |= {"--scale": None}
+    expected |= {"--scale": None, "--type_info_path": None}
     assert {key: args[key] for key in expected} == expected
     assert len(args) == len(expected) + 4  # --json_dir, --output_dir, --pattern, --help
 
@@ -222,7 +222,7 @@ def test_few_or_no_nuclei(tmp_path, nuclei, known, capsys):
         assert "nuclei have no types: all of them are counted" in out
         assert (spots[0]["nuclei"], spots[0]["positive"], row["positive_share"]) == ("1", "", "")
     elif nuclei and nuclei[0]["type"] == 1:
-        assert "no nucleus is of type 2, 3, 4: an empty map" in out
+        assert "no nucleus is of type 2 weak, 3 moderate, 4 strong: an empty map" in out
 
 
 def test_nuclei_without_contours_on_a_slide_of_unknown_size(tmp_path):
@@ -269,7 +269,6 @@ def test_p32_broken_json_is_named_and_the_others_are_done(tmp_path, capsys):
         ("--tile_size=0", "--tile_size is a positive number, got 0"),
         ("--tile_size=x", "--tile_size takes whole numbers, got 'x'"),
         ("--tile_size=1,2", "--tile_size is one number"),
-        ("--positive_types=strong", "--positive_types takes whole numbers, got 'strong'"),
         ("--positive_types=dab", "need --score"),
         ("--kmeans", "need --score"),
         ("--score", "give --wsi_dir"),
@@ -317,7 +316,7 @@ def test_results_of_other_options_are_not_mixed(tmp_path, capsys):
     assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")} == before
     for option, message in (
         ("--tile_size=40", "made with --tile_size=50, this run is with --tile_size=40"),
-        ("--positive_types=2", "made with --positive_types=2,3,4, this run is with --positive_types=2"),
+        ("--positive_types=2", "made without --positive_types, this run is with --positive_types=2"),
         ("--hotspot_um=50", "made without --hotspot_um, this run is with --hotspot_um=50.0"),
         (f"--wsi_dir={tmp_path}", "made without --wsi_dir"),
     ):
@@ -340,18 +339,19 @@ def test_slides_of_earlier_runs_stay_in_the_tables(tmp_path, capsys):
     write_slide(tmp_path / "json", "a", FEW, **SLIDE)
     write_slide(tmp_path / "json", "b, c", FEW, **SLIDE)
     write_slide(tmp_path / "json", "d", [nucleus(9, 9, 7)], **SLIDE)
-    assert run(tmp_path, "--pattern=[bd]*", "--top_k=2") == 0
-    assert run(tmp_path, "--pattern=a*", "--top_k=2") == 0
+    options = ["--positive_types=2,3,4", "--top_k=2"]
+    assert run(tmp_path, "--pattern=[bd]*", *options) == 0
+    assert run(tmp_path, "--pattern=a*", *options) == 0
     assert "1 of 1 slides mapped" in capsys.readouterr().out
     assert [row["slide"] for row in table(tmp_path, "summary.csv")] == ["a", "b, c", "d"]
     assert [(row["slide"], row["rank"]) for row in table(tmp_path, "hotspots.csv")] == [("a", "1"), ("b, c", "1")]
     together = [(tmp_path / "out" / name).read_text() for name in ("summary.csv", "hotspots.csv")]
-    assert plot_heat_map.main([f"--json_dir={tmp_path / 'json'}", f"--output_dir={tmp_path / 'all'}", "--top_k=2"]) == 0
+    assert plot_heat_map.main([f"--json_dir={tmp_path / 'json'}", f"--output_dir={tmp_path / 'all'}", *options]) == 0
     for name, text in zip(("summary.csv", "hotspots.csv"), together, strict=True):
         with open(tmp_path / "all" / name, newline="") as handle:
             assert list(csv.DictReader(text.splitlines())) == list(csv.DictReader(handle))
     (tmp_path / "out" / "summary.csv").write_text("no,table\n1,2\n")
-    assert run(tmp_path, "--top_k=2") == 1
+    assert run(tmp_path, *options) == 1
     assert "summary.csv: is no table of an earlier run" in capsys.readouterr().err
 
 

@@ -10,8 +10,10 @@ import pytest
 import scipy.io
 
 from metrics.stats_utils import get_dice_1, get_fast_pq, remap_label
-from misc.formats.annotations import Contour, TypeMapping, read_annotations
+from misc.formats.annotations import read_annotations
+from misc.formats.contours import Contour
 from misc.formats.masks import paint_contours
+from misc.formats.type_mapping import TypeMapping
 from misc.type_info import load_type_info
 
 SQUARE = [[10, 20], [30, 20], [30, 40], [10, 40]]

@@ -1,0 +1,63 @@
+"""What all scripts do alike: end with one line instead of a traceback, and go on after a bad file of a batch."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from collections.abc import Callable, Iterator, Mapping
+
+# What a shell expects of a program that Ctrl-C ended: 128 + SIGINT.
+INTERRUPTED = 130
+
+logger = logging.getLogger(__name__)
+
+
+def run_script(name: str, work: Callable[[], int]) -> int:
+    """Run a script and return its exit code; what is wrong with its options or its machine is one line.
+
+    Args:
+        name: of the script, as the line begins.
+        work: all that the script does; returns the exit code.
+    """
+    try:
+        return work()
+    except KeyboardInterrupt:
+        print(f"{name}: stopped by Ctrl-C; files that were finished are whole and stay", file=sys.stderr)
+        return INTERRUPTED
+    except (ValueError, OSError, MemoryError) as error:
+        print(f"{name}: {reason(error)}", file=sys.stderr)
+        return 1
+
+
+@contextlib.contextmanager
+def recorded(failed: dict[str, str], name: str) -> Iterator[None]:
+    """Run a block for one file of a batch; whatever goes wrong in it is recorded, and the batch goes on.
+
+    Files of others can make a library raise almost anything, so this catches all errors: it is the one place that does.
+
+    Args:
+        failed: reason by name; filled in.
+        name: of the file.
+    """
+    try:
+        yield
+    except Exception as error:
+        logger.debug("%s", name, exc_info=True)
+        failed[name] = reason(error)
+
+
+def reason(error: Exception) -> str:
+    """Return what went wrong, in one line."""
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError):
+        return f"not enough memory{': ' if text else ''}{text}"
+    if isinstance(error, ValueError | OSError):
+        return text
+    return f"not as it should be: {type(error).__name__}: {text}"
+
+
+def print_failed(script: str, failed: Mapping[str, str]) -> None:
+    """Print a line for each file that failed; its name first."""
+    for name, why in sorted(failed.items()):
+        print(f"{script}: failed: {why if why.startswith(name) else f'{name}: {why}'}", file=sys.stderr)
