@@ -12,9 +12,9 @@ import cv2
 import numpy as np
 import scipy.io
 
-from infer.images import read_image
 from metrics.folders import MERGES
 from misc.files import atomic_path
+from misc.slides.images import read_image
 
 
 class Dataset:
