@@ -265,7 +265,8 @@ def rois(args: dict) -> int:
     files, out_dir = find_slides(args["--wsi_dir"], args["--pattern"]), Path(args["--output_dir"])
     if not files.slides:
         reasons = "".join(f"; {reason}" for reason in files.unusable.values())
-        raise ValueError(f"no slide among the files of {args['--wsi_dir']} ({args['--pattern']}){reasons}")
+        nr_files = len(files.others) + len(files.unusable)
+        raise ValueError(f"no slide among the {nr_files} files of {args['--wsi_dir']} ({args['--pattern']}){reasons}")
     table = out_dir / ROIS_TABLE
     if table.exists() and not args["--overwrite"]:
         raise ValueError(f"{table} is there; --overwrite crops anew, another --output_dir keeps both")

@@ -22,13 +22,12 @@ from __future__ import annotations
 import functools
 import subprocess
 import sys
-import threading
-from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
 import openslide
 
+from misc.slides.blocks import BlockCache, fill
 from misc.slides.dicom import series_in
 from misc.slides.picture import JPEG, PNG, ImageSource, is_picture
 from misc.slides.pixels import ImageError, on_white
@@ -45,7 +44,6 @@ _RGB, _YCBCR = 2, 6  # tag PhotometricInterpretation
 _NO_KIND = "image flavor"  # what OpenSlide calls the third value of ImageType
 _ALPHA = 2  # tag ExtraSamples: alpha that colours are not multiplied by
 BLOCK_PX = 512  # px, side of the pieces in which levels off the pixel grid are read
-_CACHED_BLOCKS = 64  # of 0.75 MB
 # px in a tile (256 MB). Scanners' have at most 4096 x 4096; OpenSlide ends the process when it cannot get the memory.
 MAX_TILE_PX = 1 << 26
 # Opens a slide and reads a px of each level; ends with the reason where OpenSlide has one.
@@ -133,7 +131,7 @@ def _open(path: Path) -> OpenSlideSource | TiffSource | ImageSource:
     if vendor is None:
         if head.startswith((PNG, JPEG)) or is_picture(path):
             return ImageSource(path)
-        raise ImageError("is no slide that OpenSlide can read, and not an image that OpenCV can decode")
+        raise ImageError("is not an image that OpenCV can decode, and is no slide")
     if header is None or header.nr_pages == 0 or vendor == _NDPI:
         stat = path.stat()
         _try_out(path, stat.st_size, stat.st_mtime_ns)
@@ -144,9 +142,7 @@ def _open(path: Path) -> OpenSlideSource | TiffSource | ImageSource:
         return source
     except openslide.OpenSlideError as error:
         if vendor == _DICOM and _NO_KIND in str(error):
-            raise ImageError(
-                "has no ImageType (0008,0008); set it, for a level to ORIGINAL\\PRIMARY\\VOLUME"
-            ) from error
+            raise ImageError("has no ImageType (0008,0008): no standard DICOM slide; export it anew") from error
         raise
 
 
@@ -218,8 +214,7 @@ class OpenSlideSource:
         self.power = _number(properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER))
         self.mpp_xy, self.mpp_from = _openslide_mpp(properties, self.vendor)
         self.bounds_xywh = _bounds(properties)
-        self._lock = threading.Lock()
-        self._blocks: OrderedDict[tuple[int, int, int], np.ndarray] = OrderedDict()
+        self._blocks = BlockCache()
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
         """Return a region that lies inside the level."""
@@ -229,14 +224,7 @@ class OpenSlideSource:
         # OpenSlide takes the corner in whole px of level 0. Where that falls between two px of this level it blends
         # them, so that a pixel would depend on where its region begins: such levels are read in fixed blocks.
         region = np.empty((height, width, 3), np.uint8)
-        for row in range(y // BLOCK_PX, -(-(y + height) // BLOCK_PX)):
-            for col in range(x // BLOCK_PX, -(-(x + width) // BLOCK_PX)):
-                block = self._block(level, row, col)
-                top, left = row * BLOCK_PX, col * BLOCK_PX
-                y0, x0 = max(y, top), max(x, left)
-                y1, x1 = min(y + height, top + block.shape[0]), min(x + width, left + block.shape[1])
-                region[y0 - y : y1 - y, x0 - x : x1 - x] = block[y0 - top : y1 - top, x0 - left : x1 - left]
-        return region
+        return fill(region, x, y, (BLOCK_PX, BLOCK_PX), lambda row, col: self._block(level, row, col))
 
     def close(self) -> None:
         self._slide.close()
@@ -247,19 +235,9 @@ class OpenSlideSource:
         return on_white(np.asarray(self._slide.read_region(corner, level, (width, height))))
 
     def _block(self, level: int, row: int, col: int) -> np.ndarray:
-        key = (level, row, col)
-        with self._lock:
-            if key in self._blocks:
-                self._blocks.move_to_end(key)
-                return self._blocks[key]
-        width, height = self.sizes_xy[level]
-        x, y = col * BLOCK_PX, row * BLOCK_PX
-        block = self._read(level, x, y, min(BLOCK_PX, width - x), min(BLOCK_PX, height - y))
-        with self._lock:
-            self._blocks[key] = block
-            if len(self._blocks) > _CACHED_BLOCKS:
-                self._blocks.popitem(last=False)
-        return block
+        (width, height), x, y = self.sizes_xy[level], col * BLOCK_PX, row * BLOCK_PX
+        size = min(BLOCK_PX, width - x), min(BLOCK_PX, height - y)
+        return self._blocks.get((level, row, col), lambda: self._read(level, x, y, *size))
 
 
 def _openslide_mpp(properties, vendor: str | None) -> tuple[tuple[float, float] | None, str]:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from misc.slides.blocks import BlockCache, fill
 from misc.slides.ome import ome_mpp
 from misc.slides.pixels import ImageError, to_rgb
 
-CACHE_BYTES = 64 << 20  # decoded strips and tiles that are kept, since neighbouring regions share them
 RESOLUTION_UM = {2: 25400.0, 3: 10000.0}  # tag ResolutionUnit: um in an inch, in a centimetre
 TAGS_SAY = "the TIFF resolution"  # where `mpp_xy` comes from
 _MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6  # tag PhotometricInterpretation
@@ -39,9 +38,8 @@ class TiffSource:
         from tifffile import TiffFile
 
         self._file = TiffFile(path)
-        self._lock = threading.Lock()
-        self._cache: OrderedDict[tuple, np.ndarray] = OrderedDict()
-        self._cached_bytes = 0
+        self._lock = threading.Lock()  # of the file's position
+        self._segments = BlockCache()
         series = max(self._file.series, key=lambda item: _size_xy(item)[0] * _size_xy(item)[1], default=None)
         if series is None or 0 in _size_xy(series):
             raise ImageError("holds no picture")
@@ -90,43 +88,21 @@ class TiffSource:
         channels = 1 if page.planarconfig == 2 else page.samplesperpixel
         # segments that were never written stay white
         region = np.full((height, width, channels), (1 << page.bitspersample) - 1, page.dtype)
-        for row in range(y // seg_h, -(-(y + height) // seg_h)):
-            for col in range(x // seg_w, -(-(x + width) // seg_w)):
-                segment = self._segment(page, (plane * down + row) * across + col)
-                if segment is None:
-                    continue
-                top, left = row * seg_h, col * seg_w
-                y0, x0 = max(y, top), max(x, left)
-                y1, x1 = min(y + height, top + segment.shape[0]), min(x + width, left + segment.shape[1])
-                region[y0 - y : y1 - y, x0 - x : x1 - x] = segment[y0 - top : y1 - top, x0 - left : x1 - left]
-        return region
+        first = plane * down * across
+        return fill(region, x, y, (seg_w, seg_h), lambda row, col: self._segment(page, first + row * across + col))
 
     def _segment(self, page, index: int) -> np.ndarray | None:
-        """Return a decoded strip or tile, from the cache if it is there; `None` for one that was never written."""
-        key = (page.offset, index)
+        return self._segments.get((page.offset, index), lambda: self._decode(page, index))
+
+    def _decode(self, page, index: int) -> np.ndarray | None:
+        """Return a strip, as high as it is, or a whole tile, (h, w, C); `None` for one that was never written."""
+        size = page.databytecounts[index]
         with self._lock:
-            if key in self._cache:
-                self._cache.move_to_end(key)
-                return self._cache[key]
-            size = page.databytecounts[index]
             self._file.filehandle.seek(page.dataoffsets[index])
             data = self._file.filehandle.read(size)
         if len(data) < size:
             raise ImageError("the file is cut short")
-        if not data:
-            return None
-        # outside the lock: threads decode side by side; (1, h, w, C), a tile whole, a strip as high as it is
-        segment = page.decode(data, index, jpegtables=page.jpegtables)[0][0]
-        self._keep(key, segment)
-        return segment
-
-    def _keep(self, key: tuple, segment: np.ndarray) -> None:
-        with self._lock:
-            if key not in self._cache:
-                self._cache[key] = segment
-                self._cached_bytes += segment.nbytes
-            while self._cached_bytes > CACHE_BYTES and len(self._cache) > 1:
-                self._cached_bytes -= self._cache.popitem(last=False)[1].nbytes
+        return page.decode(data, index, jpegtables=page.jpegtables)[0][0] if data else None
 
 
 class _Level:
