@@ -46,6 +46,7 @@ _ALPHA = 2  # tag ExtraSamples: alpha that colours are not multiplied by
 BLOCK_PX = 512  # px, side of the pieces in which levels off the pixel grid are read
 # px in a tile (256 MB). Scanners' have at most 4096 x 4096; OpenSlide ends the process when it cannot get the memory.
 MAX_TILE_PX = 1 << 26
+MAX_SIDE_PX = 1 << 21  # px, half a metre at 0.25 um/px
 # Opens a slide and reads a px of each level; ends with the reason where OpenSlide has one.
 _TRY_OUT = """
 import sys, openslide
@@ -97,7 +98,12 @@ def open_source(path: Path) -> OpenSlideSource | TiffSource | ImageSource:
         SlideError: it is no slide, is damaged, or may not be read.
     """
     try:
-        return _open(_first_file(path))
+        source = _open(_first_file(path))
+        width, height = source.sizes_xy[0]
+        if max(width, height) > MAX_SIDE_PX:
+            source.close()
+            raise ImageError(f"says that it has {width} x {height} px: a damaged header")
+        return source
     except ImageError as error:
         raise SlideError(path, error) from error
     except OSError as error:

@@ -14,8 +14,8 @@ from misc.slides.pixels import ImageError, to_rgb
 
 RESOLUTION_UM = {2: 25400.0, 3: 10000.0}  # tag ResolutionUnit: um in an inch, in a centimetre
 TAGS_SAY = "the TIFF resolution"  # where `mpp_xy` comes from
-_MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6  # tag PhotometricInterpretation
-_READABLE = (_MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _PALETTE, _YCBCR)
+_MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6  # tag PhotometricInterpretation
+_READABLE = (_MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _PALETTE, _CMYK, _YCBCR)
 _OLD_JPEG, _JPEG, _APERIO_JP2_YCBCR, _APERIO_JP2_RGB, _JP2 = 6, 7, 33003, 33005, 34712  # tag Compression
 _DECODES_TO_RGB = (_OLD_JPEG, _JPEG, _APERIO_JP2_RGB, _JP2)
 _PREMULTIPLIED, _ALPHA = 1, 2  # tag ExtraSamples
@@ -149,6 +149,10 @@ def _plain(samples: np.ndarray, page) -> np.ndarray:
     if page.photometric == _YCBCR and page.compression not in _DECODES_TO_RGB:
         samples = cv2.cvtColor(np.ascontiguousarray(samples[..., [0, 2, 1]]), cv2.COLOR_YCrCb2RGB)
     samples = _full_range(samples, page.bitspersample)
+    if page.photometric == _CMYK:
+        top = np.iinfo(samples.dtype).max
+        light = np.invert(samples[..., :4]).astype(np.uint64)
+        return ((light[..., :3] * light[..., 3:] + top // 2) // top).astype(samples.dtype)
     colours = 1 if page.photometric in (_MIN_IS_WHITE, _MIN_IS_BLACK) and samples.shape[2] < 3 else 3
     kinds = tuple(page.extrasamples)
     has_alpha = bool(kinds) and kinds[0] in (_PREMULTIPLIED, _ALPHA) and samples.shape[2] > colours
