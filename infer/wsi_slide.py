@@ -299,7 +299,8 @@ class SlideTask:
         (width, height), mpp = handler.metadata["base_shape"].tolist(), float(handler.metadata["base_mpp"][0])
         scale = handler.scale_yx[1]
         slide = {"name": self.path.name, "width": width, "height": height, "scale": scale, "mpp": mpp}
-        slide["bounds"] = handler.metadata["bounds_xywh"]
+        if bounds := handler.metadata["bounds_xywh"]:
+            slide["bounds"] = bounds
         header = self.setting.manager.header(mpp=mpp * scale, slide=slide, **{RUN_KEY: self.fingerprint})
         return head_text(self.setting.proc_mag, header)
 

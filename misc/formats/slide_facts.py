@@ -74,7 +74,7 @@ def slide_facts(
         scale=factor,
         mpp_xy=(mpp, mpp) if mpp else image.mpp_xy if image else None,
         notes=notes,
-        bounds_xywh=image.bounds_xywh if image else _bounds(slide, path),
+        bounds_xywh=(image and image.bounds_xywh) or _bounds(slide, path),
     )
 
 
