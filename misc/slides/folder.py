@@ -9,9 +9,7 @@ from pathlib import Path
 
 from misc.files import check_unique_stems, full_stem, list_files, printable, unusable_name
 from misc.slides.dicom import PATTERN, group_series, series_in, series_of
-from misc.slides.sources import SLIDE_SUFFIXES, SlideError, is_slide, open_source
-
-_MIRAX = ".mrxs"
+from misc.slides.sources import MIRAX_SUFFIX, SLIDE_SUFFIXES, SlideError, is_slide, open_source
 
 
 @dataclass
@@ -75,7 +73,7 @@ def slide_files(path: Path) -> list[Path]:
     """Return the files that a slide is made of, itself first where it is a file."""
     if path.is_dir():
         return [instance.path for series in series_in(path) for instance in series]
-    if path.suffix.lower() == _MIRAX:
+    if path.suffix.lower() == MIRAX_SUFFIX:
         return [path, *sorted(path.with_suffix("").glob("*"))]
     return series_of(path)
 

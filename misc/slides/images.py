@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from misc.slides.picture import is_picture, picture_size
+from misc.slides.picture import ImageSource, is_picture, picture_size
 from misc.slides.pixels import ImageError
 from misc.slides.sources import TIFF, SlideError, file_head, open_source
 
@@ -76,6 +76,8 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def _read_whole(source) -> np.ndarray:
+    if isinstance(source, ImageSource):
+        return source.image
     try:
         return source.read(0, 0, 0, *source.sizes_xy[0])
     except Exception as error:  # whatever OpenSlide or a codec raises on damaged data

@@ -22,7 +22,7 @@ _TAG_ORIENTATION = 0x0112
 class ImageSource:
     """A picture, held in memory; says nothing of its resolution (what it has is for printing).
 
-    Attributes: see `misc.slides.sources`.
+    Attributes: see `misc.slides.sources`; `image` is the whole of it, (H, W, 3) uint8 RGB.
 
     Raises:
         ImageError: it is empty, damaged, cut short, or no picture.
@@ -36,12 +36,12 @@ class ImageSource:
     def __init__(self, path: Path):
         samples = _decode(path.read_bytes())
         self.is_deep = samples.dtype == np.uint16
-        self._image = to_rgb(samples)
-        self.sizes_xy = [self._image.shape[1::-1]]
+        self.image = to_rgb(samples)
+        self.sizes_xy = [self.image.shape[1::-1]]
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
         """Return a region that lies inside the picture."""
-        return self._image[y : y + height, x : x + width].copy()
+        return self.image[y : y + height, x : x + width].copy()
 
     def close(self) -> None:
         """Nothing is open."""

@@ -1,7 +1,7 @@
 """What can be read as a slide, opened by content: OpenSlide first, tifffile for what it refuses or misreads, pictures.
 
 OpenSlide (4.0.1, as `openslide-bin` brings it) reads Aperio, Hamamatsu, Leica, MIRAX, Philips, Sakura, Trestle,
-Ventana, generic tiled TIFF, DICOM, and Zeiss CZI (raw, Zstandard and JPEG XR as far as it knows them).
+Ventana, generic tiled TIFF, DICOM (from one file all levels of its series), and Zeiss CZI (raw or Zstandard).
 
 A source has
 
@@ -38,6 +38,7 @@ SLIDE_SUFFIXES = frozenset(
     ".svs .tif .tiff .ndpi .vms .vmu .scn .mrxs .svslide .bif .czi .dcm .qptiff .png .jpg .jpeg".split()
 )
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+MIRAX_SUFFIX = ".mrxs"
 _GENERIC_TIFF, _DICOM, _NDPI = "generic-tiff", "dicom", "hamamatsu"
 _TAG_ORIENTATION = 274
 _RGB, _YCBCR = 2, 6  # tag PhotometricInterpretation
@@ -130,12 +131,14 @@ def _open(path: Path) -> OpenSlideSource | TiffSource | ImageSource:
     head = file_head(path)
     if not head:
         raise ImageError("is empty (0 bytes)")
+    if head.startswith((PNG, JPEG)) and path.suffix.lower() != MIRAX_SUFFIX:  # whose index is a JPEG thumbnail
+        return ImageSource(path)
     vendor = openslide.OpenSlide.detect_format(path)
     header = _TiffHeader(path) if head.startswith(TIFF) else None
     if header and (vendor is None or (vendor == _GENERIC_TIFF and header.is_misread)):
         return TiffSource(path)
     if vendor is None:
-        if head.startswith((PNG, JPEG)) or is_picture(path):
+        if is_picture(path):
             return ImageSource(path)
         raise ImageError("is not an image that OpenCV can decode, and is no slide")
     if header is None or header.nr_pages == 0 or vendor == _NDPI:
