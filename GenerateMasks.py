@@ -258,11 +258,11 @@ def some(paths: list[Path]) -> str:
 
 def paint(image: Path, annotation: Path, options: Options, report: Report) -> tuple[LabelMask, np.ndarray | None]:
     """Paint the contours of one image; with --intensity also measure the DAB density of each nucleus."""
-    from infer.images import probe_size, read_image
     from misc.formats.annotations import read_annotations
     from misc.formats.masks import paint_contours
     from misc.ihc.scores import nuclear_dab
     from misc.slides.image import open_image
+    from misc.slides.images import probe_size, read_image
 
     found = read_annotations(annotation)
     try:

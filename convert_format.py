@@ -19,7 +19,7 @@ Options:
                            the image over that of the JSON (`mag`), else 1.
   --mpp=<um>               Micrometres per level-0 pixel. Left out: what the JSON or the image says.
   --image_dir=<path>       Folder with the images of the same names: size and pixel size for Sedeen, optical densities
-                           for the CSV table, magnification where a JSON does not say its scale.
+                           for the CSV table, magnification and scanned part where a JSON does not say them.
   --wsi_dir=<path>         The same, with slides.
   --stain=<pair>           Stains to measure: he (haematoxylin, eosin) or hdab (haematoxylin, DAB). [default: he]
   --pens=<which>           Colours in Sedeen: types (as type_info) or lab (1 red, 2 blue, 3 violet, 4 green).
@@ -28,7 +28,8 @@ Options:
   --recursive              Look into the folders of the folder, too.
   --overwrite              Redo results that are there; without it they are skipped.
 
-What is written is in level-0 pixels, whatever the magnification at which the nuclei were found.
+What is written is in level-0 pixels, whatever the magnification at which the nuclei were found. Of a slide that says
+which part of level 0 was scanned (MIRAX, Leica), QuPath shows that part alone: files for QuPath count from its corner.
 """
 
 from __future__ import annotations
@@ -220,12 +221,12 @@ def open_source(path: Path, options: Options, with_image: bool) -> Source:
     """Gather what options, JSON header and image say; an option goes before the header, the header before the image."""
     from misc.files import full_stem
     from misc.formats.nuclei_json import read_header, types_from_header
-    from misc.formats.slide_facts import says_scale, slide_facts
+    from misc.formats.slide_facts import says_all, slide_facts
     from misc.slides.image import find_image
     from misc.type_info import default_type_info
 
     header = read_header(path)
-    needed = with_image or not (options.scale or says_scale(header))
+    needed = with_image or not says_all(header)
     image = find_image(full_stem(path), options.image_dir) if needed and options.image_dir else None
     return Source(
         path=path,
@@ -250,7 +251,7 @@ def _inside(parts: Iterator[Nuclei], facts: SlideFacts) -> Iterator[Nuclei]:
 def _to_geojson(target: Path, parts: Iterator[Nuclei], source: Source, options: Options) -> int:
     from misc.formats.qupath import write_geojson
 
-    return write_geojson(target, parts, source.type_info, source.facts.scale)
+    return write_geojson(target, parts, source.type_info, source.facts.scale, origin_xy=source.facts.origin_xy)
 
 
 def _to_tsv(target: Path, parts: Iterator[Nuclei], source: Source, options: Options) -> int:
@@ -260,7 +261,7 @@ def _to_tsv(target: Path, parts: Iterator[Nuclei], source: Source, options: Opti
 
     positions, types = [np.zeros((0, 2))], []
     for part in parts:  # points only: 24 bytes a nucleus
-        positions.append(qupath_xy(part.centroids_xy, source.facts.scale))
+        positions.append(qupath_xy(part.centroids_xy, source.facts.scale, source.facts.origin_xy))
         types.extend([None] * len(part) if part.types is None else part.types.tolist())
     to_qupath(target, np.concatenate(positions), types, source.type_info)
     return len(types)

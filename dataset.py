@@ -12,10 +12,10 @@ import cv2
 import numpy as np
 import scipy.io
 
-from infer.images import read_image
 from metrics.type_maps import MERGES
 from misc.files import atomic_path
 from misc.formats.labels import keys_of, read_label, types_by_id
+from misc.slides.images import read_image
 
 
 class Dataset:

@@ -258,24 +258,24 @@ def rois(args: dict) -> int:
 
     from dataloader.extraction import ROIS_TABLE
     from misc.batch import recorded
-    from misc.files import CsvWriter, check_unique_stems, list_files, write_atomic
+    from misc.files import CsvWriter, write_atomic
+    from misc.slides.folder import find_slides
     from misc.slides.rois import extract_rois
-    from misc.slides.sources import is_slide
 
     size, count = _number(args["--size"], "--size", int), _number(args["--per_slide"], "--per_slide", int)
     mpp = _number(args["--mpp"], "--mpp") if args["--mpp"] else None
     seed = _number(args["--seed"], "--seed", int, zero=True)
-    files, out_dir = list_files(args["--wsi_dir"], args["--pattern"]), Path(args["--output_dir"])
-    slides = [path for path in files if is_slide(path)]
-    if not slides:
-        raise ValueError(f"no slide among the {len(files)} files of {args['--wsi_dir']} ({args['--pattern']})")
-    check_unique_stems(slides)
+    files, out_dir = find_slides(args["--wsi_dir"], args["--pattern"]), Path(args["--output_dir"])
+    if not files.slides:
+        reasons = "".join(f"; {reason}" for reason in files.unusable.values())
+        nr_files = len(files.others) + len(files.unusable)
+        raise ValueError(f"no slide among the {nr_files} files of {args['--wsi_dir']} ({args['--pattern']}){reasons}")
     table = out_dir / ROIS_TABLE
     if table.exists() and not args["--overwrite"]:
         raise ValueError(f"{table} is there; --overwrite crops anew, another --output_dir keeps both")
     out_dir.mkdir(parents=True, exist_ok=True)
-    found, failed = [], {}
-    for path in tqdm(slides, unit=" slides", disable=None):
+    found, failed = [], {path.name: reason for path, reason in files.unusable.items()}
+    for path in tqdm(files.slides, unit=" slides", disable=None):
         with recorded(failed, path.name):
             found += extract_rois(path, out_dir, size, count, mpp, seed)
     text = io.StringIO(newline="")
@@ -284,10 +284,11 @@ def rois(args: dict) -> int:
     rows.writerows([roi.slide, Path(roi.file).name, roi.x, roi.y, size, roi.mpp] for roi in found)
     write_atomic(table, text.getvalue())
     _complain(f"failed: {name}: {reason}" for name, reason in failed.items())
-    _complain(f"no slide, skipped: {path}" for path in files if path not in slides)
+    _complain(f"no slide, skipped: {path}" for path in files.others)
+    nr_slides = len(files.slides) + len(files.unusable) - len(failed)
     print(
-        f"{len(found)} fields of {size} px from {len(slides) - len(failed)} slides, {len(failed)} failed, "
-        f"{len(files) - len(slides)} other files skipped; listed in {table}"
+        f"{len(found)} fields of {size} px from {nr_slides} slides, {len(failed)} failed, "
+        f"{len(files.others)} other files skipped; listed in {table}"
     )
     return 1 if failed else 0
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from infer.images import resize
 from misc.files import atomic_path
 from misc.patch_extractor import PatchExtractor
+from misc.slides.images import resize
 
 # Types of the array on disk, smallest first; torch and OpenCV know all three.
 _DTYPES = (np.uint8, np.uint16, np.int32)

@@ -16,9 +16,9 @@ from tqdm import tqdm
 
 from misc.files import check_unique_stems, full_stem, list_files, printable, unusable_name
 from misc.machine import available_memory, reused_memory_pages
+from misc.slides.images import no_image_because, probe_size
 
 from . import base
-from .images import no_image_because, probe_size
 from .options import TileOptions
 from .rerun import RUN_KEY, OtherRunError, missing_files, post_proc_constants
 from .tile_output import MissingFiles, TileResult, TileSpec, complete_tile, finish_tile

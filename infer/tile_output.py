@@ -17,11 +17,10 @@ from misc.formats.labels import prediction_keys
 from misc.formats.nuclei_json import read_json, write_json
 from misc.formats.qupath import qupath_xy, to_qupath, write_geojson
 from misc.nuclei import Nuclei
+from misc.slides.images import read_image, resize
 from misc.type_info import TypeInfo
 from misc.viz_utils import visualize_instances_dict
 from models.hovernet.post_proc import count_dropped, process_nuclei
-
-from .images import read_image, resize
 
 
 @dataclass(frozen=True)

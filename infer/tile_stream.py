@@ -16,9 +16,9 @@ import numpy as np
 from tqdm import tqdm
 
 from misc.files import full_stem
+from misc.slides.images import read_image, resize
 
 from .grid import PatchGrid, patch_grid
-from .images import read_image, resize
 from .predictor import Predictor
 from .tile_output import TileJob, TileSpec
 from .workers import Outcome, WorkerPool

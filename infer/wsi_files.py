@@ -9,13 +9,12 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from infer.options import WsiOptions
-from misc.files import check_unique_stems, full_stem, list_files, printable, unusable_name
-from misc.slides.handler import SlideError, get_file_handler, is_slide
-from misc.slides.sources import SLIDE_SUFFIXES
+from misc.files import printable
+from misc.slides import folder
+from misc.slides.folder import FoundSlides
 
 logger = logging.getLogger(__name__)
 
@@ -27,95 +26,24 @@ _DIGEST_LENGTH = 16
 # ---------------------------------------------------------------------------------------------- input
 
 
-@dataclass
-class FoundFiles:
-    """What the input folder holds.
-
-    Attributes:
-        slides: what is to be done, with different stems.
-        unusable: what has a slide's name or its stem and cannot be opened, and why.
-    """
-
-    slides: list[Path] = field(default_factory=list)
-    unusable: dict[Path, str] = field(default_factory=dict)
-
-
-def find_slides(options: WsiOptions) -> FoundFiles:
+def find_slides(options: WsiOptions) -> FoundSlides:
     """Look through the input folder; what is no slide is listed in the log.
 
     Raises:
         FileNotFoundError: there is none.
         ValueError: two that can be opened have the same stem.
     """
-    found, others = FoundFiles(unusable=_no_files(options)), []
-    for path in list_files(options.input_dir, options.pattern, options.recursive):
-        if _is_result(path, options.output_dir):
-            continue
-        if is_slide(path):
-            if reason := unusable_name(path):
-                found.unusable[path] = f"{printable(path)}: {reason}"
-            else:
-                found.slides.append(path)
-        elif reason := _unreadable(path):
-            found.unusable[path] = reason
-        else:
-            others.append(path)
-    if others:
-        names = ", ".join(printable(path.name) for path in others)
-        logger.info("%d files are no slides and are passed over: %s", len(others), names)
+
+    def is_result(path: Path) -> bool:  # a thumbnail or a mask of ours, when the output folder lies in the input folder
+        return path.parent.name in ("thumb", "mask") and path.parent.parent.resolve() == options.output_dir.resolve()
+
+    found = folder.find_slides(options.input_dir, options.pattern, options.recursive, leave_out=is_result)
+    if found.others:
+        names = ", ".join(printable(path.name) for path in found.others)
+        logger.info("%d files are no slides and are passed over: %s", len(found.others), names)
     if not found.slides and not found.unusable:
         raise FileNotFoundError(f"no slide matches {options.pattern} in {options.input_dir}")
-    _sort_out_stems(found)
     return found
-
-
-def _no_files(options: WsiOptions) -> dict[Path, str]:
-    """Return what has a slide's name and is no file; a folder is none where its content is looked through anyway."""
-    search = options.input_dir.rglob if options.recursive else options.input_dir.glob
-    named = [path for path in search(options.pattern) if path.suffix.lower() in SLIDE_SUFFIXES and path.name[0] != "."]
-    reasons = {}
-    for path in sorted(named):
-        if path.is_dir() and not options.recursive:
-            reasons[path] = f"{printable(path)}: is a folder; --recursive looks into it"
-        elif path.is_symlink() and not path.exists():
-            reasons[path] = f"{printable(path)}: is a link to {printable(os.readlink(path))}, which is not there"
-    return reasons
-
-
-def _is_result(path: Path, output_dir: Path) -> bool:
-    """Tell whether a file is a thumbnail or a mask of ours, when the output folder lies in the input folder."""
-    return path.parent.name in ("thumb", "mask") and path.parent.parent.resolve() == output_dir.resolve()
-
-
-def _unreadable(path: Path) -> str | None:
-    try:
-        with open(path, "rb") as handle:
-            handle.read(1)
-    except OSError as error:
-        return f"{printable(path)}: cannot be read ({error.strerror})"
-    return None
-
-
-def _sort_out_stems(found: FoundFiles) -> None:
-    """Refuse slides of one stem; of a slide and broken files of its stem, the slide is done."""
-    by_stem: dict[str, list[Path]] = {}
-    for path in found.slides:
-        by_stem.setdefault(full_stem(path), []).append(path)
-    for paths in by_stem.values():
-        reasons = {path: reason for path in paths if len(paths) > 1 and (reason := _why_closed(path))}
-        if len(reasons) == len(paths):
-            del reasons[paths[0]]  # done, and reported, as any other
-        found.unusable |= reasons
-    found.slides = [path for path in found.slides if path not in found.unusable]
-    check_unique_stems(found.slides)
-
-
-def _why_closed(path: Path) -> str | None:
-    try:
-        get_file_handler(path).close()
-    except SlideError as error:
-        return str(error)
-    return None
 
 
 # ---------------------------------------------------------------------------------------------- output

@@ -299,6 +299,8 @@ class SlideTask:
         (width, height), mpp = handler.metadata["base_shape"].tolist(), float(handler.metadata["base_mpp"][0])
         scale = handler.scale_yx[1]
         slide = {"name": self.path.name, "width": width, "height": height, "scale": scale, "mpp": mpp}
+        if bounds := handler.metadata["bounds_xywh"]:
+            slide["bounds"] = bounds
         header = self.setting.manager.header(mpp=mpp * scale, slide=slide, **{RUN_KEY: self.fingerprint})
         return head_text(self.setting.proc_mag, header)
 
@@ -315,9 +317,10 @@ class SlideTask:
     def _write_qupath(self) -> None:
         source = self.files["json"]
         try:
-            scale = float(read_header(source)["slide"]["scale"])
+            slide = read_header(source)["slide"]
+            scale, origin_xy = float(slide["scale"]), tuple((slide.get("bounds") or (0, 0))[:2])
         except (KeyError, TypeError) as error:
             raise ValueError(f"{source} does not say the scale of its slide; --overwrite makes it anew") from error
         with result_path(self.files["qupath"]) as path:
             nuclei, types = iter_json(source), self.setting.manager.type_info_dict
-            write_geojson(path, nuclei, types, scale, name=self.name)
+            write_geojson(path, nuclei, types, scale, name=self.name, origin_xy=origin_xy)

@@ -23,8 +23,13 @@ _TEXT = "'"
 
 
 def full_stem(path: str | Path) -> str:
-    """Return the file name without its extension; dots inside the name stay (`TCGA-1.2.svs` -> `TCGA-1.2`)."""
+    """Return the file name without its extension; dots inside the name stay (`TCGA-1.2.svs` -> `TCGA-1.2`).
+
+    A folder, which a DICOM slide may be, has no extension.
+    """
     name = Path(path).name
+    if Path(path).is_dir():
+        return name
     for suffix in _DOUBLE_SUFFIXES:
         if name.lower().endswith(suffix):
             return name[: -len(suffix)]

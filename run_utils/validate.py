@@ -11,10 +11,10 @@ import numpy as np
 import scipy.io
 from torch import nn
 
-from infer.images import read_image, resize
 from metrics.stats_utils import get_dice_1, get_fast_aji, get_fast_pq, remap_label
 from misc.files import check_unique_stems, full_stem, list_files
 from misc.machine import cpu_count
+from misc.slides.images import read_image, resize
 from models.hovernet.net_desc import PATCH_SHAPES
 from models.hovernet.net_utils import unwrapped
 from models.hovernet.post_proc import process

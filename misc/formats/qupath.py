@@ -4,6 +4,9 @@ QuPath counts from the corner of the image: the pixel in column 10 reaches from 
 centroids of ours are pixel centres, so half a pixel is added on the way out, x -> (x + 0.5) * scale. At scale 1 that
 is exact (10 becomes 10.5), and `x / scale - 0.5` gives the integers back. Whoever draws these outlines again as
 pixels takes the half off first.
+
+Of a slide that says which part of level 0 was scanned (`openslide.bounds-*`: MIRAX, Leica and others) QuPath shows that
+part alone, and counts from its corner: `origin_xy`, which is taken off here and nowhere else.
 """
 
 from __future__ import annotations
@@ -45,9 +48,9 @@ def qupath_colour(rgb: RGB) -> int:
     return ((red << 16) | (green << 8) | blue) - (1 << 24)
 
 
-def qupath_xy(xy: np.ndarray, scale: float = 1.0) -> np.ndarray:
+def qupath_xy(xy: np.ndarray, scale: float = 1.0, origin_xy: tuple[int, int] = (0, 0)) -> np.ndarray:
     """Return pixel centres (..., 2) as QuPath coordinates at level 0, which is `scale` times as fine."""
-    return np.round((np.asarray(xy, np.float64) + 0.5) * scale, COORDINATE_DECIMALS)
+    return np.round((np.asarray(xy, np.float64) + 0.5) * scale - origin_xy, COORDINATE_DECIMALS)
 
 
 def to_qupath(
@@ -89,6 +92,7 @@ def write_geojson(
     type_info: TypeInfo,
     scale: float = 1.0,
     name: str | None = None,
+    origin_xy: tuple[int, int] = (0, 0),
 ) -> int:
     """Write nuclei as a GeoJSON FeatureCollection of QuPath detections, one piece after the other.
 
@@ -98,6 +102,7 @@ def write_geojson(
         type_info: `{type: (name, (red, green, blue))}`, with the entry `None` for nuclei without a type.
         scale: level-0 px per px of the coordinates.
         name: what the objects' UUIDs are made of besides the id; the file's name where not given.
+        origin_xy: corner of the part of level 0 that QuPath shows, level-0 px.
 
     Returns:
         Number of detections written; nuclei with fewer than three contour points have no outline and are left out.
@@ -112,7 +117,7 @@ def write_geojson(
     with atomic_path(path) as temporary, _open_binary(temporary, path.name.lower().endswith(".gz")) as out:
         out.write(b'{"type":"FeatureCollection","features":[')
         for part in _pieces(parts):
-            features = list(_features(part, type_info, scale, namespace))
+            features = list(_features(part, type_info, scale, namespace, origin_xy))
             if features:
                 out.write(separator + orjson.dumps(features, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1])
                 separator = b",\n"
@@ -149,15 +154,18 @@ def _pieces(parts: Iterable[Nuclei]) -> Iterator[Nuclei]:
             yield piece.select(np.diff(piece.offsets) >= MIN_POINTS)
 
 
-def _features(nuclei: Nuclei, type_info: TypeInfo, scale: float, namespace: uuid.UUID) -> Iterator[dict]:
+def _features(
+    nuclei: Nuclei, type_info: TypeInfo, scale: float, namespace: uuid.UUID, origin_xy: tuple[int, int]
+) -> Iterator[dict]:
     types = [None] * len(nuclei) if nuclei.types is None else nuclei.types.tolist()
     check_types(set(types), type_info)
     classes = {t: {"name": type_info[t][0], "color": list(type_info[t][1])} for t in set(types)}
-    points = qupath_xy(nuclei.points_xy, scale)
+    points = qupath_xy(nuclei.points_xy, scale, origin_xy)
     # each ring ends with its first point; arrays, since a Python list per point costs most of the time of writing
     closed = np.insert(points, nuclei.offsets[1:], points[nuclei.offsets[:-1]], axis=0)
     ends = (nuclei.offsets + np.arange(len(nuclei) + 1)).tolist()
-    apart = {i: qupath_xy(simple_ring(nuclei.contour(i)), scale) for i in np.flatnonzero(touches_itself(nuclei))}
+    touching = np.flatnonzero(touches_itself(nuclei))
+    apart = {i: qupath_xy(simple_ring(nuclei.contour(i)), scale, origin_xy) for i in touching}
     rows = zip(nuclei.ids.tolist(), types, _measurements(nuclei, type_info, scale), strict=True)
     for i, (nucleus_id, type_id, measurements) in enumerate(rows):
         ring = apart[i] if i in apart else closed[ends[i] : ends[i + 1]]

@@ -1,7 +1,8 @@
 """Sedeen session files: reading annotations, writing nuclei and hot spots.
 
 A session names one image, its size and pixel size, and holds graphics in level-0 px. Sedeen ties a session to a
-slide by the slide's full file name, so size, pixel size and name must be the slide's own.
+slide by the slide's full file name, so size, pixel size and name must be the slide's own. It shows the whole of level
+0, where QuPath shows the scanned part alone: nothing is taken off here (see `misc.formats.qupath`).
 
 Nuclei are written by their pixel centres, unshifted, so that a contour comes back to the pixel.
 """

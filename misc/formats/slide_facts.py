@@ -27,6 +27,7 @@ class SlideFacts:
         scale: level-0 px per px of the file's coordinates.
         mpp_xy: um per level-0 px along x and y, or `None`.
         notes: what a person should know about how the scale was found.
+        bounds_xywh: the part of level 0 that was scanned, px, or `None` where nothing says it.
     """
 
     name: str
@@ -35,6 +36,12 @@ class SlideFacts:
     scale: float
     mpp_xy: tuple[float, float] | None
     notes: tuple[str, ...] = ()
+    bounds_xywh: tuple[int, int, int, int] | None = None
+
+    @property
+    def origin_xy(self) -> tuple[int, int]:
+        """Corner of what QuPath shows of level 0, px."""
+        return (0, 0) if self.bounds_xywh is None else self.bounds_xywh[:2]
 
 
 def slide_facts(
@@ -74,6 +81,7 @@ def slide_facts(
         scale=factor,
         mpp_xy=(mpp, mpp) if mpp else image.mpp_xy if image else None,
         notes=notes,
+        bounds_xywh=(image and image.bounds_xywh) or _bounds(slide, path),
     )
 
 
@@ -82,10 +90,12 @@ def level0_xy(nuclei: Nuclei, scale: float) -> np.ndarray:
     return (nuclei.centroids_xy + 0.5) * scale - 0.5
 
 
-def says_scale(header: dict) -> bool:
-    """Whether the header says all that `level0_scale` needs: the scale, or that there is no magnification."""
+def says_all(header: dict) -> bool:
+    """Whether the header says the way to level 0 and to what QuPath shows, or is of an image, where both are one."""
     slide = header.get("slide")
-    return header.get("mag") is None or (isinstance(slide, dict) and slide.get("scale") is not None)
+    return header.get("mag") is None or (
+        isinstance(slide, dict) and slide.get("scale") is not None and "bounds" in slide
+    )
 
 
 def level0_scale(
@@ -113,6 +123,16 @@ def level0_scale(
     if factor == 1:
         return 1.0, ()
     return factor, (f"found at {mag:g}x in a slide of {own}: coordinates are multiplied by {factor:g}",)
+
+
+def _bounds(slide: dict, path: Path) -> tuple[int, int, int, int] | None:
+    bounds = slide.get("bounds")
+    if bounds is None:
+        return None
+    is_box = isinstance(bounds, list) and len(bounds) == 4 and all(type(value) is int for value in bounds)
+    if not is_box or min(bounds) < 0 or 0 in bounds[2:]:
+        raise ValueError(f'{path}: "slide.bounds" is [x, y, width, height] in px or null, got {bounds!r}')
+    return tuple(bounds)
 
 
 def _side(slide: dict, key: str, path: Path) -> int:

@@ -50,6 +50,7 @@ class SlideNuclei:
         dab: (N,) float32 mean DAB density, NaN where not measured; `None` if nobody asked.
         notes: what a person should know about how this was read.
         type_info: names of the types, or `None` where nothing names them.
+        bounds_xywh: the part of level 0 that was scanned, px, or `None` where nothing says it.
     """
 
     name: str
@@ -65,6 +66,7 @@ class SlideNuclei:
     dab: np.ndarray | None
     notes: list[str] = field(default_factory=list)
     type_info: TypeInfo | None = None
+    bounds_xywh: tuple[int, int, int, int] | None = None
 
     def __len__(self) -> int:
         return len(self.xy)
@@ -82,6 +84,7 @@ class SlideMap:
         is_share: whether positive means something; not for untyped nuclei, which are all counted.
         counts: (rows, columns) int64, positive nuclei by bin.
         rate: (rows, columns) float64, smoothed, positive nuclei per px^2 of the slide.
+        shown_rate: the same of what QuPath shows of the slide, whose bins begin at the corner of its bounds.
         tile_size: side of a bin, px.
         boxes_bins, boxes_px: (K, 4) int64 hot spots, best first, in bins and in px of the slide.
         sums: (K,) int64, positive nuclei in each.
@@ -94,18 +97,24 @@ class SlideMap:
     is_share: bool
     counts: np.ndarray
     rate: np.ndarray
+    shown_rate: np.ndarray
     tile_size: int
     boxes_bins: np.ndarray
     boxes_px: np.ndarray
     sums: np.ndarray
     counted: str
 
-    def density(self) -> tuple[np.ndarray, str]:
-        """Return the map as people read it, and its unit: nuclei/mm2, or nuclei/px2 where px have no size."""
+    def density(self, shown: bool = False) -> tuple[np.ndarray, str]:
+        """Return the map as people read it, and its unit: nuclei/mm2, or nuclei/px2 where px have no size.
+
+        Args:
+            shown: the map of what QuPath shows of the slide.
+        """
+        rate = self.shown_rate if shown else self.rate
         what = "positive nuclei" if self.is_share else "nuclei"
         if self.slide.mpp_xy is None:
-            return self.rate, f"{what} per px²"
-        return self.rate / mm2(1.0, self.slide.mpp_xy), f"{what} per mm²"
+            return rate, f"{what} per px²"
+        return rate / mm2(1.0, self.slide.mpp_xy), f"{what} per mm²"
 
 
 # ---------------------------------------------------------------------------------------------- reading
@@ -166,6 +175,7 @@ def load_slide(
         dab=np.concatenate([np.zeros(0, np.float32), *dab]) if measure else None,
         notes=notes,
         type_info=type_info or own_names,
+        bounds_xywh=facts.bounds_xywh,
     )
 
 
@@ -222,6 +232,7 @@ def map_slide(
     window = tuple(max(1, round(px / tile_size)) for px in window_px[::-1])
     counts = bin_counts(slide.xy[chosen.positive], slide.width, slide.height, tile_size, slide.slack_px)
     boxes, sums = find_hot_spots(counts, top_k, window)
+    rate = smooth(counts, sigma) / tile_size**2
     notes = [*slide.notes, *chosen.notes, *_rounding_note(window, window_px, tile_size)]
     if window[0] > counts.shape[0] or window[1] > counts.shape[1]:
         notes.append("a hot spot is as large as the slide where the slide is smaller than the hot spot asked for")
@@ -233,13 +244,22 @@ def map_slide(
         judged=chosen.judged,
         is_share=chosen.is_share,
         counts=counts,
-        rate=smooth(counts, sigma) / tile_size**2,
+        rate=rate,
+        shown_rate=rate if slide.bounds_xywh is None else _shown_rate(slide, chosen.positive, tile_size, sigma),
         tile_size=tile_size,
         boxes_bins=boxes,
         boxes_px=boxes_to_px(boxes, tile_size, slide.width, slide.height),
         sums=sums,
         counted=chosen.words,
     )
+
+
+def _shown_rate(slide: SlideNuclei, positive: np.ndarray, tile_size: int, sigma: float) -> np.ndarray:
+    """Bin and smooth the positive nuclei within the bounds of a slide, counted from the corner of these."""
+    x, y, width, height = slide.bounds_xywh
+    xy = slide.xy[positive] - (x, y)
+    xy = xy[((xy >= -slide.slack_px) & (xy < np.array([width, height]) + slide.slack_px)).all(axis=1)]
+    return smooth(bin_counts(xy, width, height, tile_size, slide.slack_px), sigma) / tile_size**2
 
 
 def _rounding_note(window: tuple[int, int], window_px: tuple[float, float], tile_size: int) -> list[str]:

@@ -1,4 +1,7 @@
-"""A density map as pyramidal OME-TIFF, which QuPath opens beside the slide at the right size."""
+"""A density map as pyramidal OME-TIFF, which QuPath opens beside the slide at the right size.
+
+The map is that of what QuPath shows of the slide, see `misc.formats.qupath`.
+"""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def draw(found: SlideMap, image: SlideImage | None, folder: Path, ome_tiff: bool
     tiff = folder / "ome_tiff" / f"{slide.name}.ome.tif"
     if ome_tiff or (overwrite and tiff.exists()):  # one of other options would stay behind
         bin_um = None if slide.mpp_xy is None else tuple(mpp * found.tile_size for mpp in slide.mpp_xy)
-        tasks[tiff] = lambda path: write_ome_tiff(path, density, bin_um, slide.name, unit)
+        tasks[tiff] = lambda path: write_ome_tiff(path, found.density(shown=True)[0], bin_um, slide.name, unit)
     return _write_missing(tasks, overwrite)
 
 

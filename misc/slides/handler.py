@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from misc.slides.folder import slide_files
 from misc.slides.resample import Axis, resample
 from misc.slides.sources import SlideError, is_slide, open_source
 
@@ -41,10 +42,11 @@ class FileHandler:
     """An open slide.
 
     Attributes:
-        path: the file.
+        path: the file, or the folder of a DICOM series.
         metadata: `base_shape` (2,) int64 width and height of level 0 in px; `base_mpp` (2,) float64 x, y in um/px, or
             `None`; `base_mag` float or `None`; `available_mag` one float a level, largest first, or `None`; `vendor`;
-            `mpp_from` who says the mpp; `notes` lines on what was not believed.
+            `mpp_from` who says the mpp; `notes` lines on what was not believed or is not read; `bounds_xywh` the part
+            of level 0 that was scanned (four int, px), or `None` where nothing says it.
 
     Raises:
         SlideError: see `open_source`.
@@ -55,7 +57,8 @@ class FileHandler:
         for option, value in (("--mpp", mpp), ("--mag", mag)):
             if value is not None and not (np.isfinite(value) and value > 0):
                 raise ValueError(f"{option} must be a positive number, got {value}")
-        self.path = Path(path)
+        self.path, self._said = Path(path), {"mpp": mpp, "mag": mag}
+        self._files = _stamps(self.path)
         self._source = open_source(self.path)
         base_mpp, base_mag, mpp_from, notes = _resolution(self._source, mpp, mag)
         sizes = np.array(self._source.sizes_xy, np.int64)
@@ -66,7 +69,8 @@ class FileHandler:
             "available_mag": None if base_mag is None else (base_mag * sizes[:, 0] / sizes[0, 0]).tolist(),
             "vendor": self._source.vendor,
             "mpp_from": mpp_from,
-            "notes": notes,
+            "notes": [*notes, *self._source.notes],
+            "bounds_xywh": self._source.bounds_xywh,
         }
         self._plane = self._level_plane(0, sizes[0])
 
@@ -79,6 +83,31 @@ class FileHandler:
     def close(self) -> None:
         """Close the file; reading afterwards is an error."""
         self._source.close()
+
+    def check_unchanged(self) -> None:
+        """Refuse to go on with a slide whose files are no longer those that were opened; call it after the last read.
+
+        Raises:
+            SlideError: a file has another size or date, is gone, or is new.
+        """
+        now = _stamps(self.path)
+        if now != self._files:
+            names = sorted({path.name for path, _ in set(now.items()) ^ set(self._files.items())})
+            raise SlideError(self.path, f"was changed while it was read ({', '.join(names[:3])}); run it again")
+
+    def reopen(self) -> FileHandler:
+        """Open the same slide anew, prepared for the same plane.
+
+        Raises:
+            SlideError: it cannot be opened, or is not what it was.
+        """
+        self.check_unchanged()
+        fresh = FileHandler(self.path, **self._said)
+        if fresh._source.sizes_xy != self._source.sizes_xy:
+            fresh.close()
+            raise SlideError(self.path, "was changed while it was read (it has other levels); run it again")
+        fresh._plane = self._plane
+        return fresh
 
     @property
     def shape_yx(self) -> tuple[int, int]:
@@ -234,6 +263,18 @@ def _reflected(start: int, length: int, size: int) -> np.ndarray:
     period = max(2 * (size - 1), 1)
     offset = np.arange(start, start + length) % period
     return np.minimum(offset, period - offset) if size > 1 else np.zeros(length, np.int64)
+
+
+def _stamps(path: Path) -> dict[Path, tuple[int, int]]:
+    """Return size and date (ns) of the files of a slide; of those that cannot be looked at, -1."""
+    stamps = {}
+    for file in slide_files(path):
+        try:
+            stat = file.stat()
+            stamps[file] = stat.st_size, stat.st_mtime_ns
+        except OSError:
+            stamps[file] = -1, -1
+    return stamps
 
 
 def _pieces(axis: Axis, start: int, stop: int) -> list[tuple[int, int]]:

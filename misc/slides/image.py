@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from misc.files import full_stem, list_files
+from misc.slides.folder import slides_called
 from misc.slides.handler import get_file_handler
 
 # Longest side of a thumbnail, px.
@@ -24,6 +24,7 @@ class SlideImage:
         width, height: level-0 px.
         mpp_xy: um per px along x and y, or `None` where the file does not say.
         mag: objective power, or `None` where the file does not say.
+        bounds_xywh: the part of level 0 that was scanned, px, or `None` where nothing says it.
         read: `read(y, x, h, w)` gives that region as (h, w, 3) uint8 RGB; transparent parts are white.
         thumbnail: gives the whole slide as (h, w, 3) uint8 RGB, longest side at most `THUMBNAIL_PX`.
     """
@@ -35,6 +36,7 @@ class SlideImage:
     mag: float | None
     read: Callable[[int, int, int, int], np.ndarray]
     thumbnail: Callable[[], np.ndarray]
+    bounds_xywh: tuple[int, int, int, int] | None = None
 
 
 def find_image(stem: str, folder: str | Path) -> SlideImage:
@@ -45,7 +47,7 @@ def find_image(stem: str, folder: str | Path) -> SlideImage:
         ValueError: there is more than one.
     """
     found, reasons = [], []
-    for path in (p for p in list_files(folder) if full_stem(p) == stem):
+    for path in slides_called(stem, folder):
         try:
             found.append(open_image(path))
         except ValueError as error:
@@ -75,6 +77,7 @@ def open_image(path: str | Path) -> SlideImage:
         mag=handler.metadata["base_mag"],
         read=lambda y, x, h, w: handler.read_region((x, y), (w, h)),
         thumbnail=lambda: _thumbnail(path, max(width, height)),
+        bounds_xywh=handler.metadata["bounds_xywh"],
     )
 
 

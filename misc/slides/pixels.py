@@ -7,11 +7,15 @@ import numpy as np
 WHITE = 255  # where nothing was scanned there is glass, not tissue
 
 
+class ImageError(ValueError):
+    """A file that cannot be used as an image; the message says why, and does not name the file."""
+
+
 def to_8_bits(samples: np.ndarray) -> np.ndarray:
     """Return uint8, uint16 or bool samples as uint8; the full range stays the full range.
 
     Raises:
-        ValueError: the samples have another type.
+        ImageError: the samples have another type.
     """
     if samples.dtype == np.uint8:
         return samples
@@ -19,7 +23,7 @@ def to_8_bits(samples: np.ndarray) -> np.ndarray:
         return samples.astype(np.uint8) * 255
     if samples.dtype.kind == "u" and samples.dtype.itemsize == 2:
         return ((samples.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
-    raise ValueError(f"pixels of type {samples.dtype}; 8 or 16 bits without sign are needed")
+    raise ImageError(f"has pixels of type {samples.dtype}; 8 or 16 bits without sign are needed")
 
 
 def on_white(rgba: np.ndarray) -> np.ndarray:
@@ -35,12 +39,12 @@ def to_rgb(samples: np.ndarray) -> np.ndarray:
     """Turn (H, W) grey or (H, W, C) grey, grey + alpha, RGB or RGBA into (H, W, 3) uint8.
 
     Raises:
-        ValueError: another number of channels, or another type than 8 or 16 bits without sign.
+        ImageError: another number of channels, or another type than 8 or 16 bits without sign.
     """
     samples = to_8_bits(samples if samples.ndim == 3 else samples[..., None])
     channels = samples.shape[2]
     if channels in (1, 2):
         samples = np.concatenate([np.repeat(samples[..., :1], 3, axis=2), samples[..., 1:]], axis=2)
     elif channels not in (3, 4):
-        raise ValueError(f"{channels} channels; 1 (grey), 3 (RGB) or either with alpha are needed")
+        raise ImageError(f"has {channels} channels; 1 (grey), 3 (RGB) or either with alpha are needed")
     return on_white(samples) if samples.shape[2] == 4 else samples

@@ -1,41 +1,76 @@
-"""What can be read as a slide, opened by content: OpenSlide first, tifffile for OME-TIFF and what it refuses, pictures.
+"""What can be read as a slide, opened by content: OpenSlide first, tifffile for what it refuses or misreads, pictures.
 
-A source has `sizes_xy` (width and height of each level, largest first), `vendor`, `mpp_xy`, `mpp_from`, `power`, and
-`read(level, x, y, width, height)`, which returns (height, width, 3) uint8 of a region inside the level. `read` may be
+OpenSlide (4.0.1, as `openslide-bin` brings it) reads Aperio, Hamamatsu, Leica, MIRAX, Philips, Sakura, Trestle,
+Ventana, generic tiled TIFF, DICOM (from one file all levels of its series), and Zeiss CZI (raw or Zstandard).
+
+A source has
+
+    sizes_xy     (width, height) of each level, the largest first
+    vendor       who made it; `None` where nothing says it
+    mpp_xy       um a pixel of level 0 along x and y, or `None`; `mpp_from` says whence
+    power        of the objective, or `None`
+    bounds_xywh  the part of level 0 that was scanned, px, or `None` where nothing says it
+    is_deep      whether it has 16 bits that come out as 8
+    notes        what a person should know of it
+
+and `read(level, x, y, width, height)`, which returns (height, width, 3) uint8 of a region inside the level, and may be
 called from several threads.
 """
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
+import functools
+import subprocess
+import sys
 from pathlib import Path
 
-import cv2
 import numpy as np
 import openslide
 
-from misc.slides.pixels import on_white, to_rgb
-from misc.slides.tiff import RESOLUTION_UM, TAGS_SAY, TiffSource
+from misc.slides.blocks import BlockCache, fill
+from misc.slides.dicom import series_in
+from misc.slides.picture import JPEG, PNG, ImageSource, is_picture
+from misc.slides.pixels import ImageError, on_white
+from misc.slides.tiff import RESOLUTION_UM, TAGS_SAY, TiffSource, unread_pages
 
 # Files that are taken for slides whatever they hold, so that a broken one is reported and not passed over.
 SLIDE_SUFFIXES = frozenset(
     ".svs .tif .tiff .ndpi .vms .vmu .scn .mrxs .svslide .bif .czi .dcm .qptiff .png .jpg .jpeg".split()
 )
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_PNG, _JPEG = b"\x89PNG", b"\xff\xd8\xff"
-_JPEG_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
-_GENERIC_TIFF = "generic-tiff"
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+MIRAX_SUFFIX = ".mrxs"
+_GENERIC_TIFF, _DICOM, _NDPI = "generic-tiff", "dicom", "hamamatsu"
 _TAG_ORIENTATION = 274
+_RGB, _YCBCR = 2, 6  # tag PhotometricInterpretation
+_NO_KIND = "image flavor"  # what OpenSlide calls the third value of ImageType
+_ALPHA = 2  # tag ExtraSamples: alpha that colours are not multiplied by
 BLOCK_PX = 512  # px, side of the pieces in which levels off the pixel grid are read
-_CACHED_BLOCKS = 64  # of 0.75 MB
+# px in a tile (256 MB). Scanners' have at most 4096 x 4096; OpenSlide ends the process when it cannot get the memory.
+MAX_TILE_PX = 1 << 26
+MAX_SIDE_PX = 1 << 21  # px, half a metre at 0.25 um/px
+# Opens a slide and reads a px of each level; ends with the reason where OpenSlide has one.
+_TRY_OUT = """
+import sys, openslide
+try:
+    slide = openslide.OpenSlide(sys.argv[1])
+    for level in range(slide.level_count):
+        slide.read_region((0, 0), level, (1, 1))
+except openslide.OpenSlideError:
+    pass  # opening it here will say why
+"""
+_EXCEPTION = 1  # code with which Python ends after an exception
 
 
 class SlideError(ValueError):
-    """A slide that cannot be read; the message names the file and the reason in one line."""
+    """A slide that cannot be read; the message names the file and the reason in one line.
+
+    Attributes:
+        reason: the message without the file.
+    """
 
     def __init__(self, path: str | Path, reason: object):
-        super().__init__(f"{path}: {' '.join(str(reason).split())}")
+        self.reason = " ".join(str(reason).split())
+        super().__init__(f"{path}: {self.reason}")
 
 
 def is_slide(path: str | Path) -> bool:
@@ -49,7 +84,7 @@ def is_slide(path: str | Path) -> bool:
     if path.suffix.lower() in SLIDE_SUFFIXES:
         return True
     try:
-        return _head(path).startswith((*_TIFF, _PNG, _JPEG)) or openslide.OpenSlide.detect_format(path) is not None
+        return file_head(path).startswith((*TIFF, PNG, JPEG)) or openslide.OpenSlide.detect_format(path) is not None
     except (OSError, openslide.OpenSlideError):
         return False
 
@@ -57,67 +92,128 @@ def is_slide(path: str | Path) -> bool:
 def open_source(path: Path) -> OpenSlideSource | TiffSource | ImageSource:
     """Open a slide by what it holds; its name does not matter.
 
+    Args:
+        path: a file, or a folder with the files of one DICOM series.
+
     Raises:
         SlideError: it is no slide, is damaged, or may not be read.
     """
     try:
-        head = _head(path)
-        if not head:
-            raise SlideError(path, "is empty (0 bytes)")
-        vendor = openslide.OpenSlide.detect_format(path)
-        if vendor == _GENERIC_TIFF and (_is_turned(path) or _is_readable_ome(path)):
-            return TiffSource(path)
-        if vendor is not None:
-            return OpenSlideSource(path)
-        if head.startswith(_TIFF):
-            return TiffSource(path)
-        if head.startswith((_PNG, _JPEG)):
-            return ImageSource(path)
-    except SlideError:
-        raise
+        source = _open(_first_file(path))
+        width, height = source.sizes_xy[0]
+        if max(width, height) > MAX_SIDE_PX:
+            source.close()
+            raise ImageError(f"says that it has {width} x {height} px: a damaged header")
+        return source
+    except ImageError as error:
+        raise SlideError(path, error) from error
     except OSError as error:
         raise SlideError(path, f"cannot be read ({error.strerror or error})") from error
     except Exception as error:  # whatever a damaged file makes OpenSlide, tifffile or OpenCV raise
         raise SlideError(path, f"cannot be opened ({error})") from error
-    raise SlideError(path, "is no slide: neither OpenSlide, TIFF, PNG nor JPEG")
 
 
-def _head(path: Path) -> bytes:
+def file_head(path: Path) -> bytes:
+    """Return the first bytes of a file, by which its kind is known."""
     with open(path, "rb") as handle:
         return handle.read(8)
 
 
-def _is_turned(path: Path) -> bool:
-    """Tell whether a TIFF asks to be shown turned: OpenSlide then turns each of its tiles where it lies.
-
-    Such a file is read as it is stored, in which its coordinates mean the same to other programs.
-    """
-    from tifffile import TiffFile
-
-    with TiffFile(path) as file:
-        tag = file.pages[0].tags.get(_TAG_ORIENTATION)
-        return tag is not None and tag.value != 1
+def _first_file(path: Path) -> Path:
+    """Return the largest level of a folder that is one DICOM slide; any other path as it is."""
+    series = series_in(path) if path.is_dir() else []
+    if len(series) > 1:
+        raise ImageError(f"is a folder of {len(series)} DICOM slides; give one of its files")
+    return series[0][0].path if series else path
 
 
-def _is_readable_ome(path: Path) -> bool:
-    """Tell whether a TIFF is an OME-TIFF that we decode: OpenSlide sees neither its resolution nor smaller levels."""
-    from tifffile import TiffFile
-
-    with TiffFile(path) as file:
-        if not file.is_ome:
-            return False
-    source = TiffSource(path)
+def _open(path: Path) -> OpenSlideSource | TiffSource | ImageSource:
+    head = file_head(path)
+    if not head:
+        raise ImageError("is empty (0 bytes)")
+    if head.startswith((PNG, JPEG)) and path.suffix.lower() != MIRAX_SUFFIX:  # whose index is a JPEG thumbnail
+        return ImageSource(path)
+    vendor = openslide.OpenSlide.detect_format(path)
+    header = _TiffHeader(path) if head.startswith(TIFF) else None
+    if header and (vendor is None or (vendor == _GENERIC_TIFF and header.is_misread)):
+        return TiffSource(path)
+    if vendor is None:
+        if is_picture(path):
+            return ImageSource(path)
+        raise ImageError("is not an image that OpenCV can decode, and is no slide")
+    if header is None or header.nr_pages == 0 or vendor == _NDPI:
+        stat = path.stat()
+        _try_out(path, stat.st_size, stat.st_mtime_ns)
     try:
-        source.read(0, 0, 0, 1, 1)
-    except Exception:  # no codec for it here, or damaged: OpenSlide may know more, and say more
-        return False
-    finally:
-        source.close()
-    return True
+        source = OpenSlideSource(path)
+        if vendor == _GENERIC_TIFF:
+            source.notes = unread_pages(header.nr_pages, len(source.sizes_xy))
+        return source
+    except openslide.OpenSlideError as error:
+        if vendor == _DICOM and _NO_KIND in str(error):
+            raise ImageError("has no ImageType (0008,0008): no standard DICOM slide; export it anew") from error
+        raise
+
+
+class _TiffHeader:
+    """What is looked at in a TIFF before it is opened.
+
+    Attributes:
+        nr_pages: 0 where tifffile cannot read it; OpenSlide may.
+        is_misread: whether OpenSlide would misread it as a generic TIFF. It turns each tile of a turned file where it
+            lies (we read it as it is stored, in which its coordinates mean the same to other programs), sees neither
+            resolution nor levels of OME-TIFF, and takes channels and pages for what they are not.
+
+    Raises:
+        ImageError: tiles are of a size that ends the process.
+    """
+
+    def __init__(self, path: Path):
+        from tifffile import TiffFile
+
+        self.nr_pages, self.is_misread = 0, True
+        try:
+            with TiffFile(path) as file:
+                top = [page.aspage() for page in file.pages]
+                self._check_tiles([*top, *(sub.aspage() for page in top for sub in page.pages or ())])
+                self.is_misread = file.is_ome or not _is_plain(top[0])
+                self.nr_pages = len(top)
+        except ImageError:
+            raise
+        except Exception:  # whatever tifffile raises on what it does not know, or on a damaged file
+            return
+
+    @staticmethod
+    def _check_tiles(pages) -> None:
+        for page in pages:
+            if page.is_tiled and page.tilewidth * page.tilelength > MAX_TILE_PX:
+                raise ImageError(f"has tiles of {page.tilewidth} x {page.tilelength} px: a damaged header")
+
+
+def _is_plain(page) -> bool:
+    """Tell whether OpenSlide gets a page of a generic TIFF right: RGB, alpha at most, as it is stored."""
+    turned = page.tags.get(_TAG_ORIENTATION)
+    upright = turned is None or turned.value == 1
+    return upright and page.photometric in (_RGB, _YCBCR) and tuple(page.extrasamples) in ((), (_ALPHA,))
+
+
+@functools.lru_cache
+def _try_out(path: Path, size: int, mtime_ns: int) -> None:
+    """Let another process open a slide whose header nothing here reads: a crafted one ends that process alone.
+
+    Raises:
+        ImageError: it ended.
+    """
+    run = subprocess.run([sys.executable, "-c", _TRY_OUT, str(path)], capture_output=True, check=False)
+    if run.returncode not in (0, _EXCEPTION):
+        raise ImageError(f"ends OpenSlide (code {run.returncode}): a damaged header")
 
 
 class OpenSlideSource:
     """A slide that OpenSlide opens."""
+
+    is_deep = False
+    notes: tuple[str, ...] = ()
 
     def __init__(self, path: Path):
         self._slide = openslide.OpenSlide(path)
@@ -126,8 +222,8 @@ class OpenSlideSource:
         self.vendor = properties.get(openslide.PROPERTY_NAME_VENDOR)
         self.power = _number(properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER))
         self.mpp_xy, self.mpp_from = _openslide_mpp(properties, self.vendor)
-        self._lock = threading.Lock()
-        self._blocks: OrderedDict[tuple[int, int, int], np.ndarray] = OrderedDict()
+        self.bounds_xywh = _bounds(properties)
+        self._blocks = BlockCache()
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
         """Return a region that lies inside the level."""
@@ -137,14 +233,7 @@ class OpenSlideSource:
         # OpenSlide takes the corner in whole px of level 0. Where that falls between two px of this level it blends
         # them, so that a pixel would depend on where its region begins: such levels are read in fixed blocks.
         region = np.empty((height, width, 3), np.uint8)
-        for row in range(y // BLOCK_PX, -(-(y + height) // BLOCK_PX)):
-            for col in range(x // BLOCK_PX, -(-(x + width) // BLOCK_PX)):
-                block = self._block(level, row, col)
-                top, left = row * BLOCK_PX, col * BLOCK_PX
-                y0, x0 = max(y, top), max(x, left)
-                y1, x1 = min(y + height, top + block.shape[0]), min(x + width, left + block.shape[1])
-                region[y0 - y : y1 - y, x0 - x : x1 - x] = block[y0 - top : y1 - top, x0 - left : x1 - left]
-        return region
+        return fill(region, x, y, (BLOCK_PX, BLOCK_PX), lambda row, col: self._block(level, row, col))
 
     def close(self) -> None:
         self._slide.close()
@@ -155,19 +244,9 @@ class OpenSlideSource:
         return on_white(np.asarray(self._slide.read_region(corner, level, (width, height))))
 
     def _block(self, level: int, row: int, col: int) -> np.ndarray:
-        key = (level, row, col)
-        with self._lock:
-            if key in self._blocks:
-                self._blocks.move_to_end(key)
-                return self._blocks[key]
-        width, height = self.sizes_xy[level]
-        x, y = col * BLOCK_PX, row * BLOCK_PX
-        block = self._read(level, x, y, min(BLOCK_PX, width - x), min(BLOCK_PX, height - y))
-        with self._lock:
-            self._blocks[key] = block
-            if len(self._blocks) > _CACHED_BLOCKS:
-                self._blocks.popitem(last=False)
-        return block
+        (width, height), x, y = self.sizes_xy[level], col * BLOCK_PX, row * BLOCK_PX
+        size = min(BLOCK_PX, width - x), min(BLOCK_PX, height - y)
+        return self._blocks.get((level, row, col), lambda: self._read(level, x, y, *size))
 
 
 def _openslide_mpp(properties, vendor: str | None) -> tuple[tuple[float, float] | None, str]:
@@ -182,40 +261,14 @@ def _openslide_mpp(properties, vendor: str | None) -> tuple[tuple[float, float] 
     return tuple(um / value for value in per_unit), TAGS_SAY
 
 
+def _bounds(properties) -> tuple[int, int, int, int] | None:
+    names = ("bounds-x", "bounds-y", "bounds-width", "bounds-height")
+    values = [_number(properties.get(f"openslide.{name}")) for name in names]
+    return None if None in values or min(values[2:]) < 1 else tuple(int(value) for value in values)
+
+
 def _number(text: str | None) -> float | None:
     try:
         return None if text is None else float(text)
     except ValueError:
         return None
-
-
-class ImageSource:
-    """A PNG or JPEG picture, held in memory; says nothing of its resolution (what it has is for printing)."""
-
-    vendor = "image"
-    power = mpp_xy = None
-    mpp_from = ""
-
-    def __init__(self, path: Path):
-        data = path.read_bytes()
-        is_png = data.startswith(_PNG)
-        if is_png and b"IEND" not in data[-64:] and data.rfind(b"IEND") < data.rfind(b"IDAT"):
-            raise ValueError("truncated PNG, no end chunk")
-        if not is_png and data.rfind(_JPEG_END) < data.rfind(_JPEG_SCAN):
-            raise ValueError("truncated JPEG, no end marker")
-        # PNG keeps its depth and alpha; JPEG is turned as its EXIF entry says
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED if is_png else cv2.IMREAD_COLOR)
-        if image is None:
-            raise ValueError("damaged PNG or JPEG")
-        if image.ndim == 3:
-            order = [2, 1, 0, 3][: image.shape[2]] if image.shape[2] >= 3 else slice(None)
-            image = image[..., order]
-        self._image = to_rgb(image)
-        self.sizes_xy = [self._image.shape[1::-1]]
-
-    def read(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
-        """Return a region that lies inside the picture."""
-        return self._image[y : y + height, x : x + width].copy()
-
-    def close(self) -> None:
-        """Nothing is open."""

@@ -1,52 +1,55 @@
-"""TIFF files that OpenSlide refuses, read region by region with tifffile: stripped, tiled, OME, memory-mapped."""
+"""TIFF files that OpenSlide refuses or misreads, by region, with tifffile: stripped, tiled, OME, memory-mapped."""
 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from pathlib import Path
 
+import cv2
 import numpy as np
 
-from misc.slides.pixels import to_rgb
-from misc.slides.tiff_segment import decode_segment
+from misc.slides.blocks import BlockCache, fill
+from misc.slides.ome import ome_mpp
+from misc.slides.pixels import ImageError, to_rgb
 
-CACHE_BYTES = 64 << 20  # decoded strips and tiles that are kept, since neighbouring regions share them
 RESOLUTION_UM = {2: 25400.0, 3: 10000.0}  # tag ResolutionUnit: um in an inch, in a centimetre
 TAGS_SAY = "the TIFF resolution"  # where `mpp_xy` comes from
-_MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6  # tag PhotometricInterpretation
-_READABLE = (_MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _PALETTE, _YCBCR)
+_MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6  # tag PhotometricInterpretation
+_READABLE = (_MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _PALETTE, _CMYK, _YCBCR)
+_OLD_JPEG, _JPEG, _APERIO_JP2_YCBCR, _APERIO_JP2_RGB, _JP2 = 6, 7, 33003, 33005, 34712  # tag Compression
+_DECODES_TO_RGB = (_OLD_JPEG, _JPEG, _APERIO_JP2_RGB, _JP2)
 _PREMULTIPLIED, _ALPHA = 1, 2  # tag ExtraSamples
 
 
 class TiffSource:
-    """Levels of a TIFF file.
+    """Levels of a TIFF file: those of its largest picture.
 
-    Attributes:
-        sizes_xy: (width, height) of each level, the largest first.
-        vendor, power: what the file says; `None` where it does not.
-        mpp_xy, mpp_from: um a pixel or `None`, and who says so.
+    Attributes: see `misc.slides.sources`.
 
     Raises:
-        ValueError: no page of the file is an RGB or grey picture; the message does not name the file.
+        ImageError: no page of the file is an RGB or grey picture.
     """
 
     vendor = "tiff"
     power: float | None = None
+    bounds_xywh = None
 
     def __init__(self, path: Path):
         from tifffile import TiffFile
 
         self._file = TiffFile(path)
-        self._lock = threading.Lock()
-        self._cache: OrderedDict[tuple, np.ndarray] = OrderedDict()
-        self._cached_bytes = 0
+        self._lock = threading.Lock()  # of the file's position
+        self._segments = BlockCache()
         series = max(self._file.series, key=lambda item: _size_xy(item)[0] * _size_xy(item)[1], default=None)
         if series is None or 0 in _size_xy(series):
-            raise ValueError("holds no picture")
+            raise ImageError("holds no picture")
         self._levels = sorted((_Level(item) for item in series.levels), key=lambda level: -level.size_xy[0])
         self.sizes_xy = [level.size_xy for level in self._levels]
-        ome = _ome_mpp(self._file.ome_metadata)
+        self.is_deep = self._levels[0].pages[0].dtype.itemsize > 1
+        top = self._levels[0]
+        pages = max(len(self._file.pages), top.depth)
+        self.notes = unread_pages(pages, sum(len(level.pages) for level in self._levels), top.pages[0].index)
+        ome = ome_mpp(self._file.ome_metadata, self._file.series.index(series), self.sizes_xy[0])
         self.mpp_xy = ome or _tag_mpp(self._levels[0].pages[0])
         self.mpp_from = "the OME metadata" if ome else TAGS_SAY
 
@@ -73,7 +76,7 @@ class TiffSource:
         shape = (page.imagelength, page.imagewidth, page.samplesperpixel)
         shape = (shape[2], *shape[:2]) if planar else shape
         if self._file.filehandle.size < page.dataoffsets[0] + np.prod(shape, dtype=np.int64) * dtype.itemsize:
-            raise ValueError("the file is cut short")
+            raise ImageError("the file is cut short")
         mapped = np.memmap(self._file.filehandle.path, dtype, "r", page.dataoffsets[0], shape)
         return np.moveaxis(mapped, 0, 2) if planar else mapped
 
@@ -84,60 +87,53 @@ class TiffSource:
         across, down = -(-page.imagewidth // seg_w), -(-page.imagelength // seg_h)
         channels = 1 if page.planarconfig == 2 else page.samplesperpixel
         # segments that were never written stay white
-        region = np.full((height, width, channels), np.iinfo(page.dtype).max, page.dtype)
-        for row in range(y // seg_h, -(-(y + height) // seg_h)):
-            for col in range(x // seg_w, -(-(x + width) // seg_w)):
-                segment = self._segment(page, (plane * down + row) * across + col)
-                if segment is None:
-                    continue
-                top, left = row * seg_h, col * seg_w
-                y0, x0 = max(y, top), max(x, left)
-                y1, x1 = min(y + height, top + segment.shape[0]), min(x + width, left + segment.shape[1])
-                region[y0 - y : y1 - y, x0 - x : x1 - x] = segment[y0 - top : y1 - top, x0 - left : x1 - left]
-        return region
+        region = np.full((height, width, channels), (1 << page.bitspersample) - 1, page.dtype)
+        first = plane * down * across
+        return fill(region, x, y, (seg_w, seg_h), lambda row, col: self._segment(page, first + row * across + col))
 
     def _segment(self, page, index: int) -> np.ndarray | None:
-        """Return a decoded strip or tile, from the cache if it is there; `None` for one that was never written."""
-        key = (page.offset, index)
+        return self._segments.get((page.offset, index), lambda: self._decode(page, index))
+
+    def _decode(self, page, index: int) -> np.ndarray | None:
+        """Return a strip, as high as it is, or a whole tile, (h, w, C); `None` for one that was never written."""
+        size = page.databytecounts[index]
         with self._lock:
-            if key in self._cache:
-                self._cache.move_to_end(key)
-                return self._cache[key]
-            size = page.databytecounts[index]
             self._file.filehandle.seek(page.dataoffsets[index])
             data = self._file.filehandle.read(size)
         if len(data) < size:
-            raise ValueError("the file is cut short")
-        segment = decode_segment(page, data, index)  # outside the lock: threads decode side by side
-        if segment is not None:
-            self._keep(key, segment)
-        return segment
-
-    def _keep(self, key: tuple, segment: np.ndarray) -> None:
-        with self._lock:
-            if key not in self._cache:
-                self._cache[key] = segment
-                self._cached_bytes += segment.nbytes
-            while self._cached_bytes > CACHE_BYTES and len(self._cache) > 1:
-                self._cached_bytes -= self._cache.popitem(last=False)[1].nbytes
+            raise ImageError("the file is cut short")
+        return page.decode(data, index, jpegtables=page.jpegtables)[0][0] if data else None
 
 
 class _Level:
-    """One level: its size, and one page, or three grey ones that are red, green and blue."""
+    """One level.
+
+    Attributes:
+        size_xy: width and height.
+        pages: the page, or three grey ones that are red, green and blue.
+        depth: how many pages of one kind the file has there; where they are no colours, the first one is read.
+    """
 
     def __init__(self, series):
         self.size_xy = _size_xy(series)
-        axes = series.axes.replace("Q", "I")
-        pages = series.pages[:3] if axes in ("CYX", "IYX") and len(series.pages) == 3 else series.pages[:1]
+        sizes = dict(zip(series.axes.replace("Q", "I"), series.shape, strict=True))
+        self.depth = sizes.get("I", 1)
+        is_colours = "S" not in sizes and len(series.pages) == 3 and 3 in (sizes.get("C"), self.depth)
+        if any(size > 1 for axis, size in sizes.items() if axis not in ("YXSIC" if is_colours else "YXSI")):
+            raise ImageError(f"is a stack {sizes}; RGB or grey is needed")
+        pages = series.pages[:3] if is_colours else series.pages[:1]
         self.pages = [page.aspage() for page in pages]  # later ones may be frames, which lack most attributes
-        extra = set(axes) - set("YXS")
-        if extra and len(self.pages) != 3 and np.prod([series.shape[axes.index(a)] for a in extra]) > 1:
-            raise ValueError(f"is a stack {dict(zip(series.axes, series.shape, strict=True))}; RGB or grey is needed")
         page = self.pages[0]
-        if page.photometric not in _READABLE or page.dtype is None or np.dtype(page.dtype).kind not in "ub":
-            raise ValueError(
+        if page.photometric not in _READABLE or page.dtype is None or page.dtype.kind not in "ub":
+            raise ImageError(
                 f"has pixels of kind {page.photometric!r}, {page.dtype}; 8 or 16 bit RGB or grey is needed"
             )
+
+
+def unread_pages(pages: int, read: int, index: int = 0) -> tuple[str, ...]:
+    """Return a note where a file has more pages than are read; `index` is that of the largest, counted from 0."""
+    which = "the first" if index == 0 else f"number {index + 1}, the largest,"
+    return (f"has {pages} pages; only {which} is read",) if pages > read else ()
 
 
 def _size_xy(series) -> tuple[int, int]:
@@ -150,6 +146,13 @@ def _plain(samples: np.ndarray, page) -> np.ndarray:
     samples = samples.astype(samples.dtype.newbyteorder("="), copy=False)
     if page.photometric == _PALETTE:
         return np.moveaxis(page.colormap[:, samples[..., 0]], 0, 2)
+    if page.photometric == _YCBCR and page.compression not in _DECODES_TO_RGB:
+        samples = cv2.cvtColor(np.ascontiguousarray(samples[..., [0, 2, 1]]), cv2.COLOR_YCrCb2RGB)
+    samples = _full_range(samples, page.bitspersample)
+    if page.photometric == _CMYK:
+        top = np.iinfo(samples.dtype).max
+        light = np.invert(samples[..., :4]).astype(np.uint64)
+        return ((light[..., :3] * light[..., 3:] + top // 2) // top).astype(samples.dtype)
     colours = 1 if page.photometric in (_MIN_IS_WHITE, _MIN_IS_BLACK) and samples.shape[2] < 3 else 3
     kinds = tuple(page.extrasamples)
     has_alpha = bool(kinds) and kinds[0] in (_PREMULTIPLIED, _ALPHA) and samples.shape[2] > colours
@@ -163,6 +166,14 @@ def _plain(samples: np.ndarray, page) -> np.ndarray:
     return samples
 
 
+def _full_range(samples: np.ndarray, bits: int) -> np.ndarray:
+    """Stretch samples of fewer bits than their type has, such as 12 of 16; bool is left to `to_8_bits`."""
+    if samples.dtype == bool or bits == 8 * samples.itemsize:
+        return samples
+    top, full = (1 << bits) - 1, np.iinfo(samples.dtype).max
+    return (samples.astype(np.uint64) * full // top).astype(samples.dtype)
+
+
 def _tag_mpp(page) -> tuple[float, float] | None:
     """Return um a pixel from the tags XResolution, YResolution and ResolutionUnit."""
     tags = {
@@ -173,22 +184,3 @@ def _tag_mpp(page) -> tuple[float, float] | None:
     if um is None or any(numerator <= 0 or denominator <= 0 for numerator, denominator in values):
         return None
     return tuple(um * denominator / numerator for numerator, denominator in values)
-
-
-def _ome_mpp(xml: str | None) -> tuple[float, float] | None:
-    """Return um a pixel from the first image of OME metadata."""
-    if not xml:
-        return None
-    from defusedxml.ElementTree import ParseError, fromstring
-
-    units = {"µm": 1.0, "um": 1.0, "nm": 1.0e-3, "mm": 1.0e3}
-    try:
-        pixels = next((item for item in fromstring(xml).iter() if item.tag.endswith("}Pixels")), None)
-        if pixels is None:
-            return None
-        return tuple(
-            float(pixels.attrib[f"PhysicalSize{axis}"]) * units[pixels.attrib.get(f"PhysicalSize{axis}Unit", "µm")]
-            for axis in "XY"
-        )
-    except (ParseError, KeyError, ValueError):
-        return None

@@ -69,6 +69,23 @@ def test_geojson_at_level_0(folder, capsys):
     assert last.startswith("2 of 2 files converted (5 nuclei")
 
 
+def test_what_qupath_reads_counts_from_the_corner_of_what_was_scanned(shared, tmp_path):
+    """The header says which part of level 0 that is; for files of before, the slide does."""
+    slide = {"name": "leica.scn", "width": 1600, "height": 1400, "scale": 2.0, "mpp": 0.5}
+    wsi_dir = f"--wsi_dir={shared / 'cases' / '04-qupath-bounds' / 'in'}"
+    for bounds, options in (({"bounds": [500, 400, 800, 600]}, ()), ({}, (wsi_dir,))):
+        (tmp_path / "json").mkdir(exist_ok=True)
+        write_json(tmp_path / "json" / "leica.json", nuclei(), 10, {"slide": {**slide, **bounds}})
+        assert run(tmp_path, "--to=qupath", "--overwrite", *options) == 0
+        (first, *_) = features(tmp_path / "out" / "leica.geojson")
+        assert first["geometry"]["coordinates"][0][0] == [21 - 500, 41 - 400]
+        point = (tmp_path / "out" / "leica.tsv").read_text().splitlines()[1].split("\t")
+        assert [float(value) for value in point[:2]] == [25 - 500, 47 - 400]
+        assert run(tmp_path, "--to=sedeen", "--overwrite", *options) == 0
+        graphics = read_session(tmp_path / "out" / "leica.session.xml")
+        assert np.min([graphic.points_xy.min(axis=0) for graphic in graphics.graphics], axis=0).tolist() == [20.5, 40.5]
+
+
 def test_options_go_before_the_header(folder, tmp_path):
     info = tmp_path / "types.json"
     info.write_text('{"1": ["mine", [9, 8, 7]]}')

@@ -98,6 +98,7 @@ def test_geojson_at_level_0_comes_back_to_the_pixel(tmp_path):
         np.testing.assert_allclose(ring, (np.array([*SQUARE, SQUARE[0]]) + 0.5) * scale, atol=0.005)
         assert first["properties"]["measurements"]["area_px"] == pytest.approx(35 * scale**2, abs=1e-4)
     assert qupath_xy(np.array([0, 3]), 2).tolist() == [1, 7]
+    assert qupath_xy(np.array([[10, 3]]), 2, (20, 1)).tolist() == [[1, 6]]
 
 
 def enclosed(ring: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,16 @@ def image(mag=None, mpp_xy=None) -> SlideImage:
 )
 def test_the_scale_in_the_order_of_who_says_it(header, opened, option, expected):
     assert slide_facts(PATH, header, opened, option).scale == pytest.approx(expected)
+
+
+def test_what_was_scanned_is_what_the_slide_says_else_the_header():
+    header = {"slide": {"bounds": [5, 6, 70, 80]}}
+    assert slide_facts(PATH, header).bounds_xywh == (5, 6, 70, 80)
+    assert slide_facts(PATH, header).origin_xy == (5, 6)
+    opened = dataclasses.replace(image(), bounds_xywh=(1, 2, 30, 40))
+    assert slide_facts(PATH, {}, opened).origin_xy == (1, 2)
+    assert slide_facts(PATH, header, image()).origin_xy == (5, 6)
+    assert slide_facts(PATH, {}).origin_xy == (0, 0)
 
 
 def test_notes_say_what_was_found_or_what_is_not_known():
@@ -64,6 +75,9 @@ def test_size_name_and_pixel_size():
         ({"slide": {"width": 1e300}}, "from 1 to 2147483647, got 1e.300"),
         ({"slide": {"height": 0.5}}, "from 1 to"),
         ({"slide": {"scale": -1}}, '"slide.scale" is a positive number'),
+        ({"slide": {"bounds": [1, 2, 3]}}, '"slide.bounds" is'),
+        ({"slide": {"bounds": [1, 2, 3, 0]}}, '"slide.bounds" is'),
+        ({"slide": {"bounds": "all"}}, '"slide.bounds" is'),
         ({"mag": True}, '"mag" is a positive number'),
         ({"mpp": "large"}, '"mpp" is a positive number'),
         ({"slide": {"width": 99, "height": 90}}, "is of a slide of 99 x 90 px, but a.svs has 100 x 90"),

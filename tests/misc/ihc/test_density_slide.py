@@ -49,6 +49,21 @@ def test_coordinates_are_those_of_level_0(tmp_path):
     assert (slide.image_name, slide.width, slide.height, slide.notes) == ("b.svs", 400, 200, [])
 
 
+def test_the_map_for_qupath_is_of_what_was_scanned(tmp_path):
+    """Bins from the corner of the bounds, whatever lies at that place of level 0's bins."""
+    inside = [[127, 83], [128, 84], [160, 99]]
+    header = {"slide": {"name": "b.svs", "width": 400, "height": 200, "bounds": [117, 73, 100, 60]}}
+    write_json(tmp_path / "a.json", nuclei_at([*inside, [50, 20]], np.full(4, 2, np.int32)), None, header)
+    found = map_slide(load_slide(tmp_path / "a.json"), (2,), (0.2, 0.4, 0.6), 20, (100, 100), 1, 0)
+    assert found.counts.sum() == 4
+    assert (found.shown_rate * 20**2).tolist() == [[2, 0, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 0, 0]]
+    assert found.density(shown=True)[0] is found.shown_rate
+    header["slide"].pop("bounds")
+    write_json(tmp_path / "a.json", nuclei_at(inside), None, header)
+    found = map_slide(load_slide(tmp_path / "a.json"), (2,), (0.2, 0.4, 0.6), 20, (100, 100), 1, 0)
+    assert found.shown_rate is found.rate
+
+
 def test_the_slide_says_what_upstreams_json_does_not(tmp_path):
     write_json(tmp_path / "a.json", nuclei_at([[10, 20]]), 40)
     slide = load_slide(tmp_path / "a.json", image(100, 90, 20.0))
