@@ -102,11 +102,8 @@ def score_folder(manager: InferManager, folder: Path, options: dict, keep: Path 
         ValueError: the checkpoint was trained on one of the images.
     """
     from metrics.folders import score_instances
-    from misc.files import full_stem, list_files
 
-    trained_on = set(manager.checkpoint.meta.get("images", {}).get("train", []))
-    if seen := sorted({full_stem(path) for path in list_files(folder / "Images")} & trained_on):
-        raise ValueError(f"{len(seen)} images of {folder} were trained on, by the checkpoint's word: {seen[0]}, ...")
+    refuse_trained_on(manager, folder)
     with tempfile.TemporaryDirectory() as temporary:
         out, start = keep or Path(temporary), time.perf_counter()
         report = manager.process_file_list({"input_dir": folder / "Images", "output_dir": out, **options})
@@ -116,6 +113,19 @@ def score_folder(manager: InferManager, folder: Path, options: dict, keep: Path 
         print(f"failed: {failed}: {reason}", file=sys.stderr)
     print(f"{folder.name}: {len(scores.names)} images, {seconds:.1f} s an image", file=sys.stderr)
     return scores
+
+
+def refuse_trained_on(manager: InferManager, folder: Path) -> None:
+    """Refuse the images of a folder where the checkpoint says that it was trained on one of them.
+
+    Raises:
+        ValueError: it was.
+    """
+    from misc.files import full_stem, list_files
+
+    trained_on = set(manager.checkpoint.meta.get("images", {}).get("train", []))
+    if seen := sorted({full_stem(path) for path in list_files(folder / "Images")} & trained_on):
+        raise ValueError(f"{len(seen)} images of {folder} were trained on, by the checkpoint's word: {seen[0]}, ...")
 
 
 def values_by_split(per_split: dict[str, Scores]) -> dict[str, np.ndarray]:

@@ -25,10 +25,15 @@ _SIZES = {_LONG8: "Q", _LONG: "I", _SHORT: "H"}
 
 @dataclass(frozen=True)
 class Pyramid:
-    """A made-up slide: where it is, and about how many nuclei were painted on it."""
+    """A made-up slide: where it is, about how many nuclei were painted on it, and where its tissue is.
+
+    Attributes:
+        tissue: (rows, cols) bool, of its blocks, see `block_px`.
+    """
 
     path: Path
     nr_nuclei: int
+    tissue: np.ndarray
 
 
 def write_pyramid(
@@ -55,7 +60,8 @@ def write_pyramid(
             size = tuple(-(-length // factor) for length in shape_yx)
             link = _directory(out, link, size, tissue, block // TILE_PX // factor, shared, mpp * factor)
     heights, widths = (np.diff(np.minimum(np.arange(-(-length // block) + 1) * block, length)) for length in shape_yx)
-    return Pyramid(path, round((np.outer(heights, widths) * tissue).sum() * (NUCLEI_A_SIDE / TILE_PX) ** 2))
+    nr_nuclei = round((np.outer(heights, widths) * tissue).sum() * (NUCLEI_A_SIDE / TILE_PX) ** 2)
+    return Pyramid(path, nr_nuclei, tissue)
 
 
 def block_px(shape_yx: tuple[int, int]) -> tuple[int, tuple[int, ...]]:

@@ -39,6 +39,25 @@ def nuclei_labels(size: int, per_mpx: float = 700, seed: int = 0) -> np.ndarray:
     return np.searchsorted(present, whole).astype(np.int32)
 
 
+def periodic_map(period: int, per_mpx: float = 700, seed: int = 0) -> np.ndarray:
+    """Make an untyped prediction map that repeats: what leaves it on one side comes in again on the other.
+
+    Patches that predict `period` px a side, each the same map, so make one map without seams.
+
+    Returns:
+        (period, period, 3) float32 [np, h, v].
+    """
+    rng = np.random.default_rng(seed)
+    labels = np.zeros((3 * period, 3 * period), np.int32)  # nine copies, of which the one in the middle is whole
+    shifts = [(x * period, y * period) for x in range(3) for y in range(3)]
+    for _ in range(round(per_mpx * period**2 / 1e6)):
+        centre, axes = rng.integers(0, period, 2), np.rint(rng.uniform(*SEMI_AXES_PX, 2)).astype(int).tolist()
+        angle = float(rng.uniform(0, 180))
+        for shift in shifts:
+            cv2.ellipse(labels, (centre + shift).tolist(), axes, angle, 0, 360, int(labels.max()) + 1, -1)
+    return network_like_map(labels, seed=seed)[period : 2 * period, period : 2 * period]
+
+
 def network_like_map(labels: np.ndarray, nr_types: int | None = None, seed: int = 0) -> np.ndarray:
     """Make the prediction map that a good network would give for these nuclei: soft edges, some noise.
 
