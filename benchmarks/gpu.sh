@@ -15,7 +15,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PYTHONUNBUFFERED=1 OUT="${OUT:-logs/gpu}"
-if compgen -G ".whl/*.whl" >/dev/null; then
+missing() { # whether a package is missing; without importing it
+    ! python3 -c "import importlib.util, sys; sys.exit(not all(map(importlib.util.find_spec, sys.argv[1:])))" "$@"
+}
+if missing defusedxml docopt imgaug openslide orjson; then
     site=$(mktemp -d)
     trap 'rm -rf "$site"' EXIT
     python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$site" .whl/*.whl

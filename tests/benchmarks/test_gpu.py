@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from benchmarks import gpu, gpu_common, gpu_parity, gpu_slide, gpu_speed, gpu_steps
+from config import Config
 
 PYTHON = sys.executable
 
@@ -100,7 +101,7 @@ def test_maps_of_the_slide_are_painted_and_timed(step):
 
 
 def test_training_steps(step, tmp_path):
-    row = gpu_steps.measure(step, gpu_steps.write_patches(tmp_path), "fast", 0)
+    row = gpu_steps.measure(step, gpu_steps.write_patches(tmp_path), Config().model_config, "fast", 0)
     assert row["batch"] == 1
     assert row["steps/s"] > 0
     assert row["steps/s with the loader"] > 0
