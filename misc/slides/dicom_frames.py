@@ -136,7 +136,7 @@ def _frame_spans(file: BinaryIO, header) -> list[tuple[int, int]]:
     if bounds[-1] > os.fstat(file.fileno()).st_size:
         raise ImageError("is cut short")
     if len(bounds) != number + 1:
-        raise ImageError(f"has {number} frames in {len(bounds) - 1} pieces")
+        raise ImageError(f"has {number} frames in {len(bounds) - 1} pieces, and no table of them")
     return list(itertools.pairwise(bounds))
 
 
