@@ -1,7 +1,8 @@
-"""What can be read as a slide, opened by content: OpenSlide first, tifffile for what it refuses or misreads, pictures.
+"""What can be read as a slide, opened by content: OpenSlide first, ours for what it refuses or misreads, pictures.
 
 OpenSlide (4.0.1, as `openslide-bin` brings it) reads Aperio, Hamamatsu, Leica, MIRAX, Philips, Sakura, Trestle,
-Ventana, generic tiled TIFF, DICOM (from one file all levels of its series), and Zeiss CZI (raw or Zstandard).
+Ventana, generic tiled TIFF, DICOM (from one file all levels of its series), and Zeiss CZI (raw or Zstandard). Other
+TIFF is read with tifffile, other DICOM with pydicom.
 
 A source has
 
@@ -29,6 +30,7 @@ import openslide
 
 from misc.slides.blocks import BlockCache, fill
 from misc.slides.dicom import series_in
+from misc.slides.dicom_frames import DicomSource
 from misc.slides.picture import JPEG, PNG, ImageSource, is_picture
 from misc.slides.pixels import ImageError, on_white
 from misc.slides.tiff import RESOLUTION_UM, TAGS_SAY, TiffSource, unread_pages
@@ -42,7 +44,8 @@ MIRAX_SUFFIX = ".mrxs"
 _GENERIC_TIFF, _DICOM, _NDPI = "generic-tiff", "dicom", "hamamatsu"
 _TAG_ORIENTATION = 274
 _RGB, _YCBCR = 2, 6  # tag PhotometricInterpretation
-_NO_KIND = "image flavor"  # what OpenSlide calls the third value of ImageType
+# in what OpenSlide says of DICOM that may be read without it: no ImageType, other bits or channels, another JPEG
+_OFF_DICOM = ("get image flavor", "Attribute", "Unsupported")
 _ALPHA = 2  # tag ExtraSamples: alpha that colours are not multiplied by
 BLOCK_PX = 512  # px, side of the pieces in which levels off the pixel grid are read
 # px in a tile (256 MB). Scanners' have at most 4096 x 4096; OpenSlide ends the process when it cannot get the memory.
@@ -89,7 +92,7 @@ def is_slide(path: str | Path) -> bool:
         return False
 
 
-def open_source(path: Path) -> OpenSlideSource | TiffSource | ImageSource:
+def open_source(path: Path) -> OpenSlideSource | TiffSource | DicomSource | ImageSource:
     """Open a slide by what it holds; its name does not matter.
 
     Args:
@@ -127,7 +130,7 @@ def _first_file(path: Path) -> Path:
     return series[0][0].path if series else path
 
 
-def _open(path: Path) -> OpenSlideSource | TiffSource | ImageSource:
+def _open(path: Path) -> OpenSlideSource | TiffSource | DicomSource | ImageSource:
     head = file_head(path)
     if not head:
         raise ImageError("is empty (0 bytes)")
@@ -150,8 +153,8 @@ def _open(path: Path) -> OpenSlideSource | TiffSource | ImageSource:
             source.notes = unread_pages(header.nr_pages, len(source.sizes_xy))
         return source
     except openslide.OpenSlideError as error:
-        if vendor == _DICOM and _NO_KIND in str(error):
-            raise ImageError("has no ImageType (0008,0008): no standard DICOM slide; export it anew") from error
+        if vendor == _DICOM and any(reason in str(error) for reason in _OFF_DICOM):
+            return DicomSource(path)
         raise
 
 

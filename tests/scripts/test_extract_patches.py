@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import scipy.io
-from dicom_series import write_series
+from dicom_series import write_instance, write_series
 
 import extract_patches
 from dataset import get_dataset
@@ -366,14 +366,15 @@ def test_rois_are_listed_where_they_lie(tmp_path, shared, capsys):
 
 
 def test_rois_of_dicom_series(tmp_path, shared):
-    """Five files are one slide, which is called by its folder or by its first level."""
+    """Five files are one slide, which is called by its folder or by its first level; so is one without its kind."""
     with get_file_handler(shared / "data" / "slides" / "CMU-1-Small-Region.svs") as slide:
         rgb = slide.read_region((500, 800), (600, 500))
     write_series(tmp_path / "in" / "case.1", rgb)
     write_series(tmp_path / "in", rgb, prefix="b")
+    write_instance(tmp_path / "in" / "c.dcm", rgb, "1.2.3", "", 64, 0.5, ImageType=["ORIGINAL", "PRIMARY"])
     argv = ["rois", f"--wsi_dir={tmp_path / 'in'}", f"--output_dir={tmp_path / 'out'}", "--size=200", "--per_slide=1"]
     assert extract_patches.main(argv) == 0
-    assert {path.name.split("_x")[0] for path in (tmp_path / "out").glob("*.png")} == {"b1", "case.1"}
+    assert {path.name.split("_x")[0] for path in (tmp_path / "out").glob("*.png")} == {"b1", "c", "case.1"}
 
 
 def test_rois_without_slides(tmp_path, capsys):

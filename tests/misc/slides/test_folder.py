@@ -56,14 +56,6 @@ def test_labels_are_no_slides(tmp_path):
     assert found.others == [label]
 
 
-def test_dicom_that_says_no_image_type_is_refused_in_one_line(shared, tmp_path):
-    """OpenSlide wants it; the frames of this file lie column by column besides: guessing would give a wrong slide."""
-    shutil.copy(shared / "data" / "slides" / "small_dicom.dcm", tmp_path)
-    (slide,) = find_slides(tmp_path).slides
-    with pytest.raises(SlideError, match=r"small_dicom.dcm: has no ImageType \(0008,0008\)"):
-        get_file_handler(slide)
-
-
 def test_broken_files_with_a_slides_name_are_said(tmp_path):
     (tmp_path / "empty.dcm").write_bytes(b"")
     (tmp_path / "folder.svs").mkdir()
