@@ -41,14 +41,15 @@ def image_of_squares(height: int, width: int, side: int = 16) -> tuple[np.ndarra
     return image, label
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (40, 170), (164, 164), (165, 330)])
-def test_every_pixel_is_predicted_in_its_place(shape):
-    rng = np.random.default_rng(0)
-    image = rng.integers(0, 255, (*shape, 3), dtype=np.uint8)
-    pred_map = predict_image(Colours(), image, batch_size=2)
-    assert pred_map.shape == (*shape, 3)
-    np.testing.assert_allclose(pred_map[..., 0] > 0.5, image[..., 0] > 128)
-    np.testing.assert_allclose(pred_map[..., 1:], (image[..., 1:].astype(float) - 128) / 120, atol=1e-6)
+def test_every_pixel_is_predicted_in_its_place(subtests):
+    for shape in [(1, 1), (40, 170), (164, 164), (165, 330)]:
+        with subtests.test(shape=shape):
+            rng = np.random.default_rng(0)
+            image = rng.integers(0, 255, (*shape, 3), dtype=np.uint8)
+            pred_map = predict_image(Colours(), image, batch_size=2)
+            assert pred_map.shape == (*shape, 3)
+            np.testing.assert_allclose(pred_map[..., 0] > 0.5, image[..., 0] > 128)
+            np.testing.assert_allclose(pred_map[..., 1:], (image[..., 1:].astype(float) - 128) / 120, atol=1e-6)
 
 
 def write_folder(folder, name: str, image: np.ndarray, label: np.ndarray) -> None:
@@ -91,25 +92,25 @@ def test_missing_labels_and_images_are_named(tmp_path):
         find_pairs([tmp_path / "nowhere"])
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
+def test_what_cannot_be_scored_is_named_before_the_first_step(tmp_path_factory, subtests):
+    cases = [
         ("Images/a.png", b"", r"a.png is empty"),
         ("Images/a.png", b"no image", r"a.png is not an image"),
         ("Labels/a.mat", b"no label", r"a.mat is no readable .mat"),
         ("Labels/a.mat", {"map": np.zeros((60, 60))}, r"a.mat has no inst_map"),
         ("Labels/a.mat", {"inst_map": np.zeros((50, 60))}, r"a.mat is \(50, 60\), its image .*a.png \(60, 60\)"),
-    ],
-)
-def test_what_cannot_be_scored_is_named_before_the_first_step(tmp_path, name, content, message):
-    write_folder(tmp_path, "a", *image_of_squares(60, 60))
-    write_folder(tmp_path, "b", *image_of_squares(60, 60))
-    pairs = find_pairs([tmp_path])
-    check_pairs(pairs)
-    if isinstance(content, bytes):
-        (tmp_path / name).write_bytes(content)
-    else:
-        scipy.io.savemat(tmp_path / name, content)
-    with pytest.raises(ValueError, match=message) as caught:
-        check_pairs(pairs)
-    assert "\n" not in str(caught.value)
+    ]
+    for name, content, message in cases:
+        with subtests.test(name=name, content=content, message=message):
+            tmp_path = tmp_path_factory.mktemp("case")
+            write_folder(tmp_path, "a", *image_of_squares(60, 60))
+            write_folder(tmp_path, "b", *image_of_squares(60, 60))
+            pairs = find_pairs([tmp_path])
+            check_pairs(pairs)
+            if isinstance(content, bytes):
+                (tmp_path / name).write_bytes(content)
+            else:
+                scipy.io.savemat(tmp_path / name, content)
+            with pytest.raises(ValueError, match=message) as caught:
+                check_pairs(pairs)
+            assert "\n" not in str(caught.value)
