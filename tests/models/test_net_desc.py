@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -115,18 +113,8 @@ def test_crops_are_centred():
 
 def test_freeze_trains_decoders_but_not_the_residual_units():
     net = create_model("fast", width=0.125, freeze=True).train()
-    sum(v.square().mean() for v in net(torch.rand(2, 3, 256, 256) * 255).values()).backward()
+    sum(v.square().mean() for v in net(torch.rand(2, 3, 112, 112) * 255).values()).backward()
     trained = {name for name, p in net.named_parameters() if p.grad is not None}
     assert "decoder.np.u3.conva.weight" in trained
     assert "conv_bot.weight" in trained
     assert not any(name.startswith(("d0.units", "d1", "d2", "d3")) for name in trained)
-
-
-def test_p40_importing_the_network_imports_no_configuration():
-    code = (
-        "import sys; import models.hovernet.net_desc, models.hovernet.run_desc; "
-        "print([m for m in ('config', 'dataset', 'models.hovernet.opt', 'imgaug', 'matplotlib') if m in sys.modules])"
-    )
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
-    )

