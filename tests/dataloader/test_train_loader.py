@@ -120,6 +120,7 @@ def test_p43_patches_smaller_than_the_input_are_reflected(tmp_path, subtests):
     for shape in [(256, 256), (100, 400), (40, 30)]:
         with subtests.test(shape=shape):
             patch = np.random.default_rng(0).integers(0, 255, (*shape, 4)).astype(np.uint16)
+            patch[..., 3] = np.arange(shape[1]) // 20  # stripes
             np.save(tmp_path / "a.npy", patch)
             for mode in ("train", "valid"):
                 assert load([tmp_path / "a.npy"], mode=mode)[0]["img"].shape == (270, 270, 3)
