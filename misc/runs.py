@@ -30,6 +30,10 @@ class Runs(NamedTuple):
         """Return the runs that a mask or an index array names."""
         return Runs(*(column[chosen] for column in self))
 
+    def moved(self, down: int | np.ndarray, right: int | np.ndarray) -> Runs:
+        """Return the runs moved by px, all alike or each by its own (R,)."""
+        return Runs(self.y + down, self.x0 + right, self.x1 + right, self.value)
+
     def pixels(self, width: int) -> np.ndarray:
         """Return the flat positions of all pixels of the runs, (P,) int64, in an image of that width."""
         size = self.x1 - self.x0
@@ -67,6 +71,18 @@ def find_runs(image: np.ndarray) -> Runs:
     return Runs(y[first], x[first], x[first + 1], value)
 
 
+def find_mask_runs(mask: np.ndarray) -> Runs:
+    """Do what `find_runs` does for an (H, W) uint8 mask of 0 and 1, in half the time."""
+    width = mask.shape[1] + 1
+    change = np.zeros((mask.shape[0], width), np.uint8)
+    change[:, :-1] = mask
+    change[:, 1:] ^= mask
+    # every row begins and ends outside: starts and ends take turns
+    start, end = np.flatnonzero(change.view(bool)).reshape(-1, 2).T
+    y = start // width
+    return Runs(y, start - y * width, end - y * width, np.ones(len(y), np.uint8))
+
+
 def paint_runs(runs: Runs, shape: tuple[int, int]) -> np.ndarray:
     """Return the (H, W) image of the runs, of the type of their values, 0 elsewhere."""
     row = runs.y * shape[1]
@@ -99,3 +115,26 @@ def find_regions(runs: Runs) -> Regions:
 def box_slices(boxes: np.ndarray) -> list[tuple[slice, slice]]:
     """Return (N, 4) boxes y0, x0, y1, x1 as pairs of slices."""
     return [(slice(y0, y1), slice(x0, x1)) for y0, x0, y1, x1 in boxes.tolist()]
+
+
+def pack_boxes(sizes: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
+    """Place boxes on shelves, the highest first, in about a square.
+
+    Args:
+        sizes: (N, 2) height and width, px.
+
+    Returns:
+        (N, 2) int64 y and x of the boxes' first pixels, and the (H, W) of the whole.
+    """
+    if not len(sizes):
+        return np.zeros((0, 2), np.int64), (0, 0)
+    order = np.argsort(-sizes[:, 0], kind="stable")
+    heights, widths = sizes[order].T
+    starts = np.cumsum(widths) - widths  # as if all stood on one shelf
+    _, first, shelf = np.unique(
+        starts // int(np.sqrt(sizes.prod(axis=1).sum())), return_index=True, return_inverse=True
+    )
+    tops = np.append(0, np.cumsum(heights[first]))
+    places = np.empty((len(sizes), 2), np.int64)
+    places[order] = np.stack([tops[shelf], starts - starts[first][shelf]], axis=1)
+    return places, (int(tops[-1]), int((places[:, 1] + sizes[:, 1]).max()))

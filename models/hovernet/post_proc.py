@@ -8,21 +8,22 @@ The values are the reference implementation's, bit for bit, in one pass over the
 
 - a component that holds one marker belongs to it whole, one without a marker is dropped, and only components with
   several markers are flooded (`flood.py`);
-- sizes, boxes, centroids and types are sums over runs of pixels (`misc/runs.py`); contours are traced in the nucleus'
-  own box.
+- sizes, boxes, centroids and types are sums over runs of pixels (`misc/runs.py`); contours are traced in one image
+  where the nuclei lie apart.
 
 `process` is the reference's interface; `segment`, `measure` and `process_nuclei` are the same steps as arrays.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
 from misc.nuclei import Nuclei
-from misc.runs import Regions, Runs, box_slices, find_regions, find_runs, paint_runs
+from misc.runs import Regions, Runs, find_mask_runs, find_regions, find_runs, pack_boxes, paint_runs
 from models.hovernet import flood
 
 # The reference implementation's values (tuned at 40x, 0.25 um/px). Results are equal to its results only with these.
@@ -35,9 +36,12 @@ MIN_MARKER_PX = 10  # px, inclusive: smallest marker
 MIN_CONTOUR_POINTS = 3  # points: with fewer, a nucleus is a dot or a line and is not reported
 TYPE_PROB_EPS = 1.0e-6  # px: added to a nucleus' size in `type_prob`
 
-_STRIP_PX = 128  # columns that `_stretched_slope` filters at a time; a multiple of
-_STRIP_ALIGN_PX = 16  # at least as many pixels as one step of the filter computes
+# Rows and columns that `_slope` filters at a time: so many fit the processor's cache. With 512 columns (rows of 4096
+# bytes) they would all lie in the same part of it, and the filter takes twice as long.
+_FILTER_YX = (256, 384)
+_FILTER_ALIGN_PX = 16  # divides the columns; at least as many pixels as one step of the filter computes
 _STRETCH = {"alpha": 0, "beta": 1, "norm_type": cv2.NORM_MINMAX, "dtype": cv2.CV_32F}  # to 0..1
+_KEPT_BYTES = 2**25 - 2**13  # just below 32 MiB, the largest freed block that glibc takes as a measure (mallopt(3))
 _OUTSIDE = 2  # marks the outer background in `_fill_holes`; neither 0 nor 1
 
 
@@ -51,15 +55,6 @@ class _Layer(NamedTuple):
     labels: np.ndarray
     runs: Runs
     nr_labels: int  # background included, erased ones too
-
-
-class _Cut(NamedTuple):
-    """A region by `index`: the slices of its box, its pixels in there (bool), its contour (M, 2) int32 x, y."""
-
-    index: int
-    window: Window
-    inside: np.ndarray
-    contour: np.ndarray
 
 
 def process(
@@ -121,11 +116,16 @@ def segment(np_hv: np.ndarray, core: Window | None = None) -> np.ndarray:
         raise ValueError(f"maps must be (H, W, 3) [np, h, v], got shape {np_hv.shape}")
     if 0 in np_hv.shape:
         return np.zeros(np_hv.shape[:2], np.int32)
+    _keep_freed_memory()
     prob = np_hv[..., 0].astype(np.float32, copy=False)
     blob = _label((prob >= NP_THRESHOLD).view(np.uint8), MIN_SIZE_PX)
-    edges = _edges(np_hv[..., 1], np_hv[..., 2], core)
-    markers = _label(_marker_pixels(blob.mask, edges), MIN_MARKER_PX)
-    return _grow(blob, markers, edges)
+    # Fresh memory costs more than the arithmetic: one image for both slopes and, framed, for the relief; another for
+    # the second edges and the labels.
+    work = np.zeros((prob.shape[0] + 2, prob.shape[1] + 2), np.float64)
+    spare = np.empty(prob.shape, np.float32)
+    edges = _edges(np_hv[..., 1], np_hv[..., 2], core, work[flood.INSIDE], spare)
+    markers = _label(_marker_pixels(blob.mask, edges), MIN_MARKER_PX, spare.view(np.int32))
+    return _grow(blob, markers, edges, work)
 
 
 def measure(
@@ -155,17 +155,26 @@ def measure(
             raise ValueError(f"{name} {extra.shape} does not fit the instance map {inst_map.shape}")
     runs = find_runs(inst_map)
     regions = find_regions(runs)
-    cuts = [cut for cut in _cut_out(inst_map, regions) if len(cut.contour) >= MIN_CONTOUR_POINTS]
-    kept = np.array([cut.index for cut in cuts], np.int64)
+    region_of_run = np.searchsorted(regions.ids, runs.value)
+    points_xy, lengths = _trace(runs, region_of_run, regions)
+    pixels = runs.pixels(inst_map.shape[1])
+    region = np.repeat(region_of_run, runs.x1 - runs.x0)
     columns = {}
     if type_map is not None:
-        counts = _count_types(runs, regions.ids, *_whole_types(type_map, nr_types))
-        columns["types"], columns["type_prob"] = _majority(counts[kept], regions.areas[kept])
+        counts = _count_types(type_map, pixels, region, (len(regions.ids), nr_types or 0))
+        columns["types"], columns["type_prob"] = _majority(counts, regions.areas)
     if class_probs_map is not None:
-        means = [class_probs_map[cut.window][cut.inside].mean(axis=0, dtype=np.float64) for cut in cuts]
-        columns["class_probs"] = np.array(means, np.float32).reshape(len(cuts), class_probs_map.shape[2])
-    contours = [cut.contour for cut in cuts]
-    return Nuclei.from_contours(regions.ids[kept], regions.boxes[kept], regions.centroids_xy[kept], contours, **columns)
+        columns["class_probs"] = _means(class_probs_map, pixels, region, regions.areas)
+    nuclei = Nuclei(
+        ids=regions.ids.astype(np.int64),
+        boxes_yx=regions.boxes.astype(np.int32).reshape(-1, 2, 2),
+        centroids_xy=regions.centroids_xy,
+        points_xy=points_xy,
+        offsets=np.append(0, np.cumsum(lengths)),
+        **columns,
+    )
+    drawn = lengths >= MIN_CONTOUR_POINTS
+    return nuclei if drawn.all() else nuclei.select(drawn)
 
 
 def count_dropped(inst_map: np.ndarray, nuclei: Nuclei) -> int:
@@ -182,27 +191,45 @@ def _split(pred_map: np.ndarray, nr_types: int | None) -> tuple[np.ndarray | Non
     return (None, pred_map) if nr_types is None else (pred_map[..., 0], pred_map[..., 1:])
 
 
-def _cut_out(inst_map: np.ndarray, regions: Regions) -> list[_Cut]:
-    """Cut every region out of the map and trace it."""
-    cuts = []
-    for i, (inst_id, window) in enumerate(zip(regions.ids.tolist(), box_slices(regions.boxes), strict=True)):
-        inside = inst_map[window] == inst_id
-        # the first contour is an outer one; holes come later, and so do all pieces but one of a nucleus in pieces
-        contours = cv2.findContours(
-            inside.view(np.uint8),
-            cv2.RETR_TREE,
-            cv2.CHAIN_APPROX_SIMPLE,
-            offset=(window[1].start, window[0].start),
-        )[0]
-        cuts.append(_Cut(i, window, inside, contours[0][:, 0]))
-    return cuts
+def _keep_freed_memory() -> None:
+    """Let the C library keep up to 64 MB of what is freed: for small maps, fresh pages cost half of the arithmetic.
+
+    glibc keeps twice the largest block that it saw freed. The pages of this one are never touched.
+    """
+    np.empty(_KEPT_BYTES, np.uint8)
 
 
-def _label(mask: np.ndarray, min_size: int) -> _Layer:
-    """Label the 4-connected components of a uint8 mask in raster order and erase those below `min_size` px."""
+def _trace(runs: Runs, region_of_run: np.ndarray, regions: Regions) -> tuple[np.ndarray, np.ndarray]:
+    """Trace all regions in one image in which they do not touch.
+
+    Returns:
+        (P, 2) int32 x, y: the contours one after the other, as traced in each region's own box; and their (N,) lengths.
+    """
+    places, shape = pack_boxes(regions.boxes[:, 2:] - regions.boxes[:, :2] + 1)  # a free row and column between them
+    shifts = places - regions.boxes[:, :2]
+    moved = runs.moved(*shifts[region_of_run].T)
+    packed, region_at = np.zeros(shape, np.uint8), np.zeros(shape, np.int32)
+    packed.ravel()[moved.pixels(shape[1])] = 1
+    region_at[moved.y, moved.x0] = region_of_run
+    contours = cv2.findContours(packed, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)[0] if packed.size else ()
+    starts_xy = np.array([contour[0, 0] for contour in contours], np.int64).reshape(-1, 2)
+    # a contour starts where a run does; a nucleus in pieces has several contours, of which the first counts
+    first = np.unique(region_at[starts_xy[:, 1], starts_xy[:, 0]], return_index=True)[1]
+    chosen = [contours[i][:, 0] for i in first.tolist()]
+    lengths = np.fromiter(map(len, chosen), np.int64, len(chosen))
+    points_xy = np.concatenate([np.zeros((0, 2), np.int32), *chosen])
+    points_xy -= np.repeat(shifts[:, ::-1].astype(np.int32), lengths, axis=0)
+    return points_xy, lengths
+
+
+def _label(mask: np.ndarray, min_size: int, labels: np.ndarray | None = None) -> _Layer:
+    """Label the 4-connected components of a 0/1 uint8 mask in raster order and erase those below `min_size` px.
+
+    `labels` (H, W) int32 is filled, if given.
+    """
     mask = np.ascontiguousarray(mask)  # `ravel` below must be a view
-    nr_labels, labels = cv2.connectedComponents(mask, connectivity=4)
-    runs = find_runs(mask)
+    nr_labels, labels = cv2.connectedComponents(mask, labels, connectivity=4)
+    runs = find_mask_runs(mask)
     runs = runs._replace(value=labels[runs.y, runs.x0])
     small = (np.bincount(runs.value, runs.x1 - runs.x0, nr_labels) < min_size)[runs.value]
     pixels = runs.where(small).pixels(mask.shape[1])
@@ -211,58 +238,69 @@ def _label(mask: np.ndarray, min_size: int) -> _Layer:
     return _Layer(mask, labels, runs.where(~small), nr_labels)
 
 
-def _edges(h: np.ndarray, v: np.ndarray, core: Window | None) -> np.ndarray:
+def _edges(h: np.ndarray, v: np.ndarray, core: Window | None, slope: np.ndarray, spare: np.ndarray) -> np.ndarray:
     """Return how strong the border between nuclei is at each pixel, (H, W) float32, in the core 0..1 up to rounding.
 
     Across a border the distances fall from +1 to -1. Both maps and both slopes are stretched to 0..1 over the core; a
-    constant one becomes 0, which makes everything an edge.
+    constant one becomes 0, which makes everything an edge. `slope` (H, W) float64 and `spare` (H, W) float32 are work
+    arrays.
     """
-    # fresh memory costs more than the arithmetic: one buffer for both slopes, and the planes are overwritten
-    slope = np.empty(h.shape, np.float64)
-    falls = [
-        _stretched_slope(np.array(plane, np.float32, order="C"), slope, core, *axis)
-        for plane, axis in ((h, (1, 0)), (v, (0, 1)))
-    ]
-    edges = cv2.min(falls[0], falls[1], dst=falls[0])
+    fall = _stretched_slope(h, np.empty_like(spare), slope, core, 1, 0)
+    edges = cv2.min(fall, _stretched_slope(v, spare, slope, core, 0, 1), dst=fall)
     return np.subtract(1, edges, out=edges)
 
 
-def _stretched_slope(plane: np.ndarray, slope: np.ndarray, core: Window | None, dx: int, dy: int) -> np.ndarray:
-    """Replace an HV map by its stretched derivative along one axis: 0 where it falls most; `slope` is a work array.
+def _stretched_slope(
+    plane: np.ndarray, target: np.ndarray, slope: np.ndarray, core: Window | None, dx: int, dy: int
+) -> np.ndarray:
+    """Write the stretched derivative of an HV map along one axis to `target`: 0 where it falls most.
 
-    The filter goes over strips of columns that fit the processor's cache. They start at multiples of
-    `_STRIP_ALIGN_PX`: vector instructions group the pixels as in the whole map, and every bit is the same.
+    `target` is (H, W) float32, and `slope` (H, W) float64 is a work array.
     """
-    if not cv2.checkRange(plane)[0]:
+    if plane.dtype != np.float32 or not plane.flags.c_contiguous:
+        target[:] = plane
+        plane = target
+    if not np.isfinite([plane.min(), plane.max()]).all():
         raise ValueError("the HV maps hold NaN or infinity; run the network with --precision=fp32")
-    _stretch(plane, plane, core)
-    margin = -(-(SOBEL_KSIZE // 2) // _STRIP_ALIGN_PX) * _STRIP_ALIGN_PX
-    for x in range(0, plane.shape[1], _STRIP_PX):
-        left = max(x - margin, 0)
-        part = plane[:, left : x + _STRIP_PX + margin].astype(np.float64)  # once, instead of once for each tap
-        strip = cv2.Sobel(part, cv2.CV_64F, dx, dy, ksize=SOBEL_KSIZE)
-        slope[:, x : x + _STRIP_PX] = strip[:, x - left : x - left + _STRIP_PX]
-    return _stretch(slope, plane, core)
+    _slope(_stretch(plane, target, core), slope, dx, dy)
+    return _stretch(slope, target, core)
+
+
+def _slope(plane: np.ndarray, slope: np.ndarray, dx: int, dy: int) -> None:
+    """Write the derivative of a map along one axis to `slope`.
+
+    The filter goes over pieces that start at multiples of `_FILTER_ALIGN_PX` columns: vector instructions group the
+    pixels as in the whole map, and every bit is the same.
+    """
+    rows, columns = _FILTER_YX
+    above = SOBEL_KSIZE // 2
+    beside = -(-above // _FILTER_ALIGN_PX) * _FILTER_ALIGN_PX
+    for y, x in itertools.product(range(0, plane.shape[0], rows), range(0, plane.shape[1], columns)):
+        top, left = max(y - above, 0), max(x - beside, 0)
+        part = plane[top : y + rows + above, left : x + columns + beside]
+        part = part.astype(np.float64)  # once, instead of once for each tap
+        filtered = cv2.Sobel(part, cv2.CV_64F, dx, dy, ksize=SOBEL_KSIZE)
+        target = slope[y : y + rows, x : x + columns]
+        target[:] = filtered[y - top :, x - left :][: target.shape[0], : target.shape[1]]
 
 
 def _stretch(source: np.ndarray, target: np.ndarray, core: Window | None) -> np.ndarray:
-    """Write `source`, stretched so that its core spans 0..1, to `target` (float32), which may be the same array.
-
-    `source` is used up: whole maps in fresh memory cost more than the arithmetic.
-    """
+    """Write `source`, stretched so that its core spans 0..1, to `target` (float32), which may be the same array."""
     if core is None:
         return cv2.normalize(source, target, **_STRETCH)
-    inner = cv2.normalize(source[core], None, **_STRETCH)  # the reference's numbers to the bit
-    low, high = source[core].min(), source[core].max()
-    source -= low
-    np.multiply(source, 1 / (high - low) if high > low else 0, out=target, casting="same_kind")
-    target[core] = inner
+    low, high = map(source.dtype.type, cv2.minMaxLoc(source[core])[:2])
+    cv2.normalize(source[core], target[core], **_STRETCH)  # the reference's numbers to the bit
+    scale = 1 / (high - low) if high > low else 0
+    (top, bottom, _), (left, right, _) = (part.indices(size) for part, size in zip(core, source.shape, strict=True))
+    for around in np.s_[:top, :], np.s_[bottom:, :], np.s_[top:bottom, :left], np.s_[top:bottom, right:]:
+        target[around] = (source[around] - low) * scale
     return target
 
 
 def _marker_pixels(blob: np.ndarray, edges: np.ndarray) -> np.ndarray:
     """Return the (H, W) uint8 mask of nuclei without their edges, holes filled, opened."""
-    core = blob & (edges < np.float64(MARKER_THRESHOLD))  # compared in double precision
+    threshold = np.float32(MARKER_THRESHOLD)  # rounds up: the same numbers are below it as below 0.4
+    core = blob & (edges < threshold).view(np.uint8)
     ellipse = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (OPENING_KSIZE, OPENING_KSIZE))
     return cv2.morphologyEx(_fill_holes(core), cv2.MORPH_OPEN, ellipse)
 
@@ -274,39 +312,47 @@ def _fill_holes(mask: np.ndarray) -> np.ndarray:
     return (framed[1:-1, 1:-1] != _OUTSIDE).view(np.uint8)
 
 
-def _grow(blob: _Layer, markers: _Layer, edges: np.ndarray) -> np.ndarray:
-    """Give every nuclear pixel of a component with markers to one of them; (H, W) int32, values of the markers."""
+def _grow(blob: _Layer, markers: _Layer, edges: np.ndarray, work: np.ndarray) -> np.ndarray:
+    """Give every nuclear pixel of a component with markers to one of them; (H, W) int32, values of the markers.
+
+    `edges` and `markers` are used up; `work` (H + 2, W + 2) float64 is a work array.
+    """
     inside = cv2.bitwise_and(markers.mask, blob.mask)
     # a filled hole can lie outside the nuclear pixels
-    runs = markers.runs if np.array_equal(inside, markers.mask) else find_runs(inside)
+    runs = markers.runs if np.array_equal(inside, markers.mask) else find_mask_runs(inside)
     component, marker = blob.labels[runs.y, runs.x0], markers.labels[runs.y, runs.x0]
-    owner = np.zeros(blob.nr_labels, np.int32)
-    owner[component] = marker
+    owner_of = np.zeros(blob.nr_labels, np.int32)
+    owner_of[component] = marker
     contested = np.zeros(blob.nr_labels, bool)
-    contested[component[owner[component] != marker]] = True
-    owner[contested] = 0
-    inst_map = paint_runs(blob.runs._replace(value=owner[blob.runs.value]), blob.mask.shape)
+    contested[component[owner_of[component] != marker]] = True
+    owner_of[contested] = 0
+    owner = paint_runs(blob.runs.moved(1, 1)._replace(value=owner_of[blob.runs.value]), work.shape)
     if contested.any():
-        runs = blob.runs.where(contested[blob.runs.value])
-        if not flood.flood_regions(inst_map, runs, blob.mask, markers.labels, edges):
-            return flood.flood_all(blob.mask, markers.labels, edges)
-    return inst_map
+        chosen = contested[component]
+        seeds = runs.where(chosen).moved(1, 1)
+        owner.ravel()[seeds.pixels(owner.shape[1])] = np.repeat(marker[chosen], seeds.x1 - seeds.x0)
+        if not flood.flood_rest(owner, blob.mask, blob.labels, edges, work):
+            return flood.flood_all(blob.mask, markers.labels, work[flood.INSIDE])
+    markers.labels[:] = owner[flood.INSIDE]
+    return markers.labels
 
 
-def _whole_types(type_map: np.ndarray, nr_types: int | None) -> tuple[np.ndarray, int]:
-    """Return the types as int32, and how many there are."""
-    types = type_map.astype(np.int32)
-    if types.min(initial=0) < 0:
-        raise ValueError(f"types must be >= 0, got {types.min()}")
-    return types, max(nr_types or 0, int(types.max(initial=0)) + 1)
+def _count_types(type_map: np.ndarray, pixels: np.ndarray, region: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Return how many of the `pixels` (flat, of a `region` each) have each type, int64 of `shape` or more columns."""
+    type_map = np.ascontiguousarray(type_map)
+    lowest = type_map.min(initial=0)
+    if not lowest > -1:  # nor NaN
+        raise ValueError(f"types must be >= 0, got {lowest:g}")
+    types = type_map.ravel()[pixels].astype(np.int64)
+    nr_types = max(shape[1], int(types.max(initial=0)) + 1)
+    types += region * nr_types
+    return np.bincount(types, minlength=shape[0] * nr_types).reshape(shape[0], nr_types)
 
 
-def _count_types(runs: Runs, ids: np.ndarray, type_map: np.ndarray, nr_types: int) -> np.ndarray:
-    """Return how many pixels of each type the runs of each id have, (N, T) int64; `ids` ascend."""
-    first = np.searchsorted(ids, runs.value) * nr_types
-    keys = np.repeat(first, runs.x1 - runs.x0)
-    keys += type_map.ravel()[runs.pixels(type_map.shape[1])]
-    return np.bincount(keys, minlength=len(ids) * nr_types).reshape(len(ids), nr_types)
+def _means(maps: np.ndarray, pixels: np.ndarray, region: np.ndarray, areas: np.ndarray) -> np.ndarray:
+    """Return the means of (H, W, T) `maps` over the `pixels` (flat) of each `region`, (N, T) float32."""
+    sums = [np.bincount(region, plane.ravel()[pixels], len(areas)) / areas for plane in np.moveaxis(maps, -1, 0)]
+    return np.array(sums, np.float32).T.copy()
 
 
 def _majority(counts: np.ndarray, areas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -2,7 +2,7 @@ import itertools
 
 import numpy as np
 
-from misc.runs import Runs, box_slices, find_regions, find_runs, paint_runs
+from misc.runs import Runs, box_slices, find_mask_runs, find_regions, find_runs, pack_boxes, paint_runs
 
 IMAGE = np.array(
     [
@@ -66,3 +66,31 @@ def test_no_runs_no_regions():
     assert [len(column) for column in regions] == [0, 0, 0, 0]
     assert regions.boxes.shape == (0, 4)
     assert isinstance(find_runs(np.zeros((4, 4), np.int32)), Runs)
+
+
+def test_runs_of_a_mask_are_runs():
+    rng = np.random.default_rng(2)
+    for shape in ((1, 1), (1, 9), (9, 1), (0, 5), (5, 0), (31, 47)):
+        for density in (0.0, 0.5, 1.0):
+            mask = (rng.random(shape) < density).astype(np.uint8)
+            for found, expected in zip(find_mask_runs(mask), find_runs(mask), strict=True):
+                assert np.array_equal(found, expected)
+
+
+def test_moved_runs_are_those_of_the_moved_image():
+    moved = find_runs(np.pad(IMAGE, ((2, 0), (3, 0))))
+    for found, expected in zip(find_runs(IMAGE).moved(2, 3), moved, strict=True):
+        assert np.array_equal(found, expected)
+
+
+def test_packed_boxes_lie_apart():
+    rng = np.random.default_rng(3)
+    for count, largest in ((0, 5), (1, 5), (7, 2), (200, 40), (2000, 9)):
+        sizes = rng.integers(1, largest, (count, 2))
+        places, shape = pack_boxes(sizes)
+        covered = np.zeros(shape, int)
+        for (y, x), (height, width) in zip(places, sizes, strict=True):
+            covered[y : y + height, x : x + width] += 1
+        assert covered.max(initial=0) <= 1
+        assert covered.sum() == sizes.prod(axis=1).sum()
+    assert covered.size < 1.3 * covered.sum()

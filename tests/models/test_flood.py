@@ -1,13 +1,10 @@
 """The flooding of some components must equal the flooding of the whole map, or say that it cannot."""
 
-import itertools
-
 import cv2
 import numpy as np
 import pytest
 from scipy import ndimage
 
-from misc.runs import find_runs
 from models.hovernet import flood
 
 
@@ -32,29 +29,27 @@ def random_case(rng, levels):
 
 
 def flood_marked(mask, markers, edges):
-    """Flood all components that hold a marker, packed; the map and whether it was done."""
-    labels = labelled(mask)
-    marked = np.unique(labels[markers > 0])
-    runs = find_runs(labels)
-    runs = runs.where(np.isin(runs.value, marked))
-    inst_map = np.zeros_like(labels)
-    done = flood.flood_regions(inst_map, runs, mask, markers, edges)
-    return inst_map, done
+    """Flood all components that hold a marker, the quick way; the map and whether it was done."""
+    owner = np.pad(markers, 1)
+    done = flood.flood_rest(owner, mask, labelled(mask), edges.copy(), np.zeros(owner.shape))
+    return owner[1:-1, 1:-1], done
 
 
-@pytest.mark.parametrize("levels", [8, 64, 256, 1024, 2**20])
-@pytest.mark.parametrize("batch", [1, 500, 2**16])
-def test_packed_flood_equals_the_flood_of_the_whole_map(levels, batch, monkeypatch):
-    monkeypatch.setattr(flood, "_BATCH_PX", batch)
+def flood_whole(mask, markers, edges):
+    height = np.zeros(mask.shape)
+    flood.write_relief(edges.copy(), mask, height)
+    return flood.flood_all(mask, markers, height)
+
+
+@pytest.mark.parametrize("levels", [8, 64, 256, 1024, 2**14, 2**20])
+def test_quick_flood_equals_the_flood_of_the_whole_map(levels):
     rng = np.random.default_rng(levels)
     done = 0
-    for _ in range(60):
+    for _ in range(120):
         case = random_case(rng, levels)
-        if not case[1].any():
-            continue
         inst_map, equal = flood_marked(*case)
         if equal:
-            assert np.array_equal(inst_map, flood.flood_all(*case))
+            assert np.array_equal(inst_map, flood_whole(*case))
         done += equal
     assert done > {8: -1, 64: 0, 256: 5}.get(levels, 20)
 
@@ -63,19 +58,39 @@ def test_equal_heights_are_not_always_harmless(monkeypatch):
     """Without the check some maps come out different: the check is needed."""
     rng = np.random.default_rng(0)
     monkeypatch.setattr(flood, "_order_matters", lambda *_: False)
-    cases = [case for case in (random_case(rng, 8) for _ in range(600)) if case[1].any()]
-    assert any(not np.array_equal(flood_marked(*case)[0], flood.flood_all(*case)) for case in cases)
+    cases = [random_case(rng, 8) for _ in range(600)]
+    assert any(not np.array_equal(flood_marked(*case)[0], flood_whole(*case)) for case in cases)
+
+
+def test_most_pixels_need_no_queue_and_those_of_basins_without_a_marker_do(monkeypatch):
+    """Two markers at the ends of a row; in between, at the fifth pixel, a basin that both reach."""
+    mask, markers = np.ones((1, 9), np.uint8), np.zeros((1, 9), np.int32)
+    markers[0, 0], markers[0, -1] = 1, 2
+    edges = np.array([[0.0, 0.25, 0.5, 0.75, 0.25, 0.8125, 0.875, 0.5, 0.0]], np.float32)
+    settled = []
+    monkeypatch.setattr(flood, "_flood", lambda height, owner, *rest: settled.append(owner[1, 1:-1].tolist()))
+    assert flood_marked(mask, markers, edges)[1]
+    assert settled == [[1, 1, 1, 1, 0, 0, 2, 2, 2]]
+    monkeypatch.undo()
+    flooded, _ = flood_marked(mask, markers, edges)
+    assert np.array_equal(flooded, flood_whole(mask, markers, edges))
+    assert flooded.tolist() == [[1, 1, 1, 1, 1, 1, 2, 2, 2]]
+
+
+def test_without_the_private_function_the_whole_map_is_flooded(monkeypatch):
+    monkeypatch.setattr(flood, "watershed_raveled", None)
+    assert not flood_marked(*random_case(np.random.default_rng(1), 2**20))[1]
 
 
 def strip(heights, markers):
     """One component, one row: `_order_matters` for these heights and markers."""
-    height, marker = np.zeros((3, len(heights) + 2)), np.zeros((3, len(heights) + 2), np.int32)
-    height[1, 1:-1], marker[1, 1:-1] = heights, markers
-    component = np.zeros_like(marker)
-    component[1, 1:-1] = 1
-    free = (component > 0) & (marker == 0)
-    beside = ndimage.binary_dilation(free)
-    return flood._order_matters(height, component, marker, free, np.flatnonzero((marker > 0) & beside))
+    height, owner = np.zeros((3, len(heights) + 2)), np.zeros((3, len(heights) + 2), np.int32)
+    height[1, 1:-1], owner[1, 1:-1] = heights, markers
+    free = np.zeros(owner.shape, bool)
+    free[1, 1:-1] = owner[1, 1:-1] == 0
+    seeds = np.flatnonzero((owner > 0) & ndimage.binary_dilation(free))
+    seeds = seeds[np.argsort(height.ravel()[seeds])]
+    return flood._order_matters(height, owner, free, seeds, np.ones(len(seeds), int))
 
 
 @pytest.mark.parametrize(
@@ -91,36 +106,3 @@ def strip(heights, markers):
 )
 def test_order_matters(heights, markers, matters):
     assert strip(heights, markers) is matters
-
-
-def test_a_component_at_the_border_is_blurred_as_in_the_whole_map():
-    """A pixel diagonal to a component and the mirrored border both count in the relief."""
-    mask = np.array([[1, 1, 1, 1, 0], [0, 0, 0, 0, 1], [0, 0, 0, 1, 1]], np.uint8)
-    edges = np.linspace(0, 1, 15, dtype=np.float32).reshape(3, 5)
-    boxes = np.array([[0, 0, 1, 4]])
-    packed, shape = flood._pack(np.array([[3, 6]]))
-    part = flood._packed_relief(edges, mask, boxes, packed, shape)
-    assert np.array_equal(part[1:2, 1:5], flood._relief(edges, mask)[0:1, 0:4])
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (2, 2), (7, 5)])
-def test_every_box_of_a_small_map_has_the_relief_of_the_whole(shape):
-    rng = np.random.default_rng(5)
-    edges, mask = rng.random(shape, np.float32), rng.integers(0, 2, shape).astype(np.uint8)
-    whole = flood._relief(edges, mask)
-    for y0, y1 in itertools.combinations(range(shape[0] + 1), 2):
-        for x0, x1 in itertools.combinations(range(shape[1] + 1), 2):
-            packed, packed_shape = flood._pack(np.array([[y1 - y0 + 2, x1 - x0 + 2]]))
-            part = flood._packed_relief(edges, mask, np.array([[y0, x0, y1, x1]]), packed, packed_shape)
-            assert np.array_equal(part[1 : y1 - y0 + 1, 1 : x1 - x0 + 1], whole[y0:y1, x0:x1])
-
-
-def test_pack_keeps_boxes_apart():
-    sizes = np.random.default_rng(3).integers(1, 40, (200, 2))
-    places, shape = flood._pack(sizes)
-    covered = np.zeros(shape, int)
-    for y0, x0, y1, x1 in places:
-        covered[y0:y1, x0:x1] += 1
-    assert covered.max() == 1
-    assert covered.sum() == sizes.prod(axis=1).sum()
-    assert shape[0] * shape[1] < 1.6 * covered.sum()

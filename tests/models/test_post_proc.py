@@ -124,8 +124,8 @@ def test_golden_values_of_the_reference(name):
     assert [len(info["contour"]) for info in nuclei.values()] == golden["lengths"].tolist()
 
 
-# widths around the strips (256 px) and the steps (16 px) of the filter
-@pytest.mark.parametrize("shape", [(40, 31), (64, 255), (50, 257), (61, 275), (33, 530), (120, 1)])
+# sizes around the pieces (256 x 384 px) and the steps (16 px) of the filter
+@pytest.mark.parametrize("shape", [(40, 31), (64, 255), (50, 257), (61, 275), (270, 400), (120, 1)])
 @pytest.mark.parametrize("kind", ["network", "ramps", "levels", "anything"])
 def test_equals_the_plain_version(kind, shape):
     rng = np.random.default_rng(len(kind) + shape[1])
@@ -148,11 +148,11 @@ def test_level_heights_fall_back_to_the_whole_map(monkeypatch):
 
 
 @pytest.mark.parametrize("axis", [(1, 0), (0, 1)])
-@pytest.mark.parametrize("width", [1, 15, 256, 263, 512, 700])
-def test_filter_by_strips_is_the_filter_of_the_whole(axis, width):
-    plane = np.random.default_rng(width).random((45, width)).astype(np.float32)
+@pytest.mark.parametrize("width", [1, 15, 384, 391, 512, 800])
+def test_filter_by_pieces_is_the_filter_of_the_whole(axis, width):
+    plane = np.random.default_rng(width).random((300, width)).astype(np.float32)
     expected = stretched(cv2.Sobel(stretched(plane), cv2.CV_64F, *axis, ksize=21))
-    found = post_proc._stretched_slope(plane.copy(), np.empty(plane.shape), None, *axis)
+    found = post_proc._stretched_slope(plane, np.empty_like(plane), np.empty(plane.shape), None, *axis)
     assert np.array_equal(found, expected)
 
 
@@ -161,6 +161,7 @@ def test_values_of_the_reference_implementation():
     assert (post_proc.NP_THRESHOLD, post_proc.MIN_SIZE_PX) == (0.5, 10)
     assert (post_proc.SOBEL_KSIZE, post_proc.MARKER_THRESHOLD) == (21, 0.4)
     assert (post_proc.OPENING_KSIZE, post_proc.MIN_MARKER_PX) == (5, 10)
+    assert np.float32(post_proc.MARKER_THRESHOLD) >= post_proc.MARKER_THRESHOLD  # else edges of this strength differ
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
@@ -329,6 +330,20 @@ def test_type_of_a_nucleus(pixels, expected, share):
     assert nuclei.type_prob[0] == pytest.approx(share, abs=1e-6)
     # the numbers alone decide, not the type of the array
     assert post_proc.measure(inst_map, types.astype(np.float32)).types.tolist() == [expected]
+
+
+def test_contours_are_those_of_each_nucleus_alone():
+    """Touching ones, with holes, in pieces, at the border: any map of labels."""
+    rng = np.random.default_rng(11)
+    count = 0
+    for smooth in (0.4, 0.8, 1.5, 3.0) * 3:
+        values = cv2.GaussianBlur(rng.normal(0, 1, (70, 90, 4)), (0, 0), smooth)
+        inst_map = values.argmax(axis=2).astype(np.int32) + 5 * (np.arange(90) // 30)
+        inst_map[values.max(axis=2) < np.quantile(values.max(axis=2), 0.2)] = 0
+        found = post_proc.measure(inst_map, inst_map).to_dict()
+        assert_equal_nuclei(found, plain_measure(inst_map, inst_map))
+        count += len(found)
+    assert count > 60
 
 
 def test_dots_and_lines_are_dropped_and_counted():
