@@ -1,4 +1,4 @@
-"""Segment and classify nuclei in image tiles and whole slides.
+"""Segment and classify nuclei in images and whole slides.
 
 Usage:
   run_infer.py [options] [--help] <command> [<args>...]
@@ -8,23 +8,7 @@ Usage:
 Options:
   -h --help                   Show this text.
   --version                   Show version.
-
-  --gpu=<id>                  Comma-separated GPU ids; empty for the CPU. [default: 0]
-  --nr_types=<n>              Number of nuclear types, background included; 0 for none. Read off the
-                              checkpoint when left out; a contradiction is an error.
-  --type_info_path=<path>     JSON file with name and colour of each type. Without it: those that the
-                              checkpoint carries, or a default palette.
-  --model_path=<path>         Checkpoint: .tar of the original repository or of this one, TensorFlow .npz,
-                              tiatoolbox or MONAI .pth.
-  --model_mode=<mode>         `original` or `fast`. Read off the checkpoint when left out.
-  --nr_inference_workers=<n>  Threads that read images ahead of the network. [default: 8]
-  --nr_post_proc_workers=<n>  Processes that turn network maps into nuclei; 0 for none. [default: 16]
-  --batch_size=<n>            Patches a GPU at once; halved when memory runs out, at most 4 on a CPU. [default: 128]
-  --precision=<p>             auto (fp32), fp32, bf16 or fp16. [default: auto]
-  --window=<n>                Side in px of the pieces that the network reads: the patch of the mode (270 for
-                              `original`, 256 for `fast`) when left out; larger is faster and needs more memory.
-  --overwrite                 Do again what is already there.
-
+%s
 Commands:
   tile    images (PNG, JPEG, TIFF, BMP, ...) that fit into memory
   wsi     whole slides of any size
@@ -35,81 +19,34 @@ Commands:
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 
 from docopt import docopt
 
-TILE_CLI = """Segment and classify nuclei in image tiles.
+from infer.options import COMMON_TEXT, TILE_TEXT, WSI_TEXT, TileOptions, WsiOptions
 
-Usage:
-  tile (--input_dir=<path>) (--output_dir=<path>) [options]
-
-Options:
-  -h --help              Show this text.
-  --input_dir=<path>     Folder with the images.
-  --output_dir=<path>    Folder for the results: json/ mat/ overlay/ (and qupath/). Images whose results are
-                         there are skipped; those made with another checkpoint, thresholds or options stay and are
-                         reported, unless --overwrite is given.
-  --mpp=<um>             Micrometres per pixel of the images. They are resized to what the network was trained
-                         at, and the nuclei mapped back. Left out: the network reads them as they are.
-  --mem_usage=<share>    Share of the free memory that images under way may take. [default: 0.2]
-  --draw_dot             Mark the centroids in the overlay.
-  --line_thickness=<px>  Width of the outlines in the overlay. [default: 2]
-  --save_qupath          Write qupath/<name>.geojson (outlines) and .tsv (points) too.
-  --save_raw_map         Add the network's maps to the .mat file (key `raw`).
-  --save_type_probs      Add to the JSON the mean probability of every type for each nucleus (key `type_probs`).
-  --pattern=<glob>       Which files of the folder are images. [default: *]
-  --recursive            Look into sub-folders too.
-"""
-
-WSI_CLI = """Segment and classify nuclei in whole slides.
-
-Usage:
-  wsi (--input_dir=<path>) (--output_dir=<path>) [options]
-
-Options:
-  -h --help                Show this text.
-  --input_dir=<path>       Folder with the slides; files that are none are listed and passed over.
-  --output_dir=<path>      Folder for the results: json/ (and qupath/ thumb/ mask/), summary.csv. Slides whose results
-                           are there are skipped, those made with other options are reported; an interrupted run
-                           goes on with the same command.
-  --cache_path=<path>      Folder for finished tiles of slides under way, some hundred MB. Left out: in output_dir.
-  --input_mask_dir=<path>  Folder with tissue masks <slide>.png; not black is tissue. Left out: Otsu at 1.25x.
-  --mask_dir=<path>        The same.
-  --proc_mag=<n>           Magnification to work at. Left out: the one the checkpoint was trained at, or 40.
-  --mpp=<um>               Micrometres per pixel of the slides at level 0, where the files are silent or wrong.
-  --mag=<n>                Or their objective power.
-  --ambiguous_size=<px>    What a tile sees beyond its core. [default: 128]
-  --chunk_shape=<px>       Largest side of what is read at once. [default: 10000]
-  --tile_shape=<px>        Side of the pieces that are post-processed at once. [default: 2048]
-  --save_thumb             Write thumb/<slide>.png, the slide at 1.25x.
-  --save_mask              Write mask/<slide>.png, the tissue at 1.25x.
-  --save_qupath            Write qupath/<slide>.geojson too, in px of level 0.
-  --save_type_probs        Add to the JSON the mean probability of every type for each nucleus (key `type_probs`).
-  --pattern=<glob>         Which files of the folder are slides. [default: *]
-  --recursive              Look into sub-folders too.
-"""
+TEXT = (__doc__ or "") % COMMON_TEXT
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = docopt(__doc__, argv=argv, default_help=False, options_first=True, version="HoVer-Net toolkit 1.0.0")
+    args = docopt(TEXT, argv=argv, default_help=False, options_first=True, version="HoVer-Net toolkit 1.0.0")
     command, sub_argv = args["<command>"], args["<args>"]
     if command is None:
-        print(__doc__.strip())
+        print(TEXT.strip())
         return 0
-    commands = {"tile": (TILE_CLI, run_tile), "wsi": (WSI_CLI, run_wsi)}
+    commands = {"tile": (TILE_TEXT, run_tile), "wsi": (WSI_TEXT, run_wsi)}
     if command not in commands:
         print(f"run_infer.py: unknown command `{command}`; there are: {', '.join(commands)}", file=sys.stderr)
         return 2
     text, run = commands[command]
-    sub_defaults = docopt(text, argv=["--input_dir=", "--output_dir="])
+    own = docopt(text, argv=["--input_dir=", "--output_dir="])
     for name in (word.split("=")[0] for word in sub_argv):
-        if name in args.keys() - sub_defaults.keys():
+        if name in args.keys() - own.keys():
             print(f"run_infer.py: {name} is an option of both commands and goes before `{command}`", file=sys.stderr)
             return 2
-    sub_args = filled(docopt(text, argv=["--help"] if args["--help"] else sub_argv), sub_defaults)
-    args = filled(args, docopt(__doc__, argv=[command], options_first=True))
+    sub_args = docopt(text, argv=["--help"] if args["--help"] else sub_argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     try:
         return run(args, sub_args)
@@ -121,111 +58,64 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run_tile(args: dict, sub_args: dict) -> int:
-    """Check the options, run, and end with one line that says what was found and where it is."""
-    run_args = {**common_options(args), **tile_options(sub_args)}
+    """Segment images, and end with one line that says what was found and where it is."""
+    options = TileOptions.from_args({**args, **sub_args})
     method = method_options(args)
-    from infer.options import TileOptions
     from infer.tile import InferManager
 
     start = time.perf_counter()
-    options = TileOptions.from_dict(run_args)
-    logging.info("options: %s", {**method, **run_args})
-    manager = InferManager(method, args["--type_info_path"] or None, gpu=args["--gpu"], precision=args["--precision"])
+    logging.info("options: %s", {**method, **vars(options)})
+    manager = load(InferManager, method, args)
     report = manager.process_file_list(options)
-    found = ", ".join(f"{manager.type_info_dict[t][0]} {n}" for t, n in sorted(report.found.items(), key=str))
-    print(
-        f"{sum(report.found.values())} nuclei ({found or 'none'}) in {len(report.done)} images, "
-        f"{len(report.skipped)} skipped, {len(report.failed)} failed, {time.perf_counter() - start:.1f} s; "
-        f"overlays in {options.output_dir / 'overlay'}"
-    )
+    print(f"{summary(manager, report, 'images', start)}; overlays in {options.output_dir / 'overlay'}")
     return report.exit_code
 
 
 def run_wsi(args: dict, sub_args: dict) -> int:
-    """Check the options, run, and end with one line that says what was found and where it is."""
-    run_args = {**common_options(args), **wsi_options(sub_args)}
+    """Segment slides, and end with one line that says what was found and where it is."""
+    options = WsiOptions.from_args({**args, **sub_args})
     method = method_options(args)
-    from infer.options import WsiOptions
     from infer.wsi import InferManager
 
     start = time.perf_counter()
-    options = WsiOptions.from_dict(run_args)
-    logging.info("options: %s", {**method, **run_args})
-    manager = InferManager(method, args["--type_info_path"] or None, gpu=args["--gpu"], precision=args["--precision"])
+    logging.info("options: %s", {**method, **vars(options)})
+    manager = load(InferManager, method, args)
     report = manager.process_wsi_list(options)
     for name, reason in sorted(report.failed.items()):
         print(f"failed: {name}: {reason}", file=sys.stderr)
-    found = ", ".join(f"{manager.type_info_dict[t][0]} {n}" for t, n in sorted(report.found.items(), key=str))
-    print(
-        f"{sum(report.found.values())} nuclei ({found or 'none'}) in {len(report.done)} slides, "
-        f"{len(report.skipped)} skipped, {len(report.failed)} failed, {time.perf_counter() - start:.1f} s; "
-        f"in {options.output_dir / 'json'}, summary in {options.output_dir / 'summary.csv'}"
-    )
+    where = f"in {options.output_dir / 'json'}, summary in {options.output_dir / 'summary.csv'}"
+    print(f"{summary(manager, report, 'slides', start)}; {where}")
     return report.exit_code
 
 
-def filled(args: dict, defaults: dict) -> dict:
-    """Return the options with defaults for empty values, which run books pass; but an empty --gpu is the CPU."""
-    return {name: defaults[name] if value == "" and name != "--gpu" else value for name, value in args.items()}
+def load(manager: type, method: dict, args: dict):
+    """Load the network."""
+    return manager(method, args["--type_info_path"] or None, gpu=args["--gpu"], precision=args["--precision"] or "auto")
+
+
+def summary(manager, report, kind: str, start: float) -> str:
+    """Return what a run found, by type."""
+    found = ", ".join(f"{manager.type_info_dict[t][0]} {n}" for t, n in sorted(report.found.items(), key=str))
+    return (
+        f"{sum(report.found.values())} nuclei ({found or 'none'}) in {len(report.done)} {kind}, "
+        f"{len(report.skipped)} skipped, {len(report.failed)} failed, {time.perf_counter() - start:.1f} s"
+    )
 
 
 def method_options(args: dict) -> dict:
     """Return what says which network to load."""
     if not args["--model_path"]:
         raise ValueError("--model_path=<checkpoint> is missing")
-    model_args = {"mode": args["--model_mode"] or None, "nr_types": integer(args, "--nr_types")}
-    return {"model_path": args["--model_path"], "model_args": {k: v for k, v in model_args.items() if v is not None}}
-
-
-def common_options(args: dict) -> dict:
-    names = ("batch_size", "nr_inference_workers", "nr_post_proc_workers")
-    options = {name: integer(args, f"--{name}") for name in names}
-    return {**options, "patch_input_shape": integer(args, "--window"), "overwrite": args["--overwrite"]}
-
-
-def tile_options(args: dict) -> dict:
-    flags = ("draw_dot", "save_qupath", "save_raw_map", "save_type_probs", "recursive")
+    if args["--gpu"].lower() == "mps":  # read when PyTorch is loaded: what Apple's GPU lacks is computed on the CPU
+        os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
+    model_args = {"mode": args["--model_mode"], "nr_types": args["--nr_types"]}
+    given = {name: value for name, value in model_args.items() if value not in (None, "")}
+    if "nr_types" in given and not given["nr_types"].isdecimal():
+        raise ValueError(f"--nr_types takes a whole number, got `{given['nr_types']}`")
     return {
-        "input_dir": args["--input_dir"],
-        "output_dir": args["--output_dir"],
-        "mpp": number(args, "--mpp"),
-        "mem_usage": number(args, "--mem_usage"),
-        "line_thickness": integer(args, "--line_thickness"),
-        "pattern": args["--pattern"],
-        **{flag: args[f"--{flag}"] for flag in flags},
+        "model_path": args["--model_path"],
+        "model_args": given | ({"nr_types": int(given["nr_types"])} if "nr_types" in given else {}),
     }
-
-
-def wsi_options(args: dict) -> dict:
-    if args["--input_mask_dir"] and args["--mask_dir"]:
-        raise ValueError("--mask_dir is another name of --input_mask_dir; give one of them")
-    return {
-        "input_mask_dir": args["--input_mask_dir"] or args["--mask_dir"],
-        **{name: args[f"--{name}"] for name in ("input_dir", "output_dir", "cache_path", "pattern")},
-        **{name: integer(args, f"--{name}") for name in ("ambiguous_size", "chunk_shape", "tile_shape")},
-        **{name: number(args, f"--{name}") for name in ("proc_mag", "mpp", "mag")},
-        **{
-            flag: args[f"--{flag}"]
-            for flag in ("save_thumb", "save_mask", "save_qupath", "save_type_probs", "recursive")
-        },
-    }
-
-
-def integer(args: dict, name: str) -> int | None:
-    return _number(args, name, int, "a whole number")
-
-
-def number(args: dict, name: str) -> float | None:
-    return _number(args, name, float, "a number")
-
-
-def _number(args: dict, name: str, kind: type, what: str):
-    if args[name] in (None, ""):
-        return None
-    try:
-        return kind(args[name])
-    except ValueError as error:
-        raise ValueError(f"{name} takes {what}, got `{args[name]}`") from error
 
 
 if __name__ == "__main__":

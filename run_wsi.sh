@@ -3,23 +3,23 @@
 # one output folder share the slides. Edit the block below for your own.
 
 # ------------------------------------------------------------------------------------------------ what to edit
-INPUT_DIR=dataset/sample_wsis/wsi/        # slides; side files are passed over
+INPUT_DIR=dataset/sample_wsis/wsi/        # slides; other files are left out
 OUTPUT_DIR=dataset/sample_wsis/out/       # results: json/ qupath/ thumb/ mask/ summary.csv
 MODEL_PATH=pretrained/hovernet_fast_w025_20x.tar
 MODEL_MODE=                               # original | fast; empty: read off the checkpoint
 NR_TYPES=                                 # types with the background; empty: read off the checkpoint
 TYPE_INFO_PATH=                           # names and colours, for example type_info.json
 GPU=0                                     # for example 0,1; runs on the CPU where there is no GPU
-BATCH_SIZE=64                             # patches a GPU
-PRECISION=auto                            # auto | fp32 | bf16 | fp16
-WINDOW=                                   # larger than the patch is faster, for example 600
-PROC_MAG=                                 # empty: what the checkpoint was trained at
+BATCH_SIZE=                               # patches a GPU; empty: 128, fewer of larger windows
+PRECISION=auto                            # auto | fp32 | bf16 | fp16 | tf32
+WINDOW=                                   # larger is faster; empty: what the checkpoint recommends
+PROC_MAG=                                 # where nuclei are outlined; empty: the slides' own, at most 40
 MPP=                                      # um/px of the slides at level 0, where the files do not say it
 INPUT_MASK_DIR=                           # tissue masks <slide>.png; empty: Otsu's threshold
-CACHE_PATH=                               # finished tiles of slides under way; empty: in OUTPUT_DIR
-AMBIGUOUS_SIZE=128                        # px that a tile sees beyond its core
+CACHE_PATH=                               # finished blocks of slides under way; empty: in OUTPUT_DIR
+AMBIGUOUS_SIZE=128                        # px that a block sees beyond its core
 CHUNK_SHAPE=10000                         # px, largest side of what is read at once
-TILE_SHAPE=2048                           # px, side of what is post-processed at once
+TILE_SHAPE=2048                           # px, side of the blocks that are post-processed at once
 NR_INFERENCE_WORKERS=8
 NR_POST_PROC_WORKERS=16
 PATTERN='*'                               # which files are slides

@@ -14,7 +14,6 @@ Options:
   --readers=<n>      As `run_infer.py --nr_inference_workers`, limited as well. [default: 8]
   --tile_shape=<px>  As `run_infer.py wsi`. [default: 2048]
   --batch_size=<n>   Patches at once. [default: 4]
-  --join_mb=<MB>     Finished tiles that wait on disk before they are joined. Left out: as in `run_infer.py`.
   --work_dir=<path>  Where slides and results go; removed at the end. Left out: a temporary folder.
 """
 
@@ -82,13 +81,10 @@ def segment(place: Path, args: dict) -> None:
     import torch
     from stubs import StubNet
 
-    from infer import wsi_join
     from infer.wsi import InferManager
     from models.hovernet.checkpoint import save_weights
     from models.hovernet.net_desc import create_model
 
-    if args["--join_mb"]:
-        wsi_join.JOIN_BYTES = int(float(args["--join_mb"]) * 1e6)
     torch.set_num_threads(1)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     save_weights(place / "net.tar", create_model("fast", width=0.125).state_dict())

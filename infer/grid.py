@@ -1,7 +1,7 @@
-"""Pure arithmetic of patches and tiles: what the network reads, what post-processing gets, and when it has it.
+"""Pure arithmetic of patches, blocks and bands: what the network reads, and what post-processing gets.
 
-All coordinates are px of the image at the processing magnification, y before x; a box is (y0, x0, y1, x1), exclusive.
-Ranges of rows and columns are (first, last), exclusive too.
+Patches lie in the network's plane, blocks in the output plane; `Planes` goes from one to the other. y comes before x; a
+box is (y0, x0, y1, x1), exclusive. Ranges of rows and columns are (first, last), exclusive too.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+
+from misc.slides.resample import Axis
 
 Box = tuple[int, int, int, int]
 Range = tuple[int, int]
@@ -81,11 +83,7 @@ class PatchGrid:
         return (y0 // size, -(-y1 // size)), (x0 // size, -(-x1 // size))
 
     def chunks(self, rows: Range, cols: Range, max_side: int) -> Iterator[tuple[Range, Range]]:
-        """Cut a block of patches into blocks that read at most `max_side` px a side (one patch at least).
-
-        Yields:
-            Rows and columns of each; all of the left columns come before those to their right.
-        """
+        """Cut patches into chunks that read at most `max_side` px a side (one patch at least), from left to right."""
         side = max((max_side - self.patch_input) // self.patch_output + 1, 1)
         for col in range(cols[0], cols[1], side):
             for row in range(rows[0], rows[1], side):
@@ -93,11 +91,7 @@ class PatchGrid:
 
 
 def patch_grid(shape_yx, patch_input: int, patch_output: int) -> PatchGrid:
-    """Lay patches over an image so that every pixel is predicted once, as the reference's tile mode does.
-
-    Raises:
-        ValueError: the image is empty, or the patch predicts more than it reads.
-    """
+    """Lay patches over an image so that every pixel is predicted once, as the reference's tile mode does."""
     height, width = (int(length) for length in shape_yx)
     if min(height, width) < 1 or not 1 <= patch_output <= patch_input:
         raise ValueError(f"no patches {patch_input} -> {patch_output} px on an image of {height}x{width} px")
@@ -109,39 +103,33 @@ def slide_patch_grid(shape_yx, patch_input: int, patch_output: int) -> PatchGrid
 
     Another phase gives other maps, since the network strides and pads, and weak nuclei come and go with it. The
     reference leaves the pixels before that patch out; here they have patches that reach over the edge.
-
-    Raises:
-        ValueError: as `patch_grid`.
     """
     grid = patch_grid(shape_yx, patch_input, patch_output)
     return replace(grid, start=-(-grid.margin % patch_output))
 
 
 @dataclass(frozen=True)
-class Tile:
-    """A piece of the image that is post-processed at once.
+class Block:
+    """A piece of the output plane that is post-processed at once; `index` is its place in row-major order.
 
     Attributes:
-        index: place in row-major order; `row` and `col` alike.
-        core: the pixels it answers for; cores partition the image.
-        outer: core and margin, cut at the image: the pixels it sees.
+        core: the pixels it answers for; cores partition the plane.
+        outer: core and margin, cut at the plane: the pixels it sees.
     """
 
     index: int
-    row: int
-    col: int
     core: Box
     outer: Box
 
 
 @dataclass(frozen=True)
-class TileGrid:
-    """Tiles of an image.
+class BlockGrid:
+    """Blocks of the output plane.
 
     Attributes:
-        shape_yx: height and width of the image.
+        shape_yx: height and width of the plane.
         side: side of a core (`--tile_shape`); the last row and column may be smaller.
-        margin: pixels that a tile sees beyond its core (`--ambiguous_size`).
+        margin: pixels that a block sees beyond its core (`--ambiguous_size`).
     """
 
     shape_yx: tuple[int, int]
@@ -159,37 +147,37 @@ class TileGrid:
     def __len__(self) -> int:
         return self.rows * self.cols
 
-    def tile(self, index: int) -> Tile:
+    def block(self, index: int) -> Block:
         row, col = divmod(index, self.cols)
         (height, width), side, margin = self.shape_yx, self.side, self.margin
         y0, x0 = row * side, col * side
         y1, x1 = min(y0 + side, height), min(x0 + side, width)
         outer = max(y0 - margin, 0), max(x0 - margin, 0), min(y1 + margin, height), min(x1 + margin, width)
-        return Tile(index, row, col, (y0, x0, y1, x1), outer)
+        return Block(index, (y0, x0, y1, x1), outer)
 
     def index_at(self, points_yx: np.ndarray) -> np.ndarray:
-        """Return the tile whose core holds each of (N, 2) points; (N,) int64."""
+        """Return the block whose core holds each of (N, 2) points; (N,) int64."""
         cell = np.floor(points_yx).astype(np.int64) // self.side
         cell = np.clip(cell, 0, (self.rows - 1, self.cols - 1))
         return cell[:, 0] * self.cols + cell[:, 1]
 
     def cores_touching(self, box: Box) -> tuple[Range, Range]:
-        """Return the rows and columns of tiles whose core holds a part of a box inside the image."""
+        """Return the rows and columns of blocks whose core holds a part of a box inside the plane."""
         return (box[0] // self.side, -(-box[2] // self.side)), (box[1] // self.side, -(-box[3] // self.side))
 
-    def tiles_touching(self, box: Box) -> tuple[Range, Range]:
-        """Return the rows and columns of tiles that see a part of a box inside the image."""
+    def blocks_touching(self, box: Box) -> tuple[Range, Range]:
+        """Return the rows and columns of blocks that see a part of a box inside the plane."""
         y0, x0, y1, x1 = box
         return self._seeing(y0, y1, self.rows), self._seeing(x0, x1, self.cols)
 
     def last_touching(self, box: Box) -> int:
-        """Return the index of the last tile, in row-major order, that sees a part of a box."""
-        rows, cols = self.tiles_touching(box)
+        """Return the index of the last block, in row-major order, that sees a part of a box."""
+        rows, cols = self.blocks_touching(box)
         return (rows[1] - 1) * self.cols + cols[1] - 1
 
-    def private_box(self, tile: Tile) -> Box:
-        """Return the part of a tile's core that no other tile sees; empty (y1 <= y0) when there is none."""
-        (y0, x0, y1, x1), (height, width), margin = tile.core, self.shape_yx, self.margin
+    def private_box(self, block: Block) -> Box:
+        """Return the part of a block's core that no other block sees; empty (y1 <= y0) when there is none."""
+        (y0, x0, y1, x1), (height, width), margin = block.core, self.shape_yx, self.margin
         return (
             y0 + margin if y0 > 0 else 0,
             x0 + margin if x0 > 0 else 0,
@@ -201,53 +189,49 @@ class TileGrid:
         return max((start - self.margin) // self.side, 0), min(-(-(stop + self.margin) // self.side), count)
 
 
-def tile_grid(shape_yx, side: int, margin: int) -> TileGrid:
-    """Lay tiles over an image.
-
-    Raises:
-        ValueError: the image is empty, or `side` or `margin` makes no sense.
-    """
+def block_grid(shape_yx, side: int, margin: int) -> BlockGrid:
+    """Lay blocks over the output plane."""
     height, width = (int(length) for length in shape_yx)
     if min(height, width) < 1:
-        raise ValueError(f"no tiles on an image of {height}x{width} px")
+        raise ValueError(f"no blocks on an image of {height}x{width} px")
     if side < 1 or margin < 0:
         raise ValueError(f"--tile_shape must be positive and --ambiguous_size not negative, got {side} and {margin}")
-    return TileGrid((height, width), side, margin)
+    return BlockGrid((height, width), side, margin)
 
 
 @dataclass(frozen=True)
-class Band:
-    """The patches that a row of tiles waits for.
+class Planes:
+    """Height and width, px, of the plane that the network reads, and of the output plane; both show the whole."""
 
-    Attributes:
-        tile_row: once this band is predicted, all tiles of this row are complete.
-        rows: rows of patches that no earlier band predicts; may be empty for small tiles.
-        needed_from: first row of patches that the tiles of this row see; those before `rows` come from earlier bands.
-    """
+    net_yx: tuple[int, int]
+    out_yx: tuple[int, int]
 
-    tile_row: int
-    rows: Range
-    needed_from: int
+    @property
+    def axes(self) -> tuple[Axis, Axis]:
+        """How rows and columns of the network's plane become those of the output plane."""
+        return tuple(Axis(*lengths) for lengths in zip(self.net_yx, self.out_yx, strict=True))
+
+    def net_box(self, box: Box) -> Box:
+        """Return the px of the network's plane from which a box of the output plane is computed."""
+        (y0, y1), (x0, x1) = (axis.span(*ends) for axis, ends in zip(self.axes, (box[::2], box[1::2]), strict=True))
+        return y0, x0, y1, x1
 
 
-def bands(patches: PatchGrid, tiles: TileGrid) -> list[Band]:
-    """Group the rows of patches by the first row of tiles that needs them; they come in this order, each row once."""
+def bands(patches: PatchGrid, blocks: BlockGrid, planes: Planes) -> list[Range]:
+    """Return, for each row of blocks, the rows of patches that it sees and that no row above it does; may be empty."""
     result, done = [], 0
-    for row in range(tiles.rows):
-        outer = tiles.tile(row * tiles.cols).outer
-        first, last = patches.touching(outer)[0]
-        result.append(Band(row, (done, last), first))
-        done = last
+    for row in range(blocks.rows):
+        last = patches.touching(planes.net_box(blocks.block(row * blocks.cols).outer))[0][1]
+        result.append((done, max(last, done)))
+        done = max(last, done)
     return result
 
 
-def complete_cols(patches: PatchGrid, tiles: TileGrid, cols_done: int) -> int:
-    """Return how many tiles of a band's row, from the left, have all they see.
+def cut_window(shape_yx: tuple[int, int], window: int, lost: int, step: int) -> int:
+    """Return the smallest window that takes no more patches than a given one: a small image needs no large window.
 
-    Args:
-        cols_done: columns of patches, from the left, that are predicted in all rows of the band.
+    A patch predicts `lost` px less than it reads; windows differ by multiples of `step`.
     """
-    if cols_done >= patches.cols:
-        return tiles.cols
-    # tile c sees px up to (c + 1) * side + margin
-    return max((cols_done * patches.patch_output + patches.start - tiles.margin) // tiles.side, 0)
+    out = window - lost
+    needed = [-(-length // -(-length // out)) for length in shape_yx]
+    return window - (out - max(needed)) // step * step

@@ -1,4 +1,4 @@
-"""Options of inference, as typed values."""
+"""What a run was asked for, typed; the help texts here are the only list of names and defaults."""
 
 from __future__ import annotations
 
@@ -6,102 +6,213 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from docopt import parse_options
 
 from misc.files import printable, unusable_name
 
-# Micrometres per pixel that a network reads when its checkpoint does not say: the published ones are 40x.
-DEFAULT_MPP = 0.25
-_FOLDERS = ("input_dir", "output_dir", "cache_path", "input_mask_dir")
+COMMON_TEXT = """
+  --gpu=<id>                  Comma-separated GPU ids; mps for Apple's; empty for the CPU. [default: 0]
+  --nr_types=<n>              Number of nuclear types, background included; 0 for none. Read off the
+                              checkpoint when left out; a contradiction is an error.
+  --type_info_path=<path>     JSON file with name and colour of each type. Without it: those that the
+                              checkpoint carries, or a default palette.
+  --model_path=<path>         Checkpoint: .tar of the original repository or of this one, TensorFlow .npz,
+                              tiatoolbox or MONAI .pth.
+  --model_mode=<mode>         `original` or `fast`. Read off the checkpoint when left out.
+  --nr_inference_workers=<n>  Threads that read ahead of the network. [default: 8]
+  --nr_post_proc_workers=<n>  Processes that turn network maps into nuclei; 0 for none. [default: 16]
+  --batch_size=<n>            Patches of the mode's own size a GPU at once, fewer where the window is larger; halved
+                              when memory runs out, at most 4 on a CPU. [default: 128]
+  --precision=<p>             auto, fp32, bf16, fp16 or tf32. auto is what the checkpoint recommends, where the
+                              machine has it; else as the original computes: TF32 convolutions on a GPU, fp32 on
+                              a CPU. [default: auto]
+  --window=<n>                Side in px of the pieces that the network reads: what the checkpoint recommends or the
+                              patch of the mode (270 for `original`, 256 for `fast`) when left out. Larger is faster
+                              and needs more memory; it is cut to what an image needs.
+  --overwrite                 Do again what is already there.
+"""
+
+TILE_TEXT = """Segment and classify nuclei in images.
+
+Usage:
+  tile (--input_dir=<path>) (--output_dir=<path>) [options]
+
+Options:
+  -h --help              Show this text.
+  --input_dir=<path>     Folder with the images.
+  --output_dir=<path>    Folder for the results: json/ mat/ overlay/ (and qupath/). Images whose results are
+                         there are skipped; those made with another checkpoint, thresholds or options stay and are
+                         reported, unless --overwrite is given.
+  --mpp=<um>             Micrometres per pixel of the images. The network reads them at what it was trained at; nuclei
+                         are outlined in the images' own pixels. Left out: the network reads them as they are.
+  --mem_usage=<share>    Share of the free memory that images under way may take. [default: 0.2]
+  --draw_dot             Mark the centroids in the overlay.
+  --line_thickness=<px>  Width of the outlines in the overlay. [default: 2]
+  --save_qupath          Write qupath/<name>.geojson (outlines) and .tsv (points) too.
+  --save_raw_map         Add the network's maps to the .mat file (key `raw`).
+  --save_type_probs      Add to the JSON the mean probability of every type for each nucleus (key `type_probs`).
+  --pattern=<glob>       Which files of the folder are images. [default: *]
+  --recursive            Look into sub-folders too.
+"""
+
+WSI_TEXT = """Segment and classify nuclei in whole slides.
+
+Usage:
+  wsi (--input_dir=<path>) (--output_dir=<path>) [options]
+
+Options:
+  -h --help                Show this text.
+  --input_dir=<path>       Folder with the slides; other files are listed and left out.
+  --output_dir=<path>      Folder for the results: json/ (and qupath/ thumb/ mask/), summary.csv. Slides whose results
+                           are there are skipped, those made with other options are reported; an interrupted run
+                           goes on with the same command.
+  --cache_path=<path>      Folder for finished blocks of slides under way, 0.3 kB a nucleus. Left out: in output_dir.
+  --input_mask_dir=<path>  Folder with tissue masks <slide>.png; not black is tissue. Left out: Otsu at 1.25x.
+  --mask_dir=<path>        The same.
+  --proc_mag=<n>           Magnification at which nuclei are outlined. Left out: the slide's own, at most 40. For
+                           checkpoints that do not say what they were trained at, such as the original's, the network
+                           reads at it too, and it is 40 when left out.
+  --mpp=<um>               Micrometres per pixel of the slides at level 0, where the files are silent or wrong.
+  --mag=<n>                Or their objective power.
+  --ambiguous_size=<px>    What a block sees beyond its core. [default: 128]
+  --chunk_shape=<px>       Largest side of what is read at once. [default: 10000]
+  --tile_shape=<px>        Side of the blocks that are post-processed at once. [default: 2048]
+  --save_thumb             Write thumb/<slide>.png, the slide at 1.25x.
+  --save_mask              Write mask/<slide>.png, the tissue at 1.25x.
+  --save_qupath            Write qupath/<slide>.geojson too, in px of level 0.
+  --save_type_probs        Add to the JSON the mean probability of every type for each nucleus (key `type_probs`).
+  --pattern=<glob>         Which files of the folder are slides. [default: *]
+  --recursive              Look into sub-folders too.
+"""
+
+# Options of the two commands under the names that downstream code gives.
+_RENAMED = {"window": "patch_input_shape", "mask_dir": "input_mask_dir"}
+_KINDS = {"int": "a whole number", "float": "a number", "Path": "a path", "str": "a text", "bool": "yes or no"}
+_MAKE = {"int": int, "float": float, "Path": Path, "str": str, "bool": bool}
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """What tile and slide runs have in common; the text of `run_infer.py --help` explains each."""
+    """What runs on images and on slides have in common; the help texts explain each."""
+
+    TEXT: ClassVar[str]
 
     input_dir: Path
     output_dir: Path
-    batch_size: int = 32
-    nr_inference_workers: int = 8
-    nr_post_proc_workers: int = 16
+    batch_size: int
+    nr_inference_workers: int
+    nr_post_proc_workers: int
     patch_input_shape: int | None = None
     patch_output_shape: int | None = None
     mpp: float | None = None
-    save_qupath: bool = False
-    save_type_probs: bool = False
-    overwrite: bool = False
+    save_qupath: bool
+    save_type_probs: bool
+    overwrite: bool
+    pattern: str
+    recursive: bool
 
     @classmethod
     def from_dict(cls, run_args: Mapping[str, Any]):
-        """Build from a plain dictionary, as downstream code passes it.
+        """Build from a plain dictionary, as downstream code passes it; what is left out has the help text's default.
+
+        Text is turned into what the option takes; `None` and the empty text mean that it is left out.
 
         Raises:
-            ValueError: an option is unknown, missing, or out of range.
+            ValueError: an option is unknown, missing, of a wrong kind or out of range.
         """
-        known = {f.name for f in fields(cls)}
-        unknown = sorted(set(run_args) - known)
+        known = {f.name: f.type.split(" | ")[0] for f in fields(cls)}
+        unknown = sorted(set(run_args) - set(known))
         if unknown:
             raise ValueError(f"unknown run options {unknown}; known are {sorted(known)}")
         missing = [name for name in ("input_dir", "output_dir") if not run_args.get(name)]
         if missing:
             raise ValueError(f"run options {missing} are missing")
-        paths = {name: Path(run_args[name]) if run_args[name] else None for name in _FOLDERS if name in run_args}
-        return cls(**{**run_args, **paths})
+        given = {name: value for name, value in run_args.items() if value is not None and value != ""}
+        values = {**_defaults(cls.TEXT + COMMON_TEXT, known), **given}
+        return cls(**{name: _typed(name, value, known[name]) for name, value in values.items()})
+
+    @classmethod
+    def from_args(cls, args: Mapping[str, Any]):
+        """Build from what docopt returns for the texts of the command and of the common options; see `from_dict`."""
+        if args.get("--input_mask_dir") and args.get("--mask_dir"):
+            raise ValueError("--mask_dir is another name of --input_mask_dir; give one of them")
+        named = {
+            _RENAMED.get(name := option.lstrip("-"), name): value for option, value in args.items() if value is not None
+        }
+        return cls.from_dict({field.name: named.get(field.name) for field in fields(cls)})
 
     def __post_init__(self):
-        for name in _FOLDERS:
-            folder = Path(getattr(self, name, None) or "").absolute()
-            if reason := unusable_name(folder):
-                raise ValueError(f"--{name}={printable(folder)}: {reason}")
-        if self.batch_size < 1:
-            raise ValueError(f"--batch_size must be 1 or more, got {self.batch_size}")
-        for name in ("nr_inference_workers", "nr_post_proc_workers"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"--{name} must be 0 or more, got {getattr(self, name)}")
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if isinstance(value, Path) and (reason := unusable_name(value.absolute())):
+                raise ValueError(f"--{option.name}={printable(value)}: {reason}")
+        self._at_least("batch_size", 1)
+        self._at_least("nr_inference_workers", 0)
+        self._at_least("nr_post_proc_workers", 0)
         if self.mpp is not None and not 0 < self.mpp < math.inf:
             raise ValueError(f"--mpp must be a positive number of micrometres per pixel, got {self.mpp}")
+
+    def _at_least(self, name: str, least: int, unit: str = "") -> None:
+        if getattr(self, name) < least:
+            raise ValueError(f"--{name} must be {least}{unit} or more, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TileOptions(RunOptions):
     """Options of `run_infer.py tile`."""
 
-    mem_usage: float = 0.2
-    draw_dot: bool = False
-    save_raw_map: bool = False
-    line_thickness: int = 2
-    pattern: str = "*"
-    recursive: bool = False
+    TEXT: ClassVar[str] = TILE_TEXT
+
+    mem_usage: float
+    draw_dot: bool
+    save_raw_map: bool
+    line_thickness: int
 
     def __post_init__(self):
         super().__post_init__()
         if not 0 < self.mem_usage < 1:
             raise ValueError(f"--mem_usage is a share of the free memory between 0 and 1, got {self.mem_usage}")
-        if self.line_thickness < 1:
-            raise ValueError(f"--line_thickness must be 1 px or more, got {self.line_thickness}")
+        self._at_least("line_thickness", 1, " px")
 
 
 @dataclass(frozen=True, kw_only=True)
 class WsiOptions(RunOptions):
     """Options of `run_infer.py wsi`; `mpp` and `mag` are the slide's own, where the file is wrong or silent."""
 
+    TEXT: ClassVar[str] = WSI_TEXT
+
     cache_path: Path | None = None
     input_mask_dir: Path | None = None
     proc_mag: float | None = None
     mag: float | None = None
-    ambiguous_size: int = 128
-    chunk_shape: int = 10000
-    tile_shape: int = 2048
-    save_thumb: bool = False
-    save_mask: bool = False
-    pattern: str = "*"
-    recursive: bool = False
+    ambiguous_size: int
+    chunk_shape: int
+    tile_shape: int
+    save_thumb: bool
+    save_mask: bool
 
     def __post_init__(self):
         super().__post_init__()
         for name in ("proc_mag", "mag"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
+            if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"--{name} must be a positive magnification, got {getattr(self, name)}")
         for name, least in (("chunk_shape", 1), ("tile_shape", 1), ("ambiguous_size", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"--{name} must be {least} px or more, got {getattr(self, name)}")
+            self._at_least(name, least, " px")
+
+
+def _defaults(text: str, known: Mapping[str, str]) -> dict[str, Any]:
+    """Return the defaults of a help text, for the options that a class knows."""
+    values = {option.name.lstrip("-"): option.value for option in parse_options(text)}
+    return {name: value for name, value in values.items() if name in known and value is not None}
+
+
+def _typed(name: str, value: Any, kind: str) -> Any:
+    """Return a value as what its option takes."""
+    try:
+        if isinstance(value, bool) != (kind == "bool") or (kind == "int" and isinstance(value, float) and value % 1):
+            raise ValueError
+        return _MAKE[kind](value)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ValueError(f"--{name} takes {_KINDS[kind]}, got `{value}`") from error

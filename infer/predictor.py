@@ -1,153 +1,168 @@
-"""The network at work: batches of patches in, prediction maps out."""
+"""The network at work: batches of patches in, prediction maps out.
+
+A batch goes through three steps, each of which another thread may do: `upload` brings it to the device, `forward` runs
+the network, `download` brings the maps back. On a CUDA GPU none of them waits for the one before: copies both ways go
+beside the network, and the next batch is handed over while the GPU works on this one.
+"""
 
 from __future__ import annotations
 
-import contextlib
+import copy
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from models.hovernet.net_desc import HoVerNet, to_inference
-from models.hovernet.run_desc import infer_step
+from models.hovernet.devices import choose_precision, computing_in, is_out_of_memory
+from models.hovernet.net_desc import PATCH_SHAPES, HoVerNet, to_inference
+from models.hovernet.run_desc import prediction_planes
 
 logger = logging.getLogger(__name__)
 
 # On a CPU larger batches gain nothing and cost 0.6 GB a patch at full width.
 MAX_CPU_BATCH = 4
-_PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# How PyTorch, cuBLAS and cuDNN say that memory ran out where they raise no exception of a class of its own, lower case:
-# the allocator of the CPU, "CUDA error: out of memory", CUBLAS_STATUS_ALLOC_FAILED and CUDNN_STATUS_ALLOC_FAILED,
-# CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED.
-_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "_alloc_failed", "_allocation_failed")
+# How far the maps of a device that is checked may be off the CPU's: as far as half precision is.
+CHECKED_SHARE = 0.01  # of the pixels may differ by more than
+CHECKED_DIFFERENCE = 0.1  # probability, or share of the distance from a nucleus' centre to its edge
 
 
 class OutOfMemoryError(RuntimeError):
     """The network does not fit into memory even with one patch at a time."""
 
 
-def parse_devices(gpu: str) -> list[torch.device]:
-    """Turn `--gpu` into devices.
+class WrongResultError(RuntimeError):
+    """A device computes something else than the CPU does."""
 
-    Args:
-        gpu: comma-separated ids; empty for the CPU. Without CUDA it is the CPU whatever the ids.
 
-    Raises:
-        ValueError: an id is no number, or this machine has no such GPU.
-    """
-    try:
-        ids = [int(item) for item in gpu.split(",") if item.strip()]
-    except ValueError as error:
-        raise ValueError(f"--gpu takes comma-separated ids such as 0,1; got `{gpu}`") from error
-    if not ids:
-        return [torch.device("cpu")]
-    if not torch.cuda.is_available():
-        logger.info("no CUDA device here: running on the CPU")
-        return [torch.device("cpu")]
-    count = torch.cuda.device_count()
-    unknown = [i for i in ids if not 0 <= i < count]
-    if unknown:
-        raise ValueError(f"--gpu={gpu}: no GPU {unknown}; this machine has {count} (0 to {count - 1})")
-    return [torch.device("cuda", i) for i in ids]
+class Maps(NamedTuple):
+    """Maps on their way back: (n, C, h, w) on a GPU, and when they are done; elsewhere what the network returned."""
+
+    parts: list
+    done: torch.cuda.Event | None
 
 
 class Predictor:
     """A network on its devices.
 
     Args:
-        net: the network with its weights.
-        devices: one CPU, or one or several CUDA devices (DataParallel).
-        batch_size: patches a device; on a CPU at most `MAX_CPU_BATCH`.
-        precision: `auto` (fp32), `fp32`, `bf16` or `fp16`.
+        devices: one CPU or Apple GPU, or one or several CUDA devices (DataParallel).
+        batch_size: patches of the mode's own size a device; on a CPU at most `MAX_CPU_BATCH`.
+        precision: see `choose_precision`.
         type_probs: append the softmax of the TP branch to the maps.
-
-    Raises:
-        ValueError: unknown precision, or one that the device cannot do.
     """
 
     def __init__(
-        self,
-        net: HoVerNet,
-        devices: Sequence[torch.device],
-        batch_size: int,
-        precision: str = "auto",
-        type_probs: bool = False,
+        self, net: HoVerNet, devices: Sequence[torch.device], batch_size: int, precision: str = "auto", type_probs=False
     ):
         self.device = devices[0]
-        self.precision = "fp32" if precision == "auto" else precision
-        if self.precision not in _PRECISIONS:
-            raise ValueError(f"--precision must be auto, {', '.join(_PRECISIONS)}; got `{precision}`")
-        if self.device.type == "cpu" and self.precision == "fp16":
-            raise ValueError("--precision=fp16 needs a GPU; use fp32 or bf16 on a CPU")
+        self.precision = choose_precision(precision, None, self.device)
         self.type_probs = type_probs and net.nr_types is not None
         self.channels = net.output_ch + (net.nr_types if self.type_probs else 0)
-        self.batch_size = batch_size * len(devices)
-        if self.device.type == "cpu" and batch_size > MAX_CPU_BATCH:
+        batch_size *= len(devices)
+        if self.device.type == "cpu" and batch_size > MAX_CPU_BATCH and isinstance(net, HoVerNet):
             logger.info("batch size %d -> %d: on a CPU more gains nothing", batch_size, MAX_CPU_BATCH)
-            self.batch_size = MAX_CPU_BATCH
+            batch_size = MAX_CPU_BATCH
+        self._patch_px = PATCH_SHAPES[getattr(net, "mode", "fast")][0] ** 2
+        self._batch_px = batch_size * self._patch_px
+        # Apple's kernels have been wrong before, without a word
+        self._unchecked = copy.deepcopy(net) if self.device.type == "mps" else None
         net = to_inference(net, self.device)
         self.model = torch.nn.DataParallel(net, device_ids=list(devices)) if len(devices) > 1 else net
+        self._cuda = self.device.type == "cuda"
+        self._up, self._down = (torch.cuda.Stream(self.device) if self._cuda else None for _ in range(2))
 
     def __call__(self, patches: np.ndarray) -> np.ndarray:
-        """Predict patches; when memory runs out, with half the batch size from then on.
-
-        Args:
-            patches: (N, H, W, 3) uint8, RGB.
-
-        Returns:
-            (N, h, w, C) float32, channels as in `run_desc.to_prediction_map`.
+        """Predict patches, (N, H, W, 3) uint8 RGB; (N, C, h, w) float32, see `run_desc.prediction_planes`.
 
         Raises:
             OutOfMemoryError: a single patch does not fit.
+            WrongResultError: an Apple GPU computes something else than the CPU.
         """
-        outputs, start = [], 0
-        while start < len(patches):
-            part = patches[start : start + self.batch_size]
+        return self.download(self.forward(self.upload(torch.from_numpy(patches))))
+
+    def batch_size(self, side: int | None = None) -> int:
+        """Return how many patches of a side (the mode's own if left out) go together: pixels are what takes memory."""
+        return max(self._batch_px // (side**2 if side else self._patch_px), 1)
+
+    def new_batch(self, side: int) -> Tensor:
+        """Return room for a batch, (N, side, side, 3) uint8, from which the GPU can copy beside other work."""
+        return torch.empty((self.batch_size(side), side, side, 3), dtype=torch.uint8, pin_memory=self._cuda)
+
+    def upload(self, patches: Tensor) -> Tensor:
+        """Begin to bring patches, (N, H, W, 3) uint8, to the device; returns them as (N, 3, H, W), channels last."""
+        if not self._cuda:
+            return patches.permute(0, 3, 1, 2).to(self.device, torch.float32)
+        with torch.cuda.stream(self._up):
+            batch = patches.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+        batch.record_stream(torch.cuda.default_stream(self.device))
+        return batch
+
+    def forward(self, batch: Tensor) -> Maps:
+        """Run the network; when memory runs out, with half the batch size from then on. Raises what `__call__` does."""
+        if self._cuda:
+            torch.cuda.default_stream(self.device).wait_stream(self._up)
+        parts, start = [], 0
+        while start < len(batch):
+            part = batch[start : start + self.batch_size(batch.shape[-1])]
             try:
-                outputs.append(self._step(part))
+                parts.append(self._step(part))
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
-                self._shrink(len(part), error)
+                self._shrink(part, error)
                 continue
             start += len(part)
-        return outputs[0] if len(outputs) == 1 else np.concatenate(outputs)
+        if self._unchecked is not None:
+            self._check(batch[:1], parts[0])
+        return Maps(parts, torch.cuda.default_stream(self.device).record_event() if self._cuda else None)
 
-    def _step(self, part: np.ndarray) -> np.ndarray:
-        if self.precision == "fp32":
-            computed_in = full_fp32()
-        else:
-            computed_in = torch.autocast(self.device.type, dtype=_PRECISIONS[self.precision])
-        with computed_in:
-            return infer_step(torch.from_numpy(part), self.model, self.type_probs)
+    def download(self, maps: Maps) -> np.ndarray:
+        """Wait for maps and return them, (N, C, h, w) float32."""
+        with torch.inference_mode():
+            if maps.done is None:
+                parts = [prediction_planes(part, self.type_probs).cpu() for part in maps.parts]
+                return (parts[0] if len(parts) == 1 else torch.cat(parts)).numpy()
+            with torch.cuda.stream(self._down):
+                self._down.wait_event(maps.done)
+                whole = maps.parts[0] if len(maps.parts) == 1 else torch.cat(maps.parts)
+                host = torch.empty(whole.shape, dtype=whole.dtype, pin_memory=True)
+                host.copy_(whole, non_blocking=True)
+                arrived = self._down.record_event()
+            for part in maps.parts:
+                part.record_stream(self._down)
+            arrived.synchronize()
+            return host.numpy()
 
-    def _shrink(self, tried: int, error: RuntimeError) -> None:
-        if tried == 1:
+    def _step(self, part: Tensor):
+        """Return what the network makes of a batch: its maps on a GPU, elsewhere what it returns as it is."""
+        with computing_in(self.precision, self.device), torch.inference_mode():
+            self.model.eval()
+            out = self.model(part.to(torch.float32))
+            return prediction_planes(out, self.type_probs) if self._cuda else out
+
+    def _shrink(self, tried: Tensor, error: RuntimeError) -> None:
+        if len(tried) == 1:
             raise OutOfMemoryError(
                 "out of memory with a single patch; use a smaller --window, or --gpu='' for the CPU"
             ) from error
-        self.batch_size = max(tried // 2, 1)
-        logger.warning("out of memory with a batch of %d: going on with %d", tried, self.batch_size)
-        if self.device.type == "cuda":
+        count, side = len(tried) // 2, tried.shape[-1]
+        self._batch_px = count * side**2
+        logger.warning("out of memory with a batch of %d patches of %d px: going on with %d", len(tried), side, count)
+        if self._cuda:
             torch.cuda.empty_cache()
 
-
-@contextlib.contextmanager
-def full_fp32() -> Iterator[None]:
-    """Compute in whole float32 while the block runs; by default CUDA convolutions keep 10 of its 23 bits (TF32)."""
-    places = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [place.allow_tf32 for place in places]
-    try:
-        for place in places:
-            place.allow_tf32 = False
-        yield
-    finally:
-        for place, allowed in zip(places, before, strict=True):
-            place.allow_tf32 = allowed
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Tell whether the network ran out of memory; only some of those who notice have an exception class for that."""
-    said = str(error).lower()
-    return isinstance(error, torch.cuda.OutOfMemoryError) or any(words in said for words in _OUT_OF_MEMORY)
+    def _check(self, batch: Tensor, found) -> None:
+        """Compare the first patch with what the CPU makes of it."""
+        net = to_inference(self._unchecked, "cpu")
+        with torch.inference_mode():
+            expected = prediction_planes(net(batch.to("cpu", torch.float32)), self.type_probs)
+            off = (prediction_planes(found, self.type_probs)[:1].cpu() - expected).abs() > CHECKED_DIFFERENCE
+        if (share := off.float().mean().item()) > CHECKED_SHARE:
+            raise WrongResultError(
+                f"{self.device} computes {100 * share:.0f} % of the first patch otherwise than the CPU; use --gpu= for "
+                "the CPU, or another version of PyTorch"
+            )
+        self._unchecked = None

@@ -1,164 +1,185 @@
-"""Tile nuclei to slide nuclei: none lost, none doubled, no two overlapping.
+"""Nuclei of blocks to slide nuclei: none lost, none doubled, no two overlapping.
 
-A nucleus belongs to the tile whose core its centroid lies in. Tiles are post-processed apart, so two of them may draw a
-nucleus near their line differently, and its centroid may fall on different sides. Tiles are therefore taken in
-row-major order, whatever order they come in, and each of their nuclei is compared with the pixels that nuclei of other
-tiles already have:
+A nucleus belongs to the block whose core its centroid lies in. Blocks are post-processed apart, so two of them may draw
+a nucleus near their line differently, and its centroid may fall on different sides. Blocks are therefore taken in
+row-major order, and each of their nuclei is compared with the pixels that nuclei of other blocks already have:
 
-1. A tile's own nuclei come first. Free pixels: accepted. Mostly taken (`SAME_SHARE`): the same nucleus again, dropped.
+1. A block's own nuclei come first. Free pixels: accepted. Mostly taken (`SAME_SHARE`): the same nucleus again, dropped.
    Otherwise it keeps the largest piece of what is free.
-2. A nucleus that reaches into a tile's core from outside waits until all tiles whose cores it touches have come.
-   Whoever owns it has it by then, and it is dropped; when nobody does (each tile saw its centroid on the other's side),
-   it is accepted.
-3. A nucleus that a tile does not see to its end, being larger than the margin, is united with what the neighbour
+2. A nucleus that reaches into a block's core from outside waits until all blocks whose cores it touches have come.
+   Whoever owns it has it by then, and it is dropped; when nobody does (each block saw its centroid on the
+   other's side), it is accepted.
+3. A nucleus that a block does not see to its end, being larger than the margin, is united with what the neighbour
    sees of it.
 
-The result depends on the tiles' contents alone: not on the order they come in, nor on the number of workers.
+The result depends on the blocks' contents alone, not on the order in which workers finish them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy import ndimage
 
-from infer.grid import Box, TileGrid
-from infer.stitch_state import Key, OpenTile, Shape, StitchState
-from infer.tile_nuclei import TileNuclei
+from infer.grid import BlockGrid, Box
+from infer.segment import BlockNuclei
 from misc.nuclei import Nuclei
 from models.hovernet.post_proc import MIN_SIZE_PX, measure
 
-SAME_SHARE = 0.5  # share of a nucleus' pixels, inclusive: from here on two nuclei of different tiles are the same
+Key = tuple[int, int]  # block, position in the block's nuclei
+SAME_SHARE = 0.5  # share of a nucleus' pixels, inclusive: from here on two nuclei of different blocks are the same
+
+
+@dataclass
+class Shape:
+    """Pixels of a nucleus: `mask`, (h, w) bool, lies in `box`, px of the slide.
+
+    `parts` are the nuclei of blocks that it is made of, and whether their blocks saw them cut off; they are kept here,
+    since a block may be gone when a later one asks.
+    """
+
+    box: Box
+    mask: np.ndarray
+    parts: dict[Key, bool]
+
+    def window(self, box: Box) -> np.ndarray:
+        """Return the pixels of the shape in another box of the slide, (h, w) bool."""
+        window = np.zeros((box[2] - box[0], box[3] - box[1]), bool)
+        y0, x0 = max(self.box[0], box[0]), max(self.box[1], box[1])
+        y1, x1 = min(self.box[2], box[2]), min(self.box[3], box[3])
+        if y0 < y1 and x0 < x1:
+            source = self.mask[y0 - self.box[0] : y1 - self.box[0], x0 - self.box[1] : x1 - self.box[1]]
+            window[y0 - box[0] : y1 - box[0], x0 - box[1] : x1 - box[1]] = source
+        return window
+
+
+@dataclass
+class OpenBlock:
+    """A block that later blocks may still contradict: its N nuclei as it saw them, and what became of them.
+
+    Attributes:
+        boxes: (N, 4) int64, (y0, x0, y1, x1) of the slide, px, of what they are now.
+        accepted, pending: (N,) bool; those that are neither were dropped.
+        shapes: of the nuclei that are not what the block saw.
+    """
+
+    part: BlockNuclei
+    boxes: np.ndarray
+    accepted: np.ndarray
+    pending: np.ndarray
+    shapes: dict[int, Shape] = field(default_factory=dict)
 
 
 class Stitcher:
-    """Joins the nuclei of tiles as they come.
+    """Joins the nuclei of the blocks that are `expected` to come (indices; default: all), as they come."""
 
-    Args:
-        tiles: the tiles of the slide.
-        expected: indices of the tiles that come; those without tissue may be left out. Default: all.
-        state: where another stitcher of the same slide got to, whose tiles do not come again.
-
-    Attributes:
-        state: of the tiles that were taken; one that comes before its turn is not among them.
-        trimmed, united: nuclei that were cut back, or put together from two tiles.
-    """
-
-    def __init__(self, tiles: TileGrid, expected: Iterable[int] | None = None, state: StitchState | None = None):
-        self.tiles = tiles
-        self.state = state or StitchState()
-        self.trimmed = self.united = 0
-        expected = range(len(tiles)) if expected is None else expected
-        self._todo = sorted((index for index in expected if index > self.state.taken), reverse=True)
-        self._to_come = set(self._todo)
-        self._arrived: dict[int, TileNuclei] = {}
+    def __init__(self, blocks: BlockGrid, expected: Iterable[int] | None = None):
+        self.blocks = blocks
+        self.trimmed = self.united = 0  # nuclei that were cut back, or put together from two blocks
+        self._todo = sorted(range(len(blocks)) if expected is None else expected, reverse=True)
+        self._open: dict[int, OpenBlock] = {}  # by index, in row-major order
+        self._waiting: list[tuple[int, Key]] = []  # foreign nuclei, with the block after which they are decided
+        self._grown: set[Key] = set()  # accepted nuclei that were united with others
+        self._next_id = 1
 
     @property
     def done(self) -> bool:
-        """All tiles have come, and all nuclei have been returned."""
-        return not self._todo and not self.state.open
+        """All blocks have come, and all nuclei have been returned."""
+        return not self._todo and not self._open
 
-    def add(self, part: TileNuclei) -> list[Nuclei]:
-        """Take a tile.
+    def add(self, part: BlockNuclei) -> list[Nuclei]:
+        """Take the next of the expected blocks, in row-major order; return the nuclei that nothing can change any more.
 
-        Returns:
-            The nuclei that nothing can change any more, in px of the slide, tile after tile in row-major order; ids
-            count from 1 (a slide of one tile keeps the ids of its instance map). The last tile brings the rest.
-
-        Raises:
-            ValueError: the tile is not expected, or has come already.
+        Ids count from 1; a slide of one block keeps the ids of its instance map. The last block brings the rest.
         """
-        if part.tile not in self._to_come:
-            raise ValueError(f"tile {part.tile} is not expected, or has come already")
-        self._to_come.remove(part.tile)
-        self._arrived[part.tile] = part
-        finished: list[Nuclei] = []
-        while self._todo and self._todo[-1] in self._arrived:
-            self._take(self._arrived.pop(self._todo.pop()))
-            finished += self._finish()
-        return finished
+        if not self._todo or part.block != self._todo[-1]:
+            raise ValueError(f"block {part.block} is not the next one that is expected")
+        self._todo.pop()
+        self._take(part)
+        return self._finish()
 
     @property
     def _last_done(self) -> int:
-        """All tiles up to this index have been taken."""
-        return self._todo[-1] - 1 if self._todo else len(self.tiles)
+        """All blocks up to this index have been taken."""
+        return self._todo[-1] - 1 if self._todo else len(self.blocks)
 
-    def _take(self, part: TileNuclei) -> None:
-        tile = OpenTile.of(part)
-        self.state.open[part.tile], self.state.taken = tile, part.tile
+    def _take(self, part: BlockNuclei) -> None:
+        nobody = np.zeros(len(part), bool)
+        block = OpenBlock(part, part.nuclei.boxes_yx.reshape(-1, 4).astype(np.int64), nobody, nobody.copy())
+        self._open[part.block] = block
         owned = np.flatnonzero(part.owned)
-        contested = self._contested(part.tile, tile.boxes[owned])
-        tile.accepted[owned[~contested]] = True
+        contested = self._contested(part.block, block.boxes[owned])
+        block.accepted[owned[~contested]] = True
         for i in owned[contested]:
-            self._decide((part.tile, int(i)))
+            self._decide((part.block, int(i)))
         for i in np.flatnonzero(~part.owned):
-            rows, cols = self.tiles.cores_touching(tuple(tile.boxes[i].tolist()))
-            last = (rows[1] - 1) * self.tiles.cols + cols[1] - 1
-            self.state.waiting.append((last, (part.tile, int(i))))
-            tile.pending[i] = True
-        due = sorted(key for last, key in self.state.waiting if last <= self._last_done)
-        self.state.waiting = [entry for entry in self.state.waiting if entry[0] > self._last_done]
+            rows, cols = self.blocks.cores_touching(tuple(block.boxes[i].tolist()))
+            last = (rows[1] - 1) * self.blocks.cols + cols[1] - 1
+            self._waiting.append((last, (part.block, int(i))))
+            block.pending[i] = True
+        due = sorted(key for last, key in self._waiting if last <= self._last_done)
+        self._waiting = [entry for entry in self._waiting if entry[0] > self._last_done]
         for key in due:
-            self.state.open[key[0]].pending[key[1]] = False
+            self._open[key[0]].pending[key[1]] = False
             self._decide(key)
 
     def _contested(self, index: int, boxes: np.ndarray) -> np.ndarray:
-        """Tell which of a tile's own nuclei, (N, 4) boxes, may share pixels with accepted ones of other tiles; (N,)."""
-        tile = self.tiles.tile(index)
-        near = np.concatenate([np.zeros((0, 4), np.int64), *self._accepted_boxes(tile.outer, index)])
-        near = near[_overlap(near, tile.outer)]
-        inside = ((boxes[:, :2] >= tile.core[:2]) & (boxes[:, 2:] <= tile.core[2:])).all(axis=1)
+        """Tell which of a block's own nuclei, (N, 4) boxes, may share pixels with accepted ones of others; (N,)."""
+        block = self.blocks.block(index)
+        near = np.concatenate([np.zeros((0, 4), np.int64), *self._accepted_boxes(block.outer, index)])
+        near = near[_overlap(near, block.outer)]
+        inside = ((boxes[:, :2] >= block.core[:2]) & (boxes[:, 2:] <= block.core[2:])).all(axis=1)
         # what lies in the core meets only what reaches into the core: few on both sides, so all pairs are looked at
-        contested = _meet(boxes, near[_overlap(near, tile.core)])
+        contested = _meet(boxes, near[_overlap(near, block.core)])
         contested[~inside] |= _meet(boxes[~inside], near)
         return contested
 
     def _accepted_boxes(self, box: Box, but: int) -> Iterable[np.ndarray]:
         for index in self._open_near(box):
             if index != but:
-                yield self.state.open[index].boxes[self.state.open[index].accepted]
-        yield np.array([self.state.open[t].boxes[i] for t, i in self.state.grown], np.int64).reshape(-1, 4)
+                yield self._open[index].boxes[self._open[index].accepted]
+        yield np.array([self._open[t].boxes[i] for t, i in self._grown], np.int64).reshape(-1, 4)
 
     def _open_near(self, box: Box) -> list[int]:
-        rows, cols = self.tiles.tiles_touching(box)
-        indices = (row * self.tiles.cols + col for row in range(*rows) for col in range(*cols))
-        return [index for index in indices if index in self.state.open]
+        rows, cols = self.blocks.blocks_touching(box)
+        indices = (row * self.blocks.cols + col for row in range(*rows) for col in range(*cols))
+        return [index for index in indices if index in self._open]
 
     def _decide(self, key: Key) -> None:
         """Accept a nucleus, cut it back, unite it with others, or drop it."""
         mine = self._shape(key)
         rivals = self._rivals(key, mine)
-        tile = self.state.open[key[0]]
+        block = self._open[key[0]]
         if not rivals:
-            tile.accepted[key[1]] = True
+            block.accepted[key[1]] = True
             return
         partners = [rival for rival in sorted(rivals) if self._continues(rival, key, mine, rivals[rival])]
         if partners:
             self._unite(key, mine, partners, rivals)
             return
         free = self._free(mine, rivals)
-        owned = tile.part.owned[key[1]]
+        owned = block.part.owned[key[1]]
         matched = not owned and any(n >= SAME_SHARE * self._shape(r).mask.sum() for r, n in rivals.items())
         if matched or free.sum() <= (1 - SAME_SHARE) * mine.mask.sum():
             return
         self._cut_back(key, mine, free)
 
     def _rivals(self, key: Key, mine: Shape) -> dict[Key, int]:
-        """Return the accepted nuclei of other tiles that have pixels of this one, and how many."""
+        """Return the accepted nuclei of other blocks that have pixels of this one, and how many."""
         near = [index for index in self._open_near(mine.box) if index != key[0]]
         return self._sharing(mine.mask, mine.box, near)
 
-    def _sharing(self, mask: np.ndarray, box: Box, tiles: Iterable[int]) -> dict[Key, int]:
-        """Return the accepted nuclei of some tiles, and the united ones, that have pixels of a mask, and how many."""
-        found = set(self.state.grown)
-        for index in tiles:
-            other = self.state.open[index]
+    def _sharing(self, mask: np.ndarray, box: Box, blocks: Iterable[int]) -> dict[Key, int]:
+        """Return the accepted nuclei of some blocks, and the united ones, that have pixels of a mask, and how many."""
+        found = set(self._grown)
+        for index in blocks:
+            other = self._open[index]
             found |= {(index, int(i)) for i in np.flatnonzero(other.accepted & _overlap(other.boxes, box))}
         shared = {}
         for key in sorted(found):
-            if self.state.open[key[0]].accepted[key[1]]:
+            if self._open[key[0]].accepted[key[1]]:
                 pixels = np.count_nonzero(mask & self._shape(key).window(box))
                 if pixels:
                     shared[key] = pixels
@@ -169,29 +190,29 @@ class Stitcher:
         filled = ndimage.binary_fill_holes(mask)
         holes = filled & ~mask
         if holes.any():
-            for tile, i in self._sharing(holes, box, self._open_near(box)):
-                self.state.open[tile].accepted[i] = False
-                self.state.grown.discard((tile, i))
+            for block, i in self._sharing(holes, box, self._open_near(box)):
+                self._open[block].accepted[i] = False
+                self._grown.discard((block, i))
         return filled
 
     def _shape(self, key: Key) -> Shape:
-        tile = self.state.open[key[0]]
-        if key[1] in tile.shapes:
-            return tile.shapes[key[1]]
-        mask = tile.part.mask(key[1])
-        return Shape(tuple(tile.boxes[key[1]].tolist()), mask, {key: bool(tile.part.cut[key[1]])})
+        block = self._open[key[0]]
+        if key[1] in block.shapes:
+            return block.shapes[key[1]]
+        mask = block.part.mask(key[1])
+        return Shape(tuple(block.boxes[key[1]].tolist()), mask, {key: bool(block.part.cut[key[1]])})
 
     def _continues(self, rival: Key, key: Key, mine: Shape, shared: int) -> bool:
-        """Tell whether an accepted nucleus was cut off by the end of its tile, and this one is the same."""
+        """Tell whether an accepted nucleus was cut off by the end of its block, and this one is the same."""
         theirs = self._shape(rival)
         if not any(theirs.parts.values()):
             return False
         # compared where both could be seen
         seen_mine = np.zeros(mine.mask.shape, bool)
-        for tile, _ in theirs.parts:
-            _fill(seen_mine, mine.box, self.tiles.tile(tile).outer)
+        for block, _ in theirs.parts:
+            _fill(seen_mine, mine.box, self.blocks.block(block).outer)
         seen_theirs = np.zeros(theirs.mask.shape, bool)
-        _fill(seen_theirs, theirs.box, self.tiles.tile(key[0]).outer)
+        _fill(seen_theirs, theirs.box, self.blocks.block(key[0]).outer)
         smaller = min((mine.mask & seen_mine).sum(), (theirs.mask & seen_theirs).sum())
         return shared >= SAME_SHARE * smaller
 
@@ -212,11 +233,11 @@ class Stitcher:
         for shape in shapes:
             whole |= shape.window(box)
             parts |= shape.parts
-        for tile, i in partners[1:]:
-            self.state.open[tile].accepted[i] = False
-            self.state.grown.discard((tile, i))
+        for block, i in partners[1:]:
+            self._open[block].accepted[i] = False
+            self._grown.discard((block, i))
         self._set(partners[0], Shape(box, self._filled(whole, box), dict(sorted(parts.items()))))
-        self.state.grown.add(partners[0])
+        self._grown.add(partners[0])
         self.united += 1
 
     def _cut_back(self, key: Key, mine: Shape, free: np.ndarray) -> None:
@@ -231,59 +252,56 @@ class Stitcher:
         y0, x0, y1, x1 = int(rows[0]), int(cols[0]), int(rows[-1]) + 1, int(cols[-1]) + 1
         box = (mine.box[0] + y0, mine.box[1] + x0, mine.box[0] + y1, mine.box[1] + x1)
         self._set(key, Shape(box, piece[y0:y1, x0:x1], mine.parts))
-        self.state.open[key[0]].accepted[key[1]] = True
+        self._open[key[0]].accepted[key[1]] = True
         self.trimmed += 1
 
     def _set(self, key: Key, shape: Shape) -> None:
-        tile = self.state.open[key[0]]
-        tile.shapes[key[1]] = shape
-        tile.boxes[key[1]] = shape.box
+        block = self._open[key[0]]
+        block.shapes[key[1]] = shape
+        block.boxes[key[1]] = shape.box
 
     def _finish(self) -> list[Nuclei]:
-        """Return the nuclei of the first tiles that no later one can see."""
+        """Return the nuclei of the first blocks that no later one can see."""
         finished = []
-        while self.state.open:
-            index, tile = next(iter(self.state.open.items()))
-            ends = [self.tiles.tile(index).outer, *(self._shape(k).box for k in self.state.grown if k[0] == index)]
-            if max(map(self.tiles.last_touching, ends)) > self._last_done or any(map(self._holds_pending, ends)):
+        while self._open:
+            index, block = next(iter(self._open.items()))
+            ends = [self.blocks.block(index).outer, *(self._shape(k).box for k in self._grown if k[0] == index)]
+            if max(map(self.blocks.last_touching, ends)) > self._last_done or any(map(self._holds_pending, ends)):
                 break
-            finished.append(self._written(index, tile))
-            self.state.grown = {key for key in self.state.grown if key[0] != index}
-            del self.state.open[index]
+            finished.append(self._written(index, block))
+            self._grown = {key for key in self._grown if key[0] != index}
+            del self._open[index]
         return [nuclei for nuclei in finished if len(nuclei)]
 
     def _holds_pending(self, box: Box) -> bool:
-        """Tell whether a nucleus, of any tile, that is still to be decided reaches into a box."""
-        near = (self.state.open[index] for index in self._open_near(box))
-        return any((tile.pending & _overlap(tile.boxes, box)).any() for tile in near)
+        """Tell whether a nucleus, of any block, that is still to be decided reaches into a box."""
+        near = (self._open[index] for index in self._open_near(box))
+        return any((block.pending & _overlap(block.boxes, box)).any() for block in near)
 
-    def _written(self, index: int, tile: OpenTile) -> Nuclei:
-        """Return the accepted nuclei of a tile in its order, those with another shape measured anew."""
-        nuclei, pieces, start = tile.part.nuclei, [], 0
-        for i in sorted(i for i in tile.shapes if tile.accepted[i]):
+    def _written(self, index: int, block: OpenBlock) -> Nuclei:
+        """Return the accepted nuclei of a block in its order, those with another shape measured anew."""
+        nuclei, pieces, start = block.part.nuclei, [], 0
+        for i in sorted(i for i in block.shapes if block.accepted[i]):
             before = np.arange(start, i)
-            pieces.append(nuclei.select(before[tile.accepted[start:i]]))
-            pieces.append(self._measured(nuclei.select([i]), tile.shapes[i]))
+            pieces.append(nuclei.select(before[block.accepted[start:i]]))
+            pieces.append(self._measured(nuclei.select([i]), block.shapes[i]))
             start = i + 1
         rest = np.arange(start, len(nuclei))
-        written = Nuclei.concat([*pieces, nuclei.select(rest[tile.accepted[start:]])])
-        if len(self.tiles) == 1:
+        written = Nuclei.concat([*pieces, nuclei.select(rest[block.accepted[start:]])])
+        if len(self.blocks) == 1:
             return written
-        ids = np.arange(self.state.next_id, self.state.next_id + len(written), dtype=np.int64)
-        self.state.next_id += len(written)
+        ids = np.arange(self._next_id, self._next_id + len(written), dtype=np.int64)
+        self._next_id += len(written)
         return replace(written, ids=ids)
 
     def _measured(self, nucleus: Nuclei, shape: Shape) -> Nuclei:
         """Return a nucleus (none, if it is a dot or a line now) with the box, centroid and contour of a shape.
 
-        Its type stays the one that the tile which decided it gave the part it saw.
+        Its type stays the one that the block which decided it gave the part it saw.
         """
         measured = measure(shape.mask.astype(np.int32)).shift(*shape.box[:2])
-        return replace(nucleus.select([0] if len(measured) else []), **_geometry(measured))
-
-
-def _geometry(nuclei: Nuclei) -> dict[str, np.ndarray]:
-    return {name: getattr(nuclei, name) for name in ("boxes_yx", "centroids_xy", "points_xy", "offsets")}
+        geometry = {name: getattr(measured, name) for name in ("boxes_yx", "centroids_xy", "points_xy", "offsets")}
+        return replace(nucleus.select([0] if len(measured) else []), **geometry)
 
 
 def _overlap(boxes: np.ndarray, box: Box) -> np.ndarray:

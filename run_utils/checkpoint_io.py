@@ -68,8 +68,9 @@ def save_checkpoint(path: str | Path, net_info: dict, meta: dict, resume: dict) 
             torch.save(content, temporary)
     except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
         full = is_disk_full(error) or free < needed
+        reason = "disk full" if full else getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise SaveError(
-            f"could not save {path} ({'disk full' if full else str(error).splitlines()[0]}; {needed / _MB:.1f} MB "
+            f"could not save {path} ({reason}; {needed / _MB:.1f} MB "
             f"needed, {free / _MB:.1f} MB free); {what_is_left(path.parent, path.name.split('_')[0])}"
         ) from error
 

@@ -15,10 +15,10 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from dataloader.train_loader import FileLoader
-from infer.predictor import parse_devices
 from misc.files import full_stem, write_atomic
 from misc.machine import reused_memory_pages
 from misc.type_info import load_type_info
+from models.hovernet.devices import parse_devices
 from models.hovernet.encoder_init import load_for_finetuning, load_pretrained
 
 from . import checkpoint_io, distributed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,15 +11,22 @@ from pathlib import Path
 import numpy as np
 import scipy.io
 from torch import nn
+from tqdm import tqdm
 
+from infer.grid import Planes
+from infer.plan import Plan, plan_image
+from infer.predictor import Predictor
+from infer.segment import segment
+from infer.source import ImageSource
+from infer.stream import PLANNED, Stream, Task
 from metrics.stats_utils import get_dice_1, get_fast_aji, get_fast_pq, remap_label
 from misc.files import check_unique_stems, full_stem, list_files
 from misc.machine import cpu_count
-from misc.slides.images import read_image, resize
+from misc.slides.images import read_image
+from misc.threads import Budget
+from misc.workers import SharedArray, WorkerPool
 from models.hovernet.net_desc import PATCH_SHAPES
 from models.hovernet.net_utils import unwrapped
-from models.hovernet.post_proc import process
-from models.hovernet.run_desc import infer_step
 
 from . import distributed
 
@@ -88,8 +96,40 @@ def check_pairs(pairs: Sequence[Pair]) -> None:
             pass
 
 
+@dataclass(frozen=True)
+class _ScoreJob:
+    """Scores the maps of an image, (C, h, w) float32 of the network's plane, by its label, (H, W) int32."""
+
+    maps: SharedArray
+    true: np.ndarray
+    nr_types: int | None
+
+    def run(self) -> dict[str, float]:
+        whole = (0, 0, *self.true.shape)
+        planes = Planes(tuple(self.maps.array.shape[1:]), self.true.shape)
+        pred = remap_label(segment(self.maps.array, self.nr_types, planes, whole, whole)[0])
+        (dq, sq, pq), _ = get_fast_pq(self.true, pred)
+        return {"dice": get_dice_1(self.true, pred), "aji": get_fast_aji(self.true, pred), "dq": dq, "sq": sq, "pq": pq}
+
+
+class _ScoreTask(Task):
+    """An image that is to be scored."""
+
+    def __init__(self, pair: Pair, scale: float, net: nn.Module):
+        super().__init__(pair.image)
+        self.pair, self.scale, self.net = pair, scale, net
+
+    def prepare(self) -> Plan:
+        image, self.true = read_pair(self.pair)
+        self.source = ImageSource(image, self.scale)
+        return plan_image(self.source.planes, PATCH_SHAPES[self.net.mode])
+
+    def job(self, index: int, maps: SharedArray) -> _ScoreJob:
+        return _ScoreJob(maps, self.true, self.net.nr_types)
+
+
 class ImageValidator:
-    """Predicts whole images and compares them with their labels.
+    """Predicts whole images, as `run_infer.py tile` does, and compares them with their labels.
 
     Args:
         pairs: images and labels.
@@ -109,9 +149,8 @@ class ImageValidator:
 
         An image without nuclei in which none were found has no scores, and is left out of the mean.
         """
-        net = unwrapped(model)
         mine = self.pairs[distributed.rank() :: distributed.world_size()]
-        scores = [score for part in distributed.gather([self._score_one(net, pair) for pair in mine]) for score in part]
+        scores = [score for part in distributed.gather(self._scores(unwrapped(model), mine)) for score in part]
         means = {}
         for name in scores[0]:
             values = [score[name] for score in scores if np.isfinite(score[name])]
@@ -119,50 +158,15 @@ class ImageValidator:
                 means[f"img_{name}"] = float(np.mean(values))
         return means
 
-    def _score_one(self, net: nn.Module, pair: Pair) -> dict[str, float]:
-        image, true = read_pair(pair)
-        small = image if self.scale == 1 else resize(image, tuple(round(side * self.scale) for side in true.shape))
-        pred_map = predict_image(net, small, self.batch_size)
-        pred = remap_label(process(enlarge(pred_map, true.shape, net.nr_types), net.nr_types)[0])
-        (dq, sq, pq), _ = get_fast_pq(true, pred)
-        return {"dice": get_dice_1(true, pred), "aji": get_fast_aji(true, pred), "dq": dq, "sq": sq, "pq": pq}
-
-
-def predict_image(net: nn.Module, image: np.ndarray, batch_size: int) -> np.ndarray:
-    """Predict every pixel of an image, patch by patch, reflecting it at its edges.
-
-    Args:
-        net: the network, not wrapped.
-        image: (H, W, 3) uint8.
-        batch_size: patches at a time.
-
-    Returns:
-        (H, W, C) float32, channels as `run_desc.to_prediction_map` has them.
-    """
-    patch_in, patch_out = PATCH_SHAPES[net.mode]
-    height, width = image.shape[:2]
-    margin = (patch_in - patch_out) // 2
-    rows, cols = (-(-side // patch_out) for side in (height, width))
-    ends = (rows * patch_out - height + margin, cols * patch_out - width + margin)
-    # symmetric where the image is smaller than its margin: `reflect` cannot repeat a single row
-    padded = np.pad(
-        image, ((margin, ends[0]), (margin, ends[1]), (0, 0)), "symmetric" if min(height, width) < 2 else "reflect"
-    )
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (patch_in, patch_in), (0, 1))[::patch_out, ::patch_out]
-    patches = windows.reshape(rows * cols, 3, patch_in, patch_in).transpose(0, 2, 3, 1)  # (N, in, in, 3)
-    outputs = [
-        infer_step(patches[start : start + batch_size].copy(), net) for start in range(0, len(patches), batch_size)
-    ]
-    out = np.concatenate(outputs)  # (N, out, out, C)
-    out = out.reshape(rows, cols, patch_out, patch_out, -1).swapaxes(1, 2)
-    return out.reshape(rows * patch_out, cols * patch_out, -1)[:height, :width]
-
-
-def enlarge(pred_map: np.ndarray, shape_yx: tuple[int, int], nr_types: int | None) -> np.ndarray:
-    """Resize maps to (H, W); types, which have no in-between, by nearest neighbour."""
-    if pred_map.shape[:2] == tuple(shape_yx):
-        return pred_map
-    if nr_types is None:
-        return resize(pred_map, shape_yx)
-    types = resize(np.ascontiguousarray(pred_map[..., 0]), shape_yx, nearest=True)
-    return np.dstack([types, resize(np.ascontiguousarray(pred_map[..., 1:]), shape_yx)])
+    def _scores(self, net: nn.Module, pairs: Sequence[Pair]) -> list[dict[str, float]]:
+        # a copy: the network of the training keeps its gradients and its place in memory
+        predictor = Predictor(copy.deepcopy(net), [next(net.parameters()).device], self.batch_size)
+        tasks = [_ScoreTask(pair, self.scale, net) for pair in pairs]
+        stream = Stream(tasks, predictor, WorkerPool(0), readers=1, ahead=1, budget=Budget(0))
+        scores = []
+        for event in stream.run(tqdm(disable=True)):
+            if event.outcome.error:
+                raise RuntimeError(f"{event.task.path}: {event.outcome.error}\n{event.outcome.details}")
+            if event.what != PLANNED:
+                scores.append(event.outcome.value)
+        return scores

@@ -6,6 +6,8 @@ Small networks are slower with two threads than with one, the more so where test
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,3 +30,33 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def kumar(shared: Path) -> Path:
     return shared / "data" / "kumar"
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory) -> Path:
+    """A folder with a training run that nobody interrupted, in `logs`; see `training_runs.py`."""
+    from training_runs import make_project, run_here
+
+    root = tmp_path_factory.mktemp("training")
+    run_here(make_project(root))
+    return root
+
+
+def count_calls(function: Callable, *args) -> int:
+    """Return how often a function calls compiled ones, NumPy's for example, on its way.
+
+    A loop over nuclei or positions shows in it on a machine of any speed.
+    """
+    counted = 0
+
+    def count(frame, event, arg):
+        nonlocal counted
+        counted += event == "c_call"
+
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        function(*args)
+    finally:
+        sys.setprofile(before)
+    return counted

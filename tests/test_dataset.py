@@ -79,9 +79,8 @@ def test_labels_as_matlab_users_save_them(tmp_path):
     assert np.array_equal(label[..., 0], INST)
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
+def test_wrong_labels_are_one_line(tmp_path, subtests):
+    cases = [
         ({"labels": INST}, "has no inst_map; it holds labels"),
         ({"inst_map": INST}, "neither type_map nor inst_type"),
         ({"inst_map": INST + 0.5, "type_map": INST}, "inst_map holds numbers that are no ids"),
@@ -90,12 +89,12 @@ def test_labels_as_matlab_users_save_them(tmp_path):
         ({"inst_map": INST, "inst_type": [[1], [2]]}, "2 types in inst_type for 3 instances"),
         ({"inst_map": INST, "inst_type": [[1], [2]], "inst_uid": [[7], [2]]}, "no type for instance 4"),
         ({"inst_map": np.zeros((4, 4, 3))}, "has shape"),
-    ],
-)
-def test_wrong_labels_are_one_line(tmp_path, content, message):
-    with pytest.raises(ValueError, match=message) as caught:
-        get_dataset("mat").load_ann(save(tmp_path / "a.mat", **content), with_type=True)
-    assert "\n" not in str(caught.value)
+    ]
+    for content, message in cases:
+        with subtests.test(message=message):
+            with pytest.raises(ValueError, match=message) as caught:
+                get_dataset("mat").load_ann(save(tmp_path / "a.mat", **content), with_type=True)
+            assert "\n" not in str(caught.value)
 
 
 def test_files_that_are_no_labels(tmp_path):

@@ -248,7 +248,7 @@ def read_reflect(handler: FileHandler, y: int, x: int, height: int, width: int) 
         (height, width, 3) uint8.
     """
     rows, cols = (
-        _reflected(start, length, size)
+        reflected(start, length, size)
         for start, length, size in zip((y, x), (height, width), handler.shape_yx, strict=True)
     )
     top, left = int(rows.min()), int(cols.min())
@@ -258,7 +258,7 @@ def read_reflect(handler: FileHandler, y: int, x: int, height: int, width: int) 
     return region[rows - top][:, cols - left]
 
 
-def _reflected(start: int, length: int, size: int) -> np.ndarray:
+def reflected(start: int, length: int, size: int) -> np.ndarray:
     """Return the positions within 0..size-1 that start .. start+length-1 are reflected to."""
     period = max(2 * (size - 1), 1)
     offset = np.arange(start, start + length) % period

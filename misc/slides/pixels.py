@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 
 WHITE = 255  # where nothing was scanned there is glass, not tissue
@@ -28,9 +29,9 @@ def to_8_bits(samples: np.ndarray) -> np.ndarray:
 
 def on_white(rgba: np.ndarray) -> np.ndarray:
     """Lay (..., 4) uint8 pixels, colour not multiplied by alpha, on white; returns (..., 3) uint8."""
+    if rgba.size and cv2.minMaxLoc(cv2.extractChannel(rgba, 3))[0] == WHITE:
+        return cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB)
     alpha = rgba[..., 3:]
-    if alpha.size and alpha.min() == WHITE:
-        return np.ascontiguousarray(rgba[..., :3])
     alpha = alpha.astype(np.uint16)
     return ((rgba[..., :3] * alpha + WHITE * (WHITE - alpha) + 127) // WHITE).astype(np.uint8)
 

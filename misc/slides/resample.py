@@ -49,6 +49,19 @@ class Axis:
         entries = (_whole(weights).ravel(), (rows, columns.ravel() - first))
         return csr_array(entries, shape=(stop - start, last - first), dtype=np.int32)
 
+    def cubic_weights(self, start: int, stop: int) -> csr_array:
+        """Return the (stop - start, length of `span`) float32 weights by which an enlarged axis is interpolated."""
+        columns, weights = self._cubic(start, stop)
+        rows = np.repeat(np.arange(stop - start), columns.shape[1])
+        first, last = self.span(start, stop)
+        columns = np.clip(columns, first, last - 1)  # of equal axes the span is the range itself; all else weighs 0
+        entries = (weights.astype(np.float32).ravel(), (rows, columns.ravel() - first))
+        return csr_array(entries, shape=(stop - start, last - first))
+
+    def nearest(self, start: int, stop: int) -> np.ndarray:
+        """Return the source px, counted from `span`, that the centres of target pixels [start, stop) lie in."""
+        return (2 * np.arange(start, stop) + 1) * self.source // (2 * self.target) - self.span(start, stop)[0]
+
     def _area(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Return columns (n, k) and weights (n, k) of an average over the covered area."""
         index = np.arange(start, stop, dtype=np.int64)[:, None]
@@ -95,6 +108,22 @@ def resample(pixels: np.ndarray, axis_y: Axis, axis_x: Axis, box: tuple[int, int
     turned = _shift(axis_x.weights(x0, x1) @ turned, _WEIGHT_BITS + _CARRY_BITS)
     np.clip(turned, 0, 255, out=turned)
     return np.ascontiguousarray(turned.astype(np.uint8).reshape(x1 - x0, y1 - y0, channels).swapaxes(0, 1))
+
+
+def enlarge(plane: np.ndarray, axis_y: Axis, axis_x: Axis, box: tuple[int, int, int, int]) -> np.ndarray:
+    """Compute a region of an enlarged map by cubic interpolation; any cut is the same cut of the whole, bit for bit.
+
+    Args:
+        plane: (h, w) float32, the region `axis_y.span(y0, y1)` x `axis_x.span(x0, x1)` of the source map.
+        axis_y, axis_x: the resize.
+        box: (y0, x0, y1, x1) px of the target map, exclusive.
+
+    Returns:
+        (y1 - y0, x1 - x0) float32.
+    """
+    y0, x0, y1, x1 = box
+    rows = axis_y.cubic_weights(y0, y1) @ plane
+    return np.ascontiguousarray((axis_x.cubic_weights(x0, x1) @ np.ascontiguousarray(rows.T)).T)
 
 
 def _whole(weights: np.ndarray) -> np.ndarray:

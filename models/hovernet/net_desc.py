@@ -15,6 +15,8 @@ from .net_utils import BN_EPS, DenseBlock, Net, ResidualBlock, TFSamepaddingLaye
 
 # Patch side in px: what goes in, what comes out.
 PATCH_SHAPES: dict[str, tuple[int, int]] = {"original": (270, 80), "fast": (256, 164)}
+# The encoder halves its input three times: windows differ by multiples of it.
+WINDOW_STEP = 8
 # What is cut off the skip connections d0 and d1, px, both sides together; follows from the valid convolutions.
 _SKIP_CROP = {"original": (184, 72), "fast": (92, 36)}
 _DECODER_KSIZE = {"original": 5, "fast": 3}
@@ -33,13 +35,13 @@ def output_size(mode: str, input_size: int) -> int:
     """
     patch_in, patch_out = PATCH_SHAPES[mode]
     lost = patch_in - patch_out
-    offset = patch_in % 8
-    smallest = lost + 8 - (lost - offset) % 8
-    if input_size % 8 != offset or input_size < smallest:
-        below = max(input_size - (input_size - offset) % 8, smallest)
+    offset = patch_in % WINDOW_STEP
+    smallest = lost + WINDOW_STEP - (lost - offset) % WINDOW_STEP
+    if input_size % WINDOW_STEP != offset or input_size < smallest:
+        below = max(input_size - (input_size - offset) % WINDOW_STEP, smallest)
         raise ValueError(
             f"mode `{mode}` takes windows of 8n + {offset} px from {smallest} px on; got {input_size}, "
-            f"try {below} or {below + 8}"
+            f"try {below} or {below + WINDOW_STEP}"
         )
     return input_size - lost
 

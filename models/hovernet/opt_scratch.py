@@ -10,11 +10,8 @@ import math
 
 from torch import optim
 
-from run_utils.callbacks.base import ScheduleLr
-from run_utils.engine import Events
-
 from .net_desc import create_model
-from .opt import get_engines
+from .opt import Events, ScheduleLr, get_engines
 from .targets import gen_targets, prep_sample
 
 WIDTH = 0.25  # of HoVer-Net's channels

@@ -11,6 +11,7 @@ from .train_step import proc_valid_step_output, train_step, valid_step, viz_step
 
 __all__ = [
     "infer_step",
+    "prediction_planes",
     "proc_valid_step_output",
     "to_prediction_map",
     "train_step",
@@ -19,15 +20,15 @@ __all__ = [
 ]
 
 
-def to_prediction_map(out: dict[str, Tensor], type_probs: bool = False) -> Tensor:
-    """Turn the network's output into the prediction map that post-processing reads.
+def prediction_planes(out: dict[str, Tensor], type_probs: bool = False) -> Tensor:
+    """Turn the network's output into prediction maps, channels first.
 
     Args:
         out: what `HoVerNet.forward` returns, each (B, C, h, w).
         type_probs: append the softmax of the TP branch, one channel a type.
 
     Returns:
-        (B, h, w, C) float32: type id (typed networks only), probability of nucleus, horizontal and vertical
+        (B, C, h, w) float32: type id (typed networks only), probability of nucleus, horizontal and vertical
         distance, then the type probabilities where asked for.
     """
     channels = [F.softmax(out["np"].float(), dim=1)[:, 1:], out["hv"].float()]
@@ -36,7 +37,12 @@ def to_prediction_map(out: dict[str, Tensor], type_probs: bool = False) -> Tenso
         channels.insert(0, torch.argmax(logits, dim=1, keepdim=True).float())
         if type_probs:
             channels.append(F.softmax(logits, dim=1))
-    return torch.cat(channels, dim=1).permute(0, 2, 3, 1)
+    return torch.cat(channels, dim=1)
+
+
+def to_prediction_map(out: dict[str, Tensor], type_probs: bool = False) -> Tensor:
+    """Return `prediction_planes` as post-processing reads them, (B, h, w, C)."""
+    return prediction_planes(out, type_probs).permute(0, 2, 3, 1)
 
 
 def infer_step(batch_data: Tensor | np.ndarray, model: nn.Module, type_probs: bool = False) -> np.ndarray:

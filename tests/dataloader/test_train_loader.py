@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import cv2
 import numpy as np
 import pytest
@@ -36,17 +38,17 @@ def same(a: dict, b: dict) -> bool:
     return a.keys() == b.keys() and all(np.array_equal(value, b[name]) for name, value in a.items())
 
 
-@pytest.mark.parametrize("mode", ["train", "valid"])
-@pytest.mark.parametrize("with_type", [False, True])
-def test_what_a_sample_is(patches, mode, with_type):
-    sample = load(patches, mode=mode, with_type=with_type)[0]
-    assert sample["img"].shape == (270, 270, 3)
-    assert sample["img"].dtype == np.uint8
-    assert sample["np_map"].shape == (80, 80)
-    assert sample["hv_map"].shape == (80, 80, 2)
-    assert ("tp_map" in sample) == with_type
-    if with_type:
-        np.testing.assert_array_equal(sample["tp_map"] > 0, sample["np_map"] > 0)
+def test_what_a_sample_is(patches, subtests):
+    for with_type, mode in itertools.product([False, True], ["train", "valid"]):
+        with subtests.test(with_type=with_type, mode=mode):
+            sample = load(patches, mode=mode, with_type=with_type)[0]
+            assert sample["img"].shape == (270, 270, 3)
+            assert sample["img"].dtype == np.uint8
+            assert sample["np_map"].shape == (80, 80)
+            assert sample["hv_map"].shape == (80, 80, 2)
+            assert ("tp_map" in sample) == with_type
+            if with_type:
+                np.testing.assert_array_equal(sample["tp_map"] > 0, sample["np_map"] > 0)
 
 
 def test_validation_is_the_centre(patches):
@@ -96,10 +98,11 @@ def test_image_and_labels_stay_together(patches):
         assert grey[inside].mean() < grey[~inside].mean() - 10
 
 
-@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.int64])
-def test_any_integer_type_that_holds_the_ids_loads(patches, tmp_path, dtype):
-    np.save(tmp_path / "a.npy", np.load(patches[0]).astype(dtype))
-    assert same(load([tmp_path / "a.npy"])[0], load(patches)[0])
+def test_any_integer_type_that_holds_the_ids_loads(patches, tmp_path, subtests):
+    for dtype in [np.uint16, np.int32, np.int64]:
+        with subtests.test(dtype=dtype):
+            np.save(tmp_path / "a.npy", np.load(patches[0]).astype(dtype))
+            assert same(load([tmp_path / "a.npy"])[0], load(patches)[0])
 
 
 def test_ids_beyond_16_bits_stay_apart(tmp_path):
@@ -113,26 +116,29 @@ def test_ids_beyond_16_bits_stay_apart(tmp_path):
     assert hv_map[20, 35, 0] == -1  # the left end of the second
 
 
-@pytest.mark.parametrize("shape", [(256, 256), (100, 400), (40, 30)])
-def test_p43_patches_smaller_than_the_input_are_reflected(tmp_path, shape):
-    patch = np.random.default_rng(0).integers(0, 255, (*shape, 4)).astype(np.uint16)
-    np.save(tmp_path / "a.npy", patch)
-    for mode in ("train", "valid"):
-        assert load([tmp_path / "a.npy"], mode=mode)[0]["img"].shape == (270, 270, 3)
+def test_p43_patches_smaller_than_the_input_are_reflected(tmp_path, subtests):
+    for shape in [(256, 256), (100, 400), (40, 30)]:
+        with subtests.test(shape=shape):
+            patch = np.random.default_rng(0).integers(0, 255, (*shape, 4)).astype(np.uint16)
+            patch[..., 3] = np.arange(shape[1]) // 20  # stripes
+            np.save(tmp_path / "a.npy", patch)
+            for mode in ("train", "valid"):
+                assert load([tmp_path / "a.npy"], mode=mode)[0]["img"].shape == (270, 270, 3)
 
 
-@pytest.mark.parametrize("turned", [45, 0, 135])
-@pytest.mark.parametrize(("shape", "size"), [((256, 256), 256), ((256, 256), 270), ((300, 540), 256)])
-def test_p43_patches_not_much_larger_have_no_black_corners(tmp_path, monkeypatch, shape, size, turned):
+def test_p43_patches_not_much_larger_have_no_black_corners(tmp_path, subtests):
     """At the ends of all ranges; black is what lies beyond the patch."""
-    for name, value in (("SCALE", 0.8), ("TRANSLATE_SHARE", 0.01), ("SHEAR_DEG", 5), ("ROTATE_DEG", turned)):
-        assert max(map(abs, getattr(augs, name))) >= value
-        monkeypatch.setattr(augs, name, (value, value))
-    np.save(tmp_path / "a.npy", np.full((*shape, 4), 200, np.uint16))
-    loader = load([tmp_path / "a.npy"], size=size)
-    loader.input_augs = None
-    assert (loader[0]["img"] == 200).all()
-    assert loader.least_shape < (510, 510)  # patches of 540 px stay as they are
+    sizes = [((256, 256), 256), ((256, 256), 270), ((300, 540), 256)]
+    for (shape, size), turned in itertools.product(sizes, [45, 0, 135]):
+        with subtests.test(shape=shape, size=size, turned=turned), pytest.MonkeyPatch.context() as monkeypatch:
+            for name, value in (("SCALE", 0.8), ("TRANSLATE_SHARE", 0.01), ("SHEAR_DEG", 5), ("ROTATE_DEG", turned)):
+                assert max(map(abs, getattr(augs, name))) >= value
+                monkeypatch.setattr(augs, name, (value, value))
+            np.save(tmp_path / "a.npy", np.full((*shape, 4), 200, np.uint16))
+            loader = load([tmp_path / "a.npy"], size=size)
+            loader.input_augs = None
+            assert (loader[0]["img"] == 200).all()
+            assert loader.least_shape < (510, 510)  # patches of 540 px stay as they are
 
 
 def test_patches_of_540_px_stay_as_they_are(patches):
@@ -169,11 +175,12 @@ def test_p12_a_patch_without_nuclei_and_one_with_1500(tmp_path):
         assert sample["np_map"].any() == (name == "crowded")
 
 
-@pytest.mark.parametrize(("shape", "with_type"), [((50, 50, 3), False), ((50, 50, 4), True), ((50, 50), False)])
-def test_a_patch_of_the_wrong_shape_is_named(tmp_path, shape, with_type):
-    np.save(tmp_path / "bad.npy", np.zeros(shape, np.uint16))
-    with pytest.raises(ValueError, match=r"bad\.npy has shape \(50, 50"):
-        load([tmp_path / "bad.npy"], with_type=with_type)[0]
+def test_a_patch_of_the_wrong_shape_is_named(tmp_path, subtests):
+    for shape, with_type in [((50, 50, 3), False), ((50, 50, 4), True), ((50, 50), False)]:
+        with subtests.test(shape=shape, with_type=with_type):
+            np.save(tmp_path / "bad.npy", np.zeros(shape, np.uint16))
+            with pytest.raises(ValueError, match=r"bad\.npy has shape \(50, 50"):
+                load([tmp_path / "bad.npy"], with_type=with_type)[0]
 
 
 def test_p32_pickled_patches_are_refused(tmp_path):

@@ -1,22 +1,26 @@
-"""Patches and tiles: every pixel once, swept over sizes around every boundary."""
+"""Patches, blocks and planes: every pixel once, swept over sizes around every boundary."""
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 
-from infer.grid import bands, complete_cols, patch_grid, slide_patch_grid, tile_grid
+from infer.grid import Planes, bands, block_grid, cut_window, patch_grid, slide_patch_grid
+from misc.slides.resample import Axis, enlarge
+from models.hovernet.net_desc import PATCH_SHAPES, WINDOW_STEP, output_size
 
 WINDOWS = [(270, 80), (256, 164), (9, 4), (5, 5)]
-# one px, and one px around one, two and three patches or tiles
+# one px, and one px around one, two and three patches or blocks
 LENGTHS = [1, 2, 3, 4, 5, 7, 8, 9, 11, 12, 13, 15, 16, 17]
-TILES = [(1, 0), (3, 1), (4, 2), (5, 0), (8, 3), (16, 4), (17, 40)]
+BLOCKS = [(1, 0), (3, 1), (4, 2), (5, 0), (8, 3), (16, 4), (17, 40)]
+LAYS = [patch_grid, slide_patch_grid]
 
 
-def boxes(grid):
-    return [grid.tile(i) for i in range(len(grid))]
+def all_blocks(grid):
+    return [grid.block(i) for i in range(len(grid))]
 
 
 def test_a_grid_by_hand():
@@ -30,16 +34,14 @@ def test_a_grid_by_hand():
     assert grid.touching((79, 80, 81, 160)) == ((0, 2), (1, 2))
 
 
-@pytest.mark.parametrize("window", WINDOWS)
-@pytest.mark.parametrize("around", [1, 2, 3])
-@pytest.mark.parametrize("off", [-1, 0, 1])
-def test_patches_lie_where_the_reference_lays_them(window, around, off):
+def test_patches_lie_where_the_reference_lays_them():
     """Reference, tile mode: `ceil((length - out) / out) + 1` steps from 0; padding `(in - out) // 2` before."""
-    length = max(around * window[1] + off, 1)
-    grid = patch_grid((length, 1), *window)
-    steps = math.ceil((length - window[1]) / window[1]) + 1
-    assert grid.output_tl_yx[:, 0].tolist() == [k * window[1] for k in range(steps)]
-    assert (grid.input_tl_yx == grid.output_tl_yx - (window[0] - window[1]) // 2).all()
+    for window, around, off in itertools.product(WINDOWS, (1, 2, 3), (-1, 0, 1)):
+        length = max(around * window[1] + off, 1)
+        grid = patch_grid((length, 1), *window)
+        steps = math.ceil((length - window[1]) / window[1]) + 1
+        assert grid.output_tl_yx[:, 0].tolist() == [k * window[1] for k in range(steps)]
+        assert (grid.input_tl_yx == grid.output_tl_yx - (window[0] - window[1]) // 2).all()
 
 
 def test_slide_patches_lie_where_the_reference_lays_them():
@@ -52,112 +54,155 @@ def test_slide_patches_lie_where_the_reference_lays_them():
     ]
 
 
-@pytest.mark.parametrize("lay", [patch_grid, slide_patch_grid])
-@pytest.mark.parametrize("window", [(9, 4), (5, 5), (7, 2), (11, 2)])
-@pytest.mark.parametrize("height", LENGTHS)
-def test_p08_every_pixel_is_predicted_once(window, height, lay):
-    for width in (1, 4, 9, 16):
-        grid = lay((height, width), *window)
-        assert -window[1] < grid.start <= 0
-        hits = np.zeros((height, width), int)
-        for y, x in grid.output_tl_yx:
-            hits[max(y, 0) : y + window[1], max(x, 0) : x + window[1]] += 1
-        assert (hits == 1).all()
+def test_p08_every_pixel_is_predicted_once():
+    for lay in LAYS:
+        for window, height, width in itertools.product([(9, 4), (5, 5), (7, 2), (11, 2)], LENGTHS, (1, 4, 9, 16)):
+            grid = lay((height, width), *window)
+            assert -window[1] < grid.start <= 0
+            hits = np.zeros((height, width), int)
+            for y, x in grid.output_tl_yx:
+                hits[max(y, 0) : y + window[1], max(x, 0) : x + window[1]] += 1
+            assert (hits == 1).all()
 
 
-@pytest.mark.parametrize("max_side", [1, 9, 13, 14, 1000])
-def test_chunks_are_all_patches_once_and_no_larger_than_asked(max_side):
+def test_chunks_are_all_patches_once_and_no_larger_than_asked():
     grid = patch_grid((33, 21), 9, 4)
-    seen = []
-    for rows, cols in grid.chunks((1, grid.rows), (0, grid.cols), max_side):
-        y0, x0, y1, x1 = grid.input_box(rows, cols)
-        single = rows[1] - rows[0] == 1, cols[1] - cols[0] == 1
-        assert y1 - y0 <= max_side or single[0]
-        assert x1 - x0 <= max_side or single[1]
-        corners = grid.output_corners(rows, cols)
-        assert (corners[0] - 2 == (y0, x0)).all()
-        assert (corners[-1] - 2 + 9 == (y1, x1)).all()
-        seen += corners.tolist()
-    assert sorted(seen) == grid.output_tl_yx[grid.cols :].tolist()
+    for max_side in (1, 9, 13, 14, 1000):
+        seen = []
+        for rows, cols in grid.chunks((1, grid.rows), (0, grid.cols), max_side):
+            y0, x0, y1, x1 = grid.input_box(rows, cols)
+            single = rows[1] - rows[0] == 1, cols[1] - cols[0] == 1
+            assert y1 - y0 <= max_side or single[0]
+            assert x1 - x0 <= max_side or single[1]
+            corners = grid.output_corners(rows, cols)
+            assert (corners[0] - 2 == (y0, x0)).all()
+            assert (corners[-1] - 2 + 9 == (y1, x1)).all()
+            seen += corners.tolist()
+        assert sorted(seen) == grid.output_tl_yx[grid.cols :].tolist()
 
 
-@pytest.mark.parametrize(("side", "margin"), TILES)
-@pytest.mark.parametrize("height", LENGTHS)
-def test_cores_partition_the_image(side, margin, height):
-    for width in (1, 4, 8, 13):
-        grid = tile_grid((height, width), side, margin)
-        owner = np.full((height, width), -1)
-        for tile in boxes(grid):
-            y0, x0, y1, x1 = tile.core
-            assert (owner[y0:y1, x0:x1] == -1).all()
-            owner[y0:y1, x0:x1] = tile.index
-            assert tile.outer == (
-                max(y0 - margin, 0),
-                max(x0 - margin, 0),
-                min(y1 + margin, height),
-                min(x1 + margin, width),
-            )
-        points = np.argwhere(owner >= 0)
-        assert len(points) == height * width
-        assert (grid.index_at(points) == owner[points[:, 0], points[:, 1]]).all()
-        assert (grid.index_at(points + 0.9) == owner[points[:, 0], points[:, 1]]).all()
+def test_cores_partition_the_plane():
+    for side, margin in BLOCKS:
+        for height, width in itertools.product(LENGTHS, (1, 4, 8, 13)):
+            grid = block_grid((height, width), side, margin)
+            owner = np.full((height, width), -1)
+            for block in all_blocks(grid):
+                y0, x0, y1, x1 = block.core
+                assert (owner[y0:y1, x0:x1] == -1).all()
+                owner[y0:y1, x0:x1] = block.index
+                low, high = np.array(block.core[:2]) - margin, np.array(block.core[2:]) + margin
+                assert block.outer == (*np.maximum(low, 0), *np.minimum(high, (height, width)))
+            points = np.argwhere(owner >= 0)
+            assert len(points) == height * width
+            assert (grid.index_at(points) == owner[points[:, 0], points[:, 1]]).all()
+            assert (grid.index_at(points + 0.9) == owner[points[:, 0], points[:, 1]]).all()
 
 
-@pytest.mark.parametrize(("side", "margin"), TILES)
-def test_what_touches_what_by_brute_force(side, margin):
-    grid = tile_grid((17, 13), side, margin)
+def test_what_touches_what_by_brute_force():
     rng = np.random.default_rng(0)
     overlap = lambda a, b: a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]  # noqa: E731
-    for _ in range(40):
+    for (side, margin), _ in itertools.product(BLOCKS, range(40)):
+        grid = block_grid((17, 13), side, margin)
         (y0, y1), (x0, x1) = np.sort(rng.integers(0, 17, 2)), np.sort(rng.integers(0, 13, 2))
         box = (int(y0), int(x0), int(y1) + 1, int(x1) + 1)
-        for name, kind in (("cores_touching", "core"), ("tiles_touching", "outer")):
+        for name, kind in (("cores_touching", "core"), ("blocks_touching", "outer")):
             rows, cols = getattr(grid, name)(box)
-            expected = [tile.index for tile in boxes(grid) if overlap(getattr(tile, kind), box)]
-            found = [row * grid.cols + col for row in range(*rows) for col in range(*cols)]
-            assert found == expected
+            expected = [block.index for block in all_blocks(grid) if overlap(getattr(block, kind), box)]
+            assert [row * grid.cols + col for row in range(*rows) for col in range(*cols)] == expected
         assert grid.last_touching(box) == expected[-1]
 
 
-@pytest.mark.parametrize(("side", "margin"), TILES)
-def test_the_private_part_of_a_tile_is_what_no_other_sees(side, margin):
-    grid = tile_grid((17, 13), side, margin)
-    seen = np.zeros((17, 13), int)
-    for tile in boxes(grid):
-        y0, x0, y1, x1 = tile.outer
-        seen[y0:y1, x0:x1] += 1
-    for tile in boxes(grid):
-        y0, x0, y1, x1 = grid.private_box(tile)
-        private = np.zeros_like(seen, bool)
-        private[max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)] = True
-        y0, x0, y1, x1 = tile.core
-        core = np.zeros_like(seen, bool)
-        core[y0:y1, x0:x1] = True
-        assert (private == (core & (seen == 1))).all()
+def test_the_private_part_of_a_block_is_what_no_other_sees():
+    for side, margin in BLOCKS:
+        grid = block_grid((17, 13), side, margin)
+        seen = np.zeros((17, 13), int)
+        for block in all_blocks(grid):
+            y0, x0, y1, x1 = block.outer
+            seen[y0:y1, x0:x1] += 1
+        for block in all_blocks(grid):
+            y0, x0, y1, x1 = grid.private_box(block)
+            private = np.zeros_like(seen, bool)
+            private[max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)] = True
+            y0, x0, y1, x1 = block.core
+            core = np.zeros_like(seen, bool)
+            core[y0:y1, x0:x1] = True
+            assert (private == (core & (seen == 1))).all()
 
 
-@pytest.mark.parametrize(("side", "margin"), TILES)
-@pytest.mark.parametrize("window", [(9, 4), (5, 5), (7, 2)])
-@pytest.mark.parametrize("lay", [patch_grid, slide_patch_grid])
-def test_bands_bring_each_patch_once_and_in_time(side, margin, window, lay):
-    for shape in [(17, 13), (1, 1), (16, 8), (5, 17)]:
-        patches, tiles = lay(shape, *window), tile_grid(shape, side, margin)
-        plan = bands(patches, tiles)
-        assert [row for band in plan for row in range(*band.rows)] == list(range(patches.rows))
-        predicted = np.zeros(shape, bool)
-        for band in plan:
-            for done in range(patches.cols + 1):
-                if done:
-                    y0, x0, y1, x1 = patches.output_box(band.rows, (done - 1, done))
-                    predicted[y0:y1, x0:x1] = True
-                row_of_tiles = [tiles.tile(band.tile_row * tiles.cols + col) for col in range(tiles.cols)]
-                has_all = [predicted[t.outer[0] : t.outer[2], t.outer[1] : t.outer[3]].all() for t in row_of_tiles]
-                ready = complete_cols(patches, tiles, done)
-                assert all(has_all[:ready])
-                if band.rows[1] > band.rows[0]:
-                    # nothing that is complete waits; the tile whose margin ends at the image's edge is the last
-                    assert sum(has_all) - ready <= sum(t.outer[3] == shape[1] for t in row_of_tiles)
-            assert patches.touching(row_of_tiles[0].outer)[0] == (band.needed_from, band.rows[1])
+def net_shapes(out_yx):
+    """Sizes of the network's plane for an output plane: the same, coarser and finer."""
+    return [out_yx] + [tuple(max(round(n * f), 1) for n in out_yx) for f in (0.25, 0.5, 0.7, 1.5, 2)]
+
+
+def test_bands_bring_each_row_of_patches_once_and_in_time():
+    """After its band, a row of blocks has all it sees; and no band brings a row that its blocks do not need."""
+    for lay in LAYS:
+        windows, shapes = [(9, 4), (5, 5), (7, 2)], [(17, 13), (1, 1), (16, 8), (5, 17)]
+        for (side, margin), window, out_yx in itertools.product(BLOCKS, windows, shapes):
+            for net_yx in net_shapes(out_yx):
+                planes, blocks = Planes(net_yx, out_yx), block_grid(out_yx, side, margin)
+                patches = lay(net_yx, *window)
+                plan = bands(patches, blocks, planes)
+                assert len(plan) == blocks.rows
+                assert [row for rows in plan for row in range(*rows)] == list(range(patches.rows))
+                for row, rows in enumerate(plan):
+                    y0, _, y1, _ = planes.net_box(blocks.block(row * blocks.cols).outer)
+                    needed = patches.touching((y0, 0, y1, 1))[0]
+                    assert rows[1] >= needed[1]
+                    assert rows[0] == rows[1] or rows[1] == needed[1]
+
+
+def test_the_network_box_of_a_block_is_all_that_it_is_computed_from():
+    """The whole is the whole; a box is no larger than need be, and what lies outside of it does not matter."""
+    rng = np.random.default_rng(0)
+    for out_yx in [(17, 13), (1, 30), (64, 40)]:
+        for net_yx in net_shapes(out_yx):
+            planes = Planes(net_yx, out_yx)
+            assert planes.net_box((0, 0, *out_yx)) == (0, 0, *net_yx)
+            y0, x0 = rng.integers(0, out_yx)
+            y1, x1 = rng.integers((y0, x0), out_yx) + 1
+            top, left, bottom, right = planes.net_box((y0, x0, y1, x1))
+            assert 0 <= top < bottom <= net_yx[0]
+            assert 0 <= left < right <= net_yx[1]
+            scale = np.array(net_yx) / out_yx
+            assert (np.array((bottom - top, right - left)) <= np.ceil(np.array((y1 - y0, x1 - x0)) * scale) + 5).all()
+            # from the first pixel of the network's plane whose area is in the box to the last one
+            assert (np.array((top, left)) <= np.floor(np.array((y0, x0)) * scale + 1e-9)).all()
+            assert (np.array((bottom, right)) >= np.ceil(np.array((y1, x1)) * scale - 1e-9)).all()
+
+
+def test_enlarging_any_box_equals_that_cut_of_the_whole():
+    rng = np.random.default_rng(0)
+    for net_yx, out_yx in [((9, 7), (20, 14)), ((30, 40), (41, 90)), ((1, 5), (3, 6)), ((12, 20), (12, 31))]:
+        plane = rng.normal(size=net_yx).astype(np.float32)
+        planes = Planes(net_yx, out_yx)
+        axes: tuple[Axis, Axis] = planes.axes
+        whole = enlarge(plane, *axes, (0, 0, *out_yx))
+        assert whole.shape == out_yx
+        for _ in range(20):
+            (y0, x0) = rng.integers(0, out_yx)
+            (y1, x1) = rng.integers((y0, x0), out_yx) + 1
+            top, left, bottom, right = planes.net_box((y0, x0, y1, x1))
+            part = enlarge(plane[top:bottom, left:right], *axes, (y0, x0, y1, x1))
+            assert np.array_equal(part, whole[y0:y1, x0:x1])
+
+
+@pytest.mark.parametrize("mode", PATCH_SHAPES)
+def test_a_window_is_cut_to_what_an_image_needs(mode):
+    """It is one that the network takes, takes no more patches, and the next smaller one would."""
+    lost = PATCH_SHAPES[mode][0] - PATCH_SHAPES[mode][1]
+    smallest = next(size for size in range(lost + 1, lost + 9) if size % WINDOW_STEP == PATCH_SHAPES[mode][0] % 8)
+    sizes = range(smallest, 700, 56)
+    for window, height, width in itertools.product(sizes, (1, 7, 163, 164, 165, 500, 1000), (1, 80, 333, 1001)):
+        count = lambda size, shape: len(patch_grid(shape, size, size - lost))  # noqa: E731
+        cut = cut_window((height, width), window, lost, WINDOW_STEP)
+        assert cut <= window
+        assert output_size(mode, cut) == cut - lost
+        assert count(cut, (height, width)) == count(window, (height, width))
+        if cut > smallest:
+            assert count(cut - WINDOW_STEP, (height, width)) > count(window, (height, width))
+    assert cut_window((512, 512), 600, 92, 8) == 352  # two patches a side
+    assert cut_window((508, 508), 600, 92, 8) == 600
 
 
 def test_nonsense_is_refused():
@@ -166,8 +211,8 @@ def test_nonsense_is_refused():
     with pytest.raises(ValueError, match="80 -> 270"):
         patch_grid((5, 5), 80, 270)
     with pytest.raises(ValueError, match="0x5"):
-        tile_grid((0, 5), 2048, 128)
+        block_grid((0, 5), 2048, 128)
     with pytest.raises(ValueError, match="--tile_shape"):
-        tile_grid((5, 5), 0, 128)
+        block_grid((5, 5), 0, 128)
     with pytest.raises(ValueError, match="--ambiguous_size"):
-        tile_grid((5, 5), 256, -1)
+        block_grid((5, 5), 256, -1)

@@ -1,4 +1,4 @@
-"""Tile runs: every nucleus of every image, whatever the memory, the workers, the window or the faults."""
+"""Runs over images: every nucleus of every image, whatever the memory, the workers, the window or the faults."""
 
 from __future__ import annotations
 
@@ -8,72 +8,42 @@ import os
 from pathlib import Path
 
 import cv2
+import image_runs
 import numpy as np
 import pytest
 import scipy.io
 import torch
 from conftest import ROOT
+from image_runs import paint, read_nuclei, run
 from stubs import StubNet, disc_labels, painted_image, write_rgb
 
-import infer.tile_output
 from infer.options import TileOptions
 from infer.tile import InferManager
-from infer.tile_output import TileJob, TileSpec, finish_tile, segment_tile
-from misc.type_info import default_type_info
 from models.hovernet.checkpoint import save_weights
 from models.hovernet.net_desc import create_model
-from models.hovernet.post_proc import measure
 
-
-@pytest.fixture(scope="session")
-def weights(tmp_path_factory) -> Path:
-    """An eighth-width `fast` network without types."""
-    path = tmp_path_factory.mktemp("weights") / "net.tar"
-    save_weights(path, create_model("fast", width=0.125).state_dict())
-    return path
-
-
-@pytest.fixture
-def manager(weights) -> InferManager:
-    """A manager whose network is the stub."""
-    manager = InferManager({"model_path": weights}, gpu="")
-    manager.net = StubNet()
-    return manager
-
-
-def run(manager, folder: Path, **options):
-    defaults = {"nr_inference_workers": 0, "nr_post_proc_workers": 0}
-    return manager.process_file_list({**defaults, "input_dir": folder / "in", "output_dir": folder / "out", **options})
-
-
-def read_nuclei(folder: Path, name: str) -> dict:
-    return json.loads((folder / "out" / "json" / f"{name}.json").read_text())["nuc"]
-
-
-def paint(folder: Path, name: str, shape=(200, 300), **kwargs) -> np.ndarray:
-    labels = disc_labels(shape, **kwargs)
-    write_rgb(folder / "in" / name, painted_image(labels))
-    return labels
-
+manager, weights = image_runs.manager, image_runs.weights  # fixtures
 
 SIZES = [1, 2, 12, 163, 164, 165, 328, 329]
 
 
-@pytest.mark.parametrize("height", SIZES)
-def test_cut_and_paste_is_the_identity(manager, tmp_path, height):
+def test_cut_and_paste_is_the_identity(manager, tmp_path):
     """What the network says of a pixel arrives at that pixel, on sizes around every boundary."""
-    rng = np.random.default_rng(height)
-    image = rng.integers(0, 255, (height, SIZES[-1 - SIZES.index(height)], 3), dtype=np.uint8)
-    write_rgb(tmp_path / "in" / "a.png", image)
-    run(manager, tmp_path, save_raw_map=True)
-    raw = scipy.io.loadmat(tmp_path / "out" / "mat" / "a.mat")["raw"]
-    assert raw.shape == image.shape
-    np.testing.assert_allclose(raw[..., 1:], (image[..., 1:].astype(np.float32) - 128) / 120, atol=1e-6)
-    assert np.array_equal(raw[..., 0] > 0.5, image[..., 0] < 128)
+    images = {}
+    for height, width in zip(SIZES, reversed(SIZES), strict=True):
+        images[f"{height}"] = np.random.default_rng(height).integers(0, 255, (height, width, 3), dtype=np.uint8)
+        write_rgb(tmp_path / "in" / f"{height}.png", images[f"{height}"])
+    for window in (None, 320):
+        run(manager, tmp_path, save_raw_map=True, overwrite=True, patch_input_shape=window)
+        for name, image in images.items():
+            raw = scipy.io.loadmat(tmp_path / "out" / "mat" / f"{name}.mat")["raw"]
+            assert raw.shape == image.shape
+            np.testing.assert_allclose(raw[..., 1:], (image[..., 1:].astype(np.float32) - 128) / 120, atol=1e-6)
+            assert np.array_equal(raw[..., 0] > 0.5, image[..., 0] < 128)
 
 
 @pytest.mark.parametrize("window", [None, 320])
-def test_every_nucleus_is_found_where_it_is(manager, tmp_path, window):
+def test_p07_every_nucleus_is_found_where_it_is(manager, tmp_path, window):
     labels = paint(tmp_path, "a.png", (411, 345))
     report = run(manager, tmp_path, patch_input_shape=window)
     found = scipy.io.loadmat(tmp_path / "out" / "mat" / "a.mat")["inst_map"]
@@ -181,18 +151,17 @@ def test_p06_two_inputs_with_one_name_are_refused_before_any_work(manager, tmp_p
         run(manager, tmp_path, recursive=True)
 
 
-@pytest.mark.parametrize("ending", ["txt", "xml", "mat", "json", "geojson"])
-def test_p06_side_files_of_an_image_stop_nothing_and_are_listed(manager, tmp_path, ending):
+def test_p06_side_files_of_an_image_stop_nothing_and_are_listed(manager, tmp_path):
     paint(tmp_path, "a.png")
-    side = tmp_path / "in" / f"a.{ending}"
-    side.write_text("{}")
-    if ending == "mat":
-        scipy.io.savemat(side, {"inst_map": np.ones((3, 3))})
+    names = {f"a.{ending}" for ending in ("txt", "xml", "mat", "json", "geojson")}
+    for name in names:
+        (tmp_path / "in" / name).write_text("{}")
+    scipy.io.savemat(tmp_path / "in" / "a.mat", {"inst_map": np.ones((3, 3))})
     report = run(manager, tmp_path)
-    assert report.done == ["a"]
-    assert "not an image" in report.failed[f"a.{ending}"]
+    assert (report.done, set(report.failed)) == (["a"], names)
+    assert all("not an image" in report.failed[name] for name in names)
     again = run(manager, tmp_path)
-    assert (again.skipped, set(again.failed)) == (["a"], {f"a.{ending}"})
+    assert (again.skipped, set(again.failed)) == (["a"], names)
 
 
 def test_a_name_that_is_no_utf8_fails_alone(manager, tmp_path):
@@ -223,8 +192,8 @@ def test_an_image_far_too_large_for_the_network_is_one_line(manager, tmp_path):
     paint(tmp_path, "a.png")
     report = run(manager, tmp_path, mpp=250.0)  # nanometres
     assert report.done == []
-    assert "300000 x 200000 px" in report.failed["a"]
-    assert "--mpp" in report.failed["a"]
+    assert "300 x 200 px" in report.failed["a"]
+    assert "use `wsi`" in report.failed["a"]
     assert "\n" not in report.failed["a"]
 
 
@@ -254,60 +223,42 @@ def test_finer_images_are_read_coarser_and_their_nuclei_mapped_back(weights, tmp
     assert json.loads((tmp_path / "out" / "json" / "a.json").read_text())["mpp"] == 0.25
 
 
-def test_coarser_images_are_read_finer_and_their_nuclei_mapped_back():
-    labels = disc_labels((240, 200), spacing=60, radius=20)
-    image = painted_image(labels)
-    red, hv = image[..., :1], image[..., 1:]
-    maps = np.dstack([(red < 128).astype(np.float32), (hv.astype(np.float32) - 128) / 120])
-    spec = TileSpec(Path(), None, default_type_info(None), {}, False, False, 1, False, False)
-    inst_map, nuclei, dropped = segment_tile(maps, (120, 100), spec)
-    assert dropped == 0
-    assert inst_map.shape == (120, 100)
-    assert len(nuclei) == len(np.unique(labels)) - 1
-    for index in range(len(nuclei)):
-        x, y = nuclei.centroids_xy[index]
-        assert inst_map[round(y), round(x)] == nuclei.ids[index]
-        (rmin, cmin), (rmax, cmax) = nuclei.boxes_yx[index]
-        ys, xs = np.nonzero(inst_map == nuclei.ids[index])
-        assert abs(rmin - ys.min()) <= 1
-        assert abs(rmax - 1 - ys.max()) <= 1
-        assert abs(cmin - xs.min()) <= 1
-        assert abs(cmax - 1 - xs.max()) <= 1
+def test_coarser_images_are_read_finer_and_their_nuclei_mapped_back(manager, tmp_path):
+    """A network at 0.25 um/px and an image at 0.5, or at a pixel size that differs by little."""
+    for mpp in (0.5, 0.2503, 0.2497):
+        labels = paint(tmp_path, "a.png", (120, 1000), spacing=40, radius=12)
+        run(manager, tmp_path, mpp=mpp, overwrite=True)
+        found = scipy.io.loadmat(tmp_path / "out" / "mat" / "a.mat")["inst_map"]
+        assert found.shape == labels.shape
+        inter, union = ((found > 0) & (labels > 0)).sum(), ((found > 0) | (labels > 0)).sum()
+        assert inter / union > 0.85
+        nuclei = read_nuclei(tmp_path, "a")
+        assert len(nuclei) == len(np.unique(labels)) - 1
+        for number, nucleus in nuclei.items():
+            ys, xs = np.nonzero(found == int(number))
+            extent = [[ys.min(), xs.min()], [ys.max() + 1, xs.max() + 1]]
+            assert np.abs(np.array(nucleus["bbox"]) - extent).max() <= 1
 
 
-def finished(folder, monkeypatch, labels, shape_yx):
-    """What becomes of a tile of that size in whose maps post-processing finds `labels`; and its instance map."""
-    monkeypatch.setattr(infer.tile_output, "process_nuclei", lambda *args, **kwargs: (labels, measure(labels)))
-    spec = TileSpec(folder, None, default_type_info(None), {}, False, False, 1, False, False)
-    for path in spec.paths("a").values():
-        path.parent.mkdir(parents=True, exist_ok=True)
-    maps = np.zeros((*labels.shape, 3), np.float32)
-    result = finish_tile(TileJob(spec, "a", "a.png", np.zeros((*shape_yx, 3), np.uint8), maps))
-    return result, scipy.io.loadmat(folder / "mat" / "a.mat")["inst_map"]
+def test_the_window_that_the_checkpoint_recommends_is_cut_to_what_an_image_needs(manager, tmp_path, monkeypatch):
+    manager.checkpoint.meta["window"] = 600
+    sides, forward = set(), manager.net.forward
+    monkeypatch.setattr(manager.net, "forward", lambda imgs: sides.add(imgs.shape[-1]) or forward(imgs))
+    paint(tmp_path, "a.png", (532, 532))
+    paint(tmp_path, "b.png", (300, 120))
+    assert sorted(run(manager, tmp_path).done) == ["a", "b"]
+    assert sides == {360, 392}  # two patches a side, and one
+    assert len(read_nuclei(tmp_path, "a")) == len(np.unique(disc_labels((532, 532)))) - 1
+    header = json.loads((tmp_path / "out" / "json" / "a.json").read_text())
+    assert header["run"]["window"] == 600
+    sides.clear()
+    assert run(manager, tmp_path, patch_input_shape=256, overwrite=True).exit_code == 0
+    assert sides == {256}
 
 
-def test_specks_are_counted_not_lost(tmp_path, monkeypatch):
-    """A nucleus whose outline has two points stays in the map and is reported as dropped, as in the original."""
-    labels = disc_labels((60, 60))
-    nr_discs = len(np.unique(labels)) - 1
-    labels[20, 15:25], labels[20, 5] = 101, 102  # a line and a dot
-    result, inst_map = finished(tmp_path, monkeypatch, labels, (60, 60))
-    assert (result.nr_nuclei, result.dropped) == (nr_discs, 2)
-    assert np.array_equal(inst_map, labels)
-    # the dot vanishes from a map of half the size, and still it was found
-    result, inst_map = finished(tmp_path, monkeypatch, labels, (30, 30))
-    assert (result.nr_nuclei, result.dropped) == (nr_discs, 2)
-    assert inst_map.shape == (30, 30)
-
-
-def test_a_tile_without_background_drops_nothing(tmp_path, monkeypatch):
-    result, _ = finished(tmp_path, monkeypatch, np.ones((40, 40), np.int32), (40, 40))
-    assert (result.nr_nuclei, result.dropped) == (1, 0)
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
+def test_senseless_options_are_one_line(manager, tmp_path):
+    paint(tmp_path, "a.png")
+    for options, said in [
         ({"mem_usage": 0}, "--mem_usage"),
         ({"batch_size": 0}, "--batch_size"),
         ({"nr_post_proc_workers": -1}, "--nr_post_proc_workers"),
@@ -319,13 +270,10 @@ def test_a_tile_without_background_drops_nothing(tmp_path, monkeypatch):
         ({"save_type_probs": True}, "no types|has none"),
         ({"colour": 1}, "unknown run options"),
         ({"pattern": "*.czi"}, "no file matches"),
-    ],
-)
-def test_senseless_options_are_one_line(manager, tmp_path, options, said):
-    paint(tmp_path, "a.png")
-    with pytest.raises((ValueError, FileNotFoundError), match=said) as error:
-        run(manager, tmp_path, **options)
-    assert "\n" not in str(error.value)
+    ]:
+        with pytest.raises((ValueError, FileNotFoundError), match=said) as error:
+            run(manager, tmp_path, **options)
+        assert "\n" not in str(error.value)
 
 
 def test_missing_folder_is_named(manager, tmp_path):

@@ -3,124 +3,174 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import slide_runs
-from slide_runs import TILES, filled, interrupted_run, nuclei_of, paint, run, same_nuclei, summary
+from slide_runs import (
+    BLOCKS,
+    ENOUGH_S,
+    filled,
+    leftovers,
+    nuclei_of,
+    nuclei_set,
+    paint,
+    run,
+    same_nuclei,
+    spooled,
+    summary,
+)
 
+import infer.sinks
+import infer.source
 import infer.wsi
-import infer.wsi_reader
-import infer.wsi_slide
-from infer.predictor import Predictor
+import misc.workers
+from infer.sinks import SlideJob
 from infer.spool import Spool
-from infer.wsi_files import MAX_STEM_BYTES, lock_path, short_stem
+from misc.files import MAX_STEM_BYTES, short_stem
+from misc.locks import locked
 from misc.slides.sources import ImageSource, SlideError
-from models.hovernet import post_proc
+from misc.workers import WorkerPool
 
 manager, weights = slide_runs.manager, slide_runs.weights  # fixtures
 
 
-def json_of(folder: Path, out: str = "out") -> bytes:
-    return (folder / out / "json" / "a.json").read_bytes()
+def full(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 # ---------------------------------------------------------------------------------------------- memory, reading
 
 
-def test_p17_after_a_halving_batches_are_cut_as_before(manager, tmp_path, monkeypatch):
-    """Patches that had gathered beyond the new size were never sent until the end of their band."""
-    labels = paint(tmp_path, shape=(600, 2300), spacing=100)
-    forward, call, cut = manager.net.forward, Predictor.__call__, []
-
-    def small(imgs):
-        if len(cut) > 2 and len(imgs) > 2:
-            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-        return forward(imgs)
-
-    def counting(self, patches):
-        cut.append(patches[:, ::64, ::64].tobytes())
-        return call(self, patches)
-
-    options = {"tile_shape": 256, "ambiguous_size": 80}
-    monkeypatch.setattr(Predictor, "__call__", counting)
-    run(manager, tmp_path, "plenty", **options)
-    plenty, cut[:] = list(cut), []
-    monkeypatch.setattr(manager.net, "forward", small)
-    run(manager, tmp_path, "scarce", **options)
-    assert cut == plenty  # so a run that is resumed, with memory or without, makes the same ones
-    same_nuclei(labels, filled(nuclei_of(tmp_path, out="scarce"), labels.shape))
-
-
 def test_a_picture_is_decoded_once_for_all_reading_threads(manager, tmp_path, monkeypatch):
-    monkeypatch.setattr(infer.workers, "cpu_count", lambda: 4)
+    monkeypatch.setattr(misc.workers, "cpu_count", lambda: 4)
     labels = paint(tmp_path, shape=(600, 900))
-    made = []
-    init = ImageSource.__init__
+    made, init = [], ImageSource.__init__
     monkeypatch.setattr(ImageSource, "__init__", lambda self, path: (made.append(path), init(self, path))[1])
-    run(manager, tmp_path, nr_inference_workers=4, chunk_shape=300, **TILES)
+    run(manager, tmp_path, nr_inference_workers=4, chunk_shape=300, **BLOCKS)
     assert len(made) == 1
     same_nuclei(labels, filled(nuclei_of(tmp_path), labels.shape))
 
 
-def fail_below(monkeypatch, y: int, times: int) -> list[Path]:
-    """Let reading fail below a row of the slide, so many times."""
-    read, failed = infer.wsi_reader.read_reflect, []
+def fail_below(monkeypatch, y: int, times: int, first=lambda: None) -> None:
+    """Let reading fail below a row of the slide, so many times; `first` is called before the first."""
+    read, failed = infer.source.read_reflect, []
 
     def failing(handler, top, left, height, width):
         if top > y and len(failed) < times:
+            if not failed:
+                first()
             failed.append(handler)
             raise SlideError(handler.path, "Input/output error")
         return read(handler, top, left, height, width)
 
-    monkeypatch.setattr(infer.wsi_reader, "read_reflect", failing)
-    return failed
+    monkeypatch.setattr(infer.source, "read_reflect", failing)
 
 
-def test_a_region_that_fails_once_is_read_again_with_a_fresh_handler(manager, tmp_path, monkeypatch, caplog):
+def test_p03_a_region_that_fails_once_is_read_again_with_the_slide_opened_anew(manager, tmp_path, monkeypatch, caplog):
     paint(tmp_path, shape=(700, 300))
-    run(manager, tmp_path, "whole", **TILES)
+    run(manager, tmp_path, "whole", **BLOCKS)
     fail_below(monkeypatch, 300, times=1)
-    assert run(manager, tmp_path, **TILES).done == ["a"]
+    assert run(manager, tmp_path, **BLOCKS).done == ["a"]
     assert "Input/output error; opening it anew" in caplog.text
-    assert json_of(tmp_path) == json_of(tmp_path, "whole")
+    assert nuclei_set(tmp_path) == nuclei_set(tmp_path, out="whole")
 
 
-def test_a_slide_that_fails_keeps_what_is_done_for_the_next_run(manager, tmp_path, monkeypatch):
-    paint(tmp_path, shape=(1200, 300))
-    run(manager, tmp_path, "whole", **TILES)
-    whole = sum(manager.net.batch_sizes)
+def test_p03_a_slide_that_cannot_be_read_half_way_is_named_and_keeps_what_is_done(manager, tmp_path):
+    """The next run goes on from there; the slides behind it are done."""
+    paint(tmp_path, "a.png", shape=(1200, 300))
+    paint(tmp_path, "b.png", shape=(100, 100))
+    run(manager, tmp_path, "whole", **BLOCKS)
+    whole, write, written = sum(manager.net.batch_sizes), Spool.write, threading.Semaphore(0)
     with pytest.MonkeyPatch.context() as patch:
-        fail_below(patch, 700, times=100)
-        report = run(manager, tmp_path, **TILES)
+        patch.setattr(Spool, "write", lambda self, part: (write(self, part), written.release()))
+        fail_below(patch, 700, times=100, first=lambda: [written.acquire(timeout=ENOUGH_S) for _ in range(9)])
+        report = run(manager, tmp_path, batch_size=1, **BLOCKS)
+    assert report.done == ["b"]
     assert "Input/output error" in report.failed["a"]
-    assert list((tmp_path / "out").rglob("000000.npz"))
+    assert not (tmp_path / "out" / "json" / "a.json").exists()
+    assert len(spooled(tmp_path)) >= 9  # three rows
     before = sum(manager.net.batch_sizes)
-    assert run(manager, tmp_path, **TILES).done == ["a"]
-    assert sum(manager.net.batch_sizes) - before < 0.7 * whole
-    assert json_of(tmp_path) == json_of(tmp_path, "whole")
-    assert not (tmp_path / "out" / ".cache").exists()
+    assert run(manager, tmp_path, **BLOCKS).done == ["a"]
+    assert sum(manager.net.batch_sizes) - before < whole - 4
+    assert nuclei_set(tmp_path) == nuclei_set(tmp_path, out="whole")
+    assert leftovers(tmp_path) == []
 
 
-@pytest.mark.parametrize("row", [0, 1])
-def test_a_damaged_row_of_the_spool_is_done_again(manager, tmp_path, row):
-    """It made the slide fail in every later run."""
-    paint(tmp_path, shape=(700, 300))
-    run(manager, tmp_path, "whole", **TILES)
-    interrupted_run(manager, tmp_path, 3)
-    path = next((tmp_path / "out").rglob(f"00000{row}.npz"))
-    path.write_bytes(path.read_bytes()[:300])
-    before = len(manager.net.batch_sizes)
-    assert run(manager, tmp_path, **TILES).done == ["a"]
-    again = len(manager.net.batch_sizes) - before
-    assert json_of(tmp_path) == json_of(tmp_path, "whole")
-    assert again < before  # rows 0 to 2 that are whole were not
+def test_p02_a_network_that_fails_names_its_slides_and_a_passing_fault_is_survived(manager, tmp_path, monkeypatch):
+    paint(tmp_path, "a.png")
+    paint(tmp_path, "b.png", shape=(100, 100))
+    forward, calls = manager.net.forward, []
+
+    def broken(imgs):
+        calls.append(len(imgs))
+        if len(calls) <= 3:  # both tries on the first slide, and one on the second
+            raise RuntimeError("cuDNN is upset")
+        return forward(imgs)
+
+    monkeypatch.setattr(manager.net, "forward", broken)
+    report = run(manager, tmp_path, batch_size=6)
+    assert (report.done, list(report.failed)) == (["b"], ["a"])
+    assert "cuDNN is upset" in report.failed["a"]
+    assert leftovers(tmp_path) == []
+    assert run(manager, tmp_path).done == ["a"]
+
+
+def test_p17_p20_as_many_blocks_are_under_way_as_there_is_memory_for(manager, tmp_path, monkeypatch, caplog):
+    """Maps of blocks are large: the network waits when one a worker, and two more, are under way."""
+    monkeypatch.setattr(misc.workers, "cpu_count", lambda: 8)
+    monkeypatch.setattr(infer.wsi, "available_memory", lambda: 2 * 300 * 328**2)
+    paint(tmp_path, shape=(300, 200))
+    made, init = [], WorkerPool.__init__
+
+    def noted(self, nr_workers, limit):
+        made.append((nr_workers, limit))
+        init(self, nr_workers, limit)
+
+    monkeypatch.setattr(WorkerPool, "__init__", noted)
+    with caplog.at_level("INFO"):
+        assert run(manager, tmp_path, nr_post_proc_workers=8, tile_shape=200, ambiguous_size=64).done == ["a"]
+    assert "--nr_post_proc_workers=8 -> 2: each may take" in caplog.text
+    assert made == [(2, 4)]
 
 
 # ---------------------------------------------------------------------------------------------- locks, names, leftovers
+
+
+def test_a_locked_slide_is_left_to_the_run_that_holds_it(manager, tmp_path):
+    paint(tmp_path, "a.png")
+    paint(tmp_path, "b.png")
+    (tmp_path / "out" / "json").mkdir(parents=True)
+    with locked(tmp_path / "out" / "json" / ".a.lock") as free:
+        assert free
+        report = run(manager, tmp_path)
+    assert (report.done, report.skipped) == (["b"], ["a"])
+    assert summary(tmp_path)["a.png"]["reason"] == "another run is at work on it"
+    (tmp_path / "out" / "json" / ".a.lock").touch()  # what a killed run leaves
+    assert run(manager, tmp_path).done == ["a"]
+
+
+def test_a_slide_is_held_until_it_is_written_and_no_longer(manager, tmp_path, monkeypatch):
+    for name in "ab":
+        paint(tmp_path, f"{name}.png", shape=(100, 100))
+    held, job = {}, SlideJob.run
+
+    def free(name: str) -> bool:
+        with locked(tmp_path / "out" / "json" / f".{name}.lock") as is_free:
+            return is_free
+
+    def look(self):
+        held[self.spool.name] = [free(name) for name in "ab" if name <= self.spool.name]
+        return job(self)
+
+    monkeypatch.setattr(SlideJob, "run", look)
+    assert run(manager, tmp_path).done == ["a", "b"]
+    assert held["a"] == [False]
+    assert held["b"][1:] == [False]
+    assert leftovers(tmp_path) == []
 
 
 def test_a_slide_that_cannot_be_locked_fails_alone(manager, tmp_path):
@@ -152,100 +202,6 @@ def test_short_names_stay_and_long_ones_differ():
     stems = [short_stem("é" * 200 + end) for end in "ab"]
     assert stems[0] != stems[1]
     assert all(len(stem.encode()) <= MAX_STEM_BYTES for stem in stems)
-    assert lock_path(Path("json") / "a.b.json") == Path("json") / ".a.b.lock"
-
-
-def test_what_killed_runs_left_is_removed_and_nothing_else(manager, tmp_path):
-    paint(tmp_path, shape=(300, 200))
-    ours = [tmp_path / "out" / name for name in ("json/.a.123.part.json", "thumb/.a.77.part.png")]
-    others = ["json/.b.123.part.json", "json/.a.b.1.part.json", "json/.a.mine.part.json", "json/a.part.json", "x.txt"]
-    others = [tmp_path / "out" / name for name in others]
-    for path in (*ours, *others):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("half")
-    interrupted_run(manager, tmp_path, 1)
-    assert (tmp_path / "out" / ".cache").exists()
-    assert run(manager, tmp_path, tile_shape=150, ambiguous_size=40, save_thumb=True).done == ["a"]
-    assert not any(path.exists() for path in ours)
-    assert all(path.exists() for path in others)
-    assert not (tmp_path / "out" / ".cache").exists()  # the spool of the other options was its last one
-
-
-def test_a_run_that_was_killed_right_after_its_last_file_leaves_no_spool(manager, tmp_path, monkeypatch):
-    paint(tmp_path, shape=(300, 200))
-
-    def killed(self):
-        raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Spool, "remove", killed)
-        with pytest.raises(KeyboardInterrupt):
-            run(manager, tmp_path, **TILES)
-    assert list((tmp_path / "out").rglob("*.npz"))
-    joined = tmp_path / "out" / "json" / ".a.joined"
-    joined.touch()  # killed between writing another head and removing this
-    os.utime(joined, ns=(0, 0))
-    assert run(manager, tmp_path, **TILES).skipped == ["a"]
-    assert not (tmp_path / "out" / ".cache").exists()
-    assert not joined.exists()
-
-
-def test_rows_of_other_post_processing_are_not_gone_on_with(manager, tmp_path, monkeypatch):
-    paint(tmp_path, shape=(500, 200))
-    interrupted_run(manager, tmp_path, 2)
-    monkeypatch.setattr(post_proc, "MIN_SIZE_PX", 10_000)
-    assert run(manager, tmp_path, **TILES).done == ["a"]
-    assert nuclei_of(tmp_path) == {}
-
-
-def outlines(folder: Path) -> int | None:
-    """How many nuclei the GeoJSON file holds, if it is there."""
-    path = folder / "out" / "qupath" / "a.geojson"
-    return len(json.loads(path.read_text())["features"]) if path.exists() else None
-
-
-@pytest.mark.parametrize("killed_in", ["infer.wsi_join.nuclei_text", "infer.wsi_slide.write_geojson"])
-def test_outlines_of_the_run_before_never_lie_beside_new_nuclei(manager, tmp_path, killed_in):
-    def slide(spacing: int) -> None:
-        paint(tmp_path, spacing=spacing)
-        os.truncate(tmp_path / "in" / "a.png", 1 << 16)  # another size would be another slide
-
-    slide(40)
-    run(manager, tmp_path, save_qupath=True)
-    slide(100)
-
-    def killed(*_, **__):
-        raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(killed_in, killed)
-        with pytest.raises(KeyboardInterrupt):
-            run(manager, tmp_path, overwrite=True)
-    assert outlines(tmp_path) in (None, len(nuclei_of(tmp_path)))
-    assert run(manager, tmp_path, save_qupath=True).skipped == ["a"]
-    assert outlines(tmp_path) == len(nuclei_of(tmp_path))
-
-
-def test_overwriting_leaves_no_file_of_the_run_before(manager, tmp_path):
-    options = {"save_qupath": True, "save_thumb": True, "save_mask": True}
-    paint(tmp_path)
-    run(manager, tmp_path, **options)
-    paint(tmp_path, shape=(420, 300), spacing=100)
-    run(manager, tmp_path, overwrite=True)
-    run(manager, tmp_path, "fresh", **options)
-    made = {path.relative_to(tmp_path / "fresh"): path for path in (tmp_path / "fresh").glob("*/a.*")}
-    assert len(made) == 4
-    for name, path in made.items():
-        assert (tmp_path / "out" / name).read_bytes() == path.read_bytes(), name
-
-
-def test_the_spool_of_an_interrupted_overwrite_is_kept(manager, tmp_path):
-    """The old results are there, and the new ones are half done: a run without --overwrite leaves both."""
-    paint(tmp_path, shape=(500, 200))
-    run(manager, tmp_path, **TILES)
-    interrupted_run(manager, tmp_path, 2, overwrite=True)
-    assert run(manager, tmp_path, **TILES).skipped == ["a"]
-    assert len(list((tmp_path / "out").rglob("*.npz"))) == 2
 
 
 # ---------------------------------------------------------------------------------------------- disk full
@@ -269,19 +225,49 @@ def test_a_full_disk_is_the_reason_for_a_picture_that_is_not_written(manager, tm
     assert not list((tmp_path / "out" / kind).iterdir())
 
 
-def test_a_full_disk_names_the_spool_and_counts_no_nuclei(manager, tmp_path, monkeypatch):
+def test_p03_p20_a_full_disk_names_the_file_and_leaves_nothing_half(manager, tmp_path, monkeypatch):
+    """While a block is written, the JSON file, and the outlines; slides behind it are done, nothing is counted."""
+    paint(tmp_path, "a.png", shape=(300, 200))
+    paint(tmp_path, "b.png", shape=(100, 100))
+    write, json = Spool.write, infer.sinks.write_json
+
+    def no_blocks(self, part):
+        if self.name == "a" and part.block > 1:
+            full()
+        write(self, part)
+
+    def no_json(path, *args):
+        if path.name == "a.json":
+            full()
+        json(path, *args)
+
+    for place, name, broken in (
+        (Spool, "write", no_blocks),
+        (infer.sinks, "write_json", no_json),
+        (infer.sinks, "write_geojson", full),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, broken)
+            options = {"save_qupath": True} if name == "write_geojson" else {}
+            report = run(manager, tmp_path, **options, **BLOCKS)
+        assert "No space left on device" in report.failed["a"]
+        assert not (tmp_path / "out" / "json" / "a.json").exists() or name == "write_geojson"
+        assert not list((tmp_path / "out").rglob("*.part*"))
+    assert run(manager, tmp_path, save_qupath=True, **BLOCKS).skipped == ["a", "b"]
+    assert leftovers(tmp_path) == []
+
+
+def test_p03_files_that_cannot_be_written_are_named(manager, tmp_path, monkeypatch):
     paint(tmp_path, "a.png", shape=(100, 100))
-
-    def full(*_, **__):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with pytest.MonkeyPatch.context() as patch:
+    with monkeypatch.context() as patch:
         patch.setattr(np, "savez", full)
         assert str(tmp_path / "out" / ".cache") in run(manager, tmp_path).failed["a"]
-    monkeypatch.setattr(infer.wsi_slide, "write_geojson", full)
-    report = run(manager, tmp_path, save_qupath=True)
-    assert str(tmp_path / "out" / "qupath" / "a.geojson") in report.failed["a"]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", lambda fd: full() if "json" in os.readlink(f"/proc/self/fd/{fd}") else None)
+        report = run(manager, tmp_path)
+    assert str(tmp_path / "out" / "json" / "a.json") in report.failed["a"]
     assert not report.found
+    assert [path.name for path in (tmp_path / "out" / "json").iterdir()] == []
 
 
 # ---------------------------------------------------------------------------------------------- files that are none
@@ -322,14 +308,14 @@ def test_a_name_that_is_no_utf8_fails_alone(manager, tmp_path):
 def test_a_slide_that_cannot_even_be_begun_fails_alone(manager, tmp_path, monkeypatch):
     for name in "ab":
         paint(tmp_path, f"{name}.png", shape=(100, 100))
-    init = infer.wsi.SlideTask.__init__
+    source = infer.wsi.SlideTask._source
 
-    def broken(self, setting, path):
-        if path.stem == "a":
+    def broken(self):
+        if self.name == "a":
             raise ValueError("a is cursed")
-        init(self, setting, path)
+        return source(self)
 
-    monkeypatch.setattr(infer.wsi.SlideTask, "__init__", broken)
+    monkeypatch.setattr(infer.wsi.SlideTask, "_source", broken)
     report = run(manager, tmp_path)
     assert (report.done, report.failed) == (["b"], {"a": "a is cursed"})
 

@@ -17,17 +17,16 @@ from misc.utils import cropping_center, get_bounding_box, remove_small_objects, 
 from misc.viz_utils import visualize_instances_dict
 
 
-@pytest.mark.parametrize(
-    ("name", "stem"),
-    [
+def test_p33_stems_are_full(subtests):
+    cases = [
         ("TCGA-18-5592-01Z-00-DX1.1a2b.svs", "TCGA-18-5592-01Z-00-DX1.1a2b"),
         ("x/y/a.session.xml", "a"),
         ("slide.ome.tif", "slide"),
         ("noext", "noext"),
-    ],
-)
-def test_p33_stems_are_full(name, stem):
-    assert full_stem(name) == stem
+    ]
+    for name, stem in cases:
+        with subtests.test(name=name, stem=stem):
+            assert full_stem(name) == stem
 
 
 def test_list_files_is_sorted_and_takes_any_folder_name(tmp_path):
@@ -103,13 +102,14 @@ def test_nuclei_shift_scale_concat():
     assert len(Nuclei.concat([])) == len(Nuclei.empty()) == 0
 
 
-@pytest.mark.parametrize(("fy", "fx"), [(1, 1), (0.37, 0.37), (0.5, 2), (1.6, 1.45), (4, 4)])
-def test_p07_scaled_boxes_are_the_extent_of_scaled_points(fy, fx):
-    scaled = three_nuclei().shift(31, 17).scale(fy, fx)
-    for i in range(len(scaled)):
-        xs, ys = scaled.contour(i).T
-        assert scaled.boxes_yx[i].tolist() == [[ys.min(), xs.min()], [ys.max() + 1, xs.max() + 1]]
-    assert len(Nuclei.empty().scale(fy, fx)) == 0
+def test_p07_scaled_boxes_are_the_extent_of_scaled_points(subtests):
+    for fy, fx in [(1, 1), (0.37, 0.37), (0.5, 2), (1.6, 1.45), (4, 4)]:
+        with subtests.test(fy=fy, fx=fx):
+            scaled = three_nuclei().shift(31, 17).scale(fy, fx)
+            for i in range(len(scaled)):
+                xs, ys = scaled.contour(i).T
+                assert scaled.boxes_yx[i].tolist() == [[ys.min(), xs.min()], [ys.max() + 1, xs.max() + 1]]
+            assert len(Nuclei.empty().scale(fy, fx)) == 0
 
 
 def test_a_nucleus_without_points_keeps_a_scaled_box():

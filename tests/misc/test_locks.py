@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 
 import pytest
 from conftest import ROOT
@@ -17,13 +16,13 @@ import misc.locks
 from misc.locks import locked
 
 HOLD = """
-import sys, time
+import sys
 sys.path.insert(0, {root!r})
 from misc.locks import locked
 from pathlib import Path
 with locked(Path({path!r})) as free:
     print(free, flush=True)
-    time.sleep(60)
+    sys.stdin.read()
 """
 
 
@@ -32,7 +31,8 @@ def holder(tmp_path):
     """Another process that holds the lock."""
     path = tmp_path / ".a.lock"
     code = HOLD.format(root=str(ROOT), path=str(path))
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, "-c", code], **pipes)
     assert process.stdout.readline().strip() == "True"
     yield path, process
     process.kill()
@@ -80,9 +80,19 @@ def test_a_disk_without_locks_does_not_stop_the_run(tmp_path, monkeypatch, caplo
     assert "no locks on this disk" in caplog.text
 
 
-def test_who_waits_for_a_lock_gets_it(holder):
+def test_who_waits_for_a_lock_gets_it(holder, monkeypatch):
+    """The holder is killed at the moment that somebody asks to wait."""
     path, process = holder
-    threading.Timer(0.3, process.kill).start()
+    fcntl, asked = misc.locks.fcntl, []
+    real = fcntl.flock
+
+    def ask(handle, operation):
+        asked.append(operation)
+        process.kill()
+        real(handle, operation)
+
+    monkeypatch.setattr(fcntl, "flock", ask)
     with locked(path, wait=True) as free:
         assert free
-        assert process.wait(5)
+        assert process.wait() == -signal.SIGKILL
+    assert asked == [fcntl.LOCK_EX]

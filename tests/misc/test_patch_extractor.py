@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -49,38 +51,39 @@ def test_1000_px_as_the_paper_cuts_it():
     assert len(PatchExtractor((540, 540), (164, 164)).extract(image, "valid")) == 16
 
 
-@pytest.mark.parametrize("shape", [(20, 23), (21, 40), (5, 47), (1, 1), (2, 9)])
-@pytest.mark.parametrize("step", [(4, 6), (9, 9), (12, 5)])
-def test_centres_of_mirrored_windows_cover_every_pixel(shape, step):
-    window = (13, 12)
-    h, w = step = tuple(min(s, w) for s, w in zip(step, window, strict=True))
-    extractor = PatchExtractor(window, step)
-    top, left = ((b - s) // 2 for b, s in zip(window, step, strict=True))
-    seen = np.zeros(shape, bool)
-    for patch in extractor.iterate(numbered(*shape), "mirror"):
-        assert patch.shape == (*window, 2)
-        centre = patch[top : top + h, left : left + w]
-        seen[centre[..., 0], centre[..., 1]] = True
-    assert seen.all()
+def test_centres_of_mirrored_windows_cover_every_pixel(subtests):
+    for step, shape in itertools.product([(4, 6), (9, 9), (12, 5)], [(20, 23), (21, 40), (5, 47), (1, 1), (2, 9)]):
+        with subtests.test(step=step, shape=shape):
+            window = (13, 12)
+            h, w = step = tuple(min(s, w) for s, w in zip(step, window, strict=True))
+            extractor = PatchExtractor(window, step)
+            top, left = ((b - s) // 2 for b, s in zip(window, step, strict=True))
+            seen = np.zeros(shape, bool)
+            for patch in extractor.iterate(numbered(*shape), "mirror"):
+                assert patch.shape == (*window, 2)
+                centre = patch[top : top + h, left : left + w]
+                seen[centre[..., 0], centre[..., 1]] = True
+            assert seen.all()
 
 
-@pytest.mark.parametrize("shape", [(20, 23), (13, 12), (14, 30)])
-def test_valid_windows_cover_every_pixel(shape):
-    seen = np.zeros(shape, int)
-    for patch in PatchExtractor((13, 12), (5, 7)).iterate(numbered(*shape), "valid"):
-        seen[patch[..., 0], patch[..., 1]] += 1
-    assert seen.min() == 1
+def test_valid_windows_cover_every_pixel(subtests):
+    for shape in [(20, 23), (13, 12), (14, 30)]:
+        with subtests.test(shape=shape):
+            seen = np.zeros(shape, int)
+            for patch in PatchExtractor((13, 12), (5, 7)).iterate(numbered(*shape), "valid"):
+                seen[patch[..., 0], patch[..., 1]] += 1
+            assert seen.min() == 1
 
 
-@pytest.mark.parametrize("kind", ["mirror", "valid"])
-@pytest.mark.parametrize("shape", [(1, 1), (3, 300), (7, 2)])
-def test_images_smaller_than_a_window_are_reflected(kind, shape):
-    patches = PatchExtractor((64, 64), (20, 20)).extract(numbered(*shape), kind)
-    assert patches
-    for patch in patches:
-        assert patch.shape == (64, 64, 2)
-        jumps = np.abs(np.diff(patch[:, 0, 0]))
-        assert (jumps == (shape[0] > 1)).all()  # reflection goes on by one pixel, forth and back
+def test_images_smaller_than_a_window_are_reflected(subtests):
+    for shape, kind in itertools.product([(1, 1), (3, 300), (7, 2)], ["mirror", "valid"]):
+        with subtests.test(shape=shape, kind=kind):
+            patches = PatchExtractor((64, 64), (20, 20)).extract(numbered(*shape), kind)
+            assert patches
+            for patch in patches:
+                assert patch.shape == (64, 64, 2)
+                jumps = np.abs(np.diff(patch[:, 0, 0]))
+                assert (jumps == (shape[0] > 1)).all()  # reflection goes on by one pixel, forth and back
 
 
 def test_a_small_valid_image_starts_at_its_own_corner():

@@ -1,5 +1,6 @@
+import itertools
+
 import numpy as np
-import pytest
 
 from misc.runs import Runs, box_slices, find_mask_runs, find_regions, find_runs, pack_boxes, paint_runs
 
@@ -42,16 +43,16 @@ def test_pixels_are_all_pixels_of_the_runs():
     assert pixels.tolist() == np.flatnonzero(IMAGE).tolist()
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (0, 5), (5, 0), (31, 47)])
-@pytest.mark.parametrize("density", [0.0, 0.5, 1.0])
-def test_paint_is_the_inverse_of_find(shape, density):
-    rng = np.random.default_rng(1)
-    image = (rng.integers(1, 4, shape) * (rng.random(shape) < density)).astype(np.int32)
-    runs = find_runs(image)
-    painted = paint_runs(runs, shape)
-    assert painted.dtype == np.int32
-    assert np.array_equal(painted, image)
-    assert find_regions(runs).areas.sum() == np.count_nonzero(image)
+def test_paint_is_the_inverse_of_find(subtests):
+    for density, shape in itertools.product([0.0, 0.5, 1.0], [(1, 1), (1, 9), (9, 1), (0, 5), (5, 0), (31, 47)]):
+        with subtests.test(density=density, shape=shape):
+            rng = np.random.default_rng(1)
+            image = (rng.integers(1, 4, shape) * (rng.random(shape) < density)).astype(np.int32)
+            runs = find_runs(image)
+            painted = paint_runs(runs, shape)
+            assert painted.dtype == np.int32
+            assert np.array_equal(painted, image)
+            assert find_regions(runs).areas.sum() == np.count_nonzero(image)
 
 
 def test_memory_layout_does_not_matter():

@@ -49,14 +49,19 @@ def test_p30_the_default_palette_is_readable():
     assert min(np.abs(a - b).sum() for i, a in enumerate(colours) for b in colours[:i]) > 80
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["[]", '{"1": ["a", [1, 2]]}', '{"1": ["a", [1, 2, 256]]}', '{"x": ["a", [1, 2, 3]]}', '{"-1": ["a", [1, 2, 3]]}'],
-)
-def test_broken_files_are_named(tmp_path, text):
-    (tmp_path / "types.json").write_text(text)
-    with pytest.raises(ValueError, match=r"types\.json: expected"):
-        load_type_info(tmp_path / "types.json")
+def test_broken_files_are_named(tmp_path, subtests):
+    cases = [
+        "[]",
+        '{"1": ["a", [1, 2]]}',
+        '{"1": ["a", [1, 2, 256]]}',
+        '{"x": ["a", [1, 2, 3]]}',
+        '{"-1": ["a", [1, 2, 3]]}',
+    ]
+    for text in cases:
+        with subtests.test(text=text):
+            (tmp_path / "types.json").write_text(text)
+            with pytest.raises(ValueError, match=r"types\.json: expected"):
+                load_type_info(tmp_path / "types.json")
 
 
 def test_missing_types_are_named(tmp_path):

@@ -30,25 +30,23 @@ def assert_same_weights(checkpoint, net):
             assert torch.equal(loaded[name], value), name
 
 
-@pytest.mark.parametrize(
-    ("mode", "nr_types", "width"), [("original", None, 0.25), ("fast", 6, 0.125), ("original", 3, 0.125)]
-)
-def test_p27_what_a_checkpoint_is_is_read_off_its_tensors(tmp_path, mode, nr_types, width):
-    save_weights(tmp_path / "a.tar", create_model(mode, nr_types=nr_types, width=width).state_dict())
-    checkpoint = load_checkpoint(tmp_path / "a.tar")
-    assert (checkpoint.mode, checkpoint.nr_types, checkpoint.width) == (mode, nr_types, width)
-    check_options(checkpoint, mode, nr_types or 0)
-    check_options(checkpoint)
+def test_p27_what_a_checkpoint_is_is_read_off_its_tensors(tmp_path, subtests):
+    for mode, nr_types, width in [("original", None, 0.25), ("fast", 6, 0.125), ("original", 3, 0.125)]:
+        with subtests.test(mode=mode, nr_types=nr_types, width=width):
+            save_weights(tmp_path / "a.tar", create_model(mode, nr_types=nr_types, width=width).state_dict())
+            checkpoint = load_checkpoint(tmp_path / "a.tar")
+            assert (checkpoint.mode, checkpoint.nr_types, checkpoint.width) == (mode, nr_types, width)
+            check_options(checkpoint, mode, nr_types or 0)
+            check_options(checkpoint)
 
 
-@pytest.mark.parametrize(
-    ("mode", "nr_types", "named"), [("original", None, "original"), (None, 5, "--nr_types=5"), (None, 0, "4 types")]
-)
-def test_p27_a_contradiction_is_one_line(tmp_path, net, mode, nr_types, named):
-    save_weights(tmp_path / "a.tar", net.state_dict())
-    with pytest.raises(CheckpointError, match=named) as error:
-        check_options(load_checkpoint(tmp_path / "a.tar"), mode, nr_types)
-    assert "\n" not in str(error.value)
+def test_p27_a_contradiction_is_one_line(tmp_path, net, subtests):
+    for mode, nr_types, named in [("original", None, "original"), (None, 5, "--nr_types=5"), (None, 0, "4 types")]:
+        with subtests.test(mode=mode, nr_types=nr_types, named=named):
+            save_weights(tmp_path / "a.tar", net.state_dict())
+            with pytest.raises(CheckpointError, match=named) as error:
+                check_options(load_checkpoint(tmp_path / "a.tar"), mode, nr_types)
+            assert "\n" not in str(error.value)
 
 
 def test_original_files_with_and_without_module_prefix_and_optimizer(tmp_path, net):
@@ -98,9 +96,8 @@ def test_tensorflow_npz(tmp_path, net):
     assert_same_weights(checkpoint, net)
 
 
-@pytest.mark.parametrize(
-    ("theirs", "ours"),
-    [
+def test_tensorflow_names(subtests):
+    cases = [
         ("conv0/W:0", "conv0./.weight"),
         ("group0/block0/convshortcut/W:0", "d0.shortcut.weight"),
         ("group2/block5/preact/bn/variance/EMA:0", "d2.units.5.preact/bn.running_var"),
@@ -110,10 +107,10 @@ def test_tensorflow_npz(tmp_path, net):
         ("preact_out_np/bn/mean/EMA:0", "decoder.np.u0.bn.running_mean"),
         ("conv_out_tp/b:0", "decoder.tp.u0.conv.bias"),
         ("linear/b:0", None),
-    ],
-)
-def test_tensorflow_names(theirs, ours):
-    assert from_tensorflow(theirs) == ours
+    ]
+    for theirs, ours in cases:
+        with subtests.test(theirs=theirs, ours=ours):
+            assert from_tensorflow(theirs) == ours
 
 
 def monai_name(name: str) -> str:

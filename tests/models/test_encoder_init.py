@@ -111,24 +111,25 @@ def test_normalisation_is_folded_into_the_first_convolution(timm_net):
     torch.testing.assert_close(net.conv0(x), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".bin", ".safetensors"])
-def test_files_of_timm_are_recognised(timm_net, tmp_path, suffix):
-    path = tmp_path / f"weights{suffix}"
-    if suffix == ".safetensors":
-        from safetensors.torch import save_file
+def test_files_of_timm_are_recognised(timm_net, tmp_path, subtests):
+    for suffix in [".pth", ".bin", ".safetensors"]:
+        with subtests.test(suffix=suffix):
+            path = tmp_path / f"weights{suffix}"
+            if suffix == ".safetensors":
+                from safetensors.torch import save_file
 
-        save_file({name: value.contiguous() for name, value in timm_net.state_dict().items()}, path)
-    else:
-        torch.save(timm_net.state_dict(), path)
-    net, said = create_model("fast", nr_types=3, width=WIDTH), []
-    before = net.conv_bot.weight.clone()
-    load_pretrained(net, path, say=said.append)
-    assert torch.equal(net.d1.units[2].conv1.weight, timm_net.stages[1].blocks[2].conv1.weight)
-    # half of 255 is what timm's mean of 0.5 makes of nothing: conv0 is doubled by its standard deviation of 0.5
-    torch.testing.assert_close(net.state_dict()["conv0./.weight"], timm_net.stem.conv.weight * 2)
-    assert torch.equal(net.conv_bot.weight, before)
-    assert len(said) == 1
-    assert "decoders start from random weights" in said[0]
+                save_file({name: value.contiguous() for name, value in timm_net.state_dict().items()}, path)
+            else:
+                torch.save(timm_net.state_dict(), path)
+            net, said = create_model("fast", nr_types=3, width=WIDTH), []
+            before = net.conv_bot.weight.clone()
+            load_pretrained(net, path, say=said.append)
+            assert torch.equal(net.d1.units[2].conv1.weight, timm_net.stages[1].blocks[2].conv1.weight)
+            # half of 255 is what timm's mean of 0.5 makes of nothing: conv0 is doubled by its standard deviation of 0.5
+            torch.testing.assert_close(net.state_dict()["conv0./.weight"], timm_net.stem.conv.weight * 2)
+            assert torch.equal(net.conv_bot.weight, before)
+            assert len(said) == 1
+            assert "decoders start from random weights" in said[0]
 
 
 def encoder_file(tmp_path, **changes):
@@ -187,24 +188,23 @@ def test_p38_a_missing_file_names_the_ways_on(tmp_path):
         assert way in message
 
 
-@pytest.mark.parametrize(
-    ("old_types", "new_types", "new_tensors", "said"),
-    [
+def test_p39_only_the_type_head_is_new(subtests):
+    cases = [
         (3, 3, (), "every tensor"),
         (3, 6, ("decoder.tp.u0.conv.",), "3 types, this network has 6"),
         (None, 4, ("decoder.tp.",), "without types"),
         (3, None, (), "left out"),
-    ],
-)
-def test_p39_only_the_type_head_is_new(old_types, new_types, new_tensors, said):
-    torch.manual_seed(2)
-    old = create_model("fast", nr_types=old_types, width=WIDTH).state_dict()
-    net = create_model("fast", nr_types=new_types, width=WIDTH)
-    before = {name: value.clone() for name, value in net.state_dict().items()}
-    assert said in load_for_finetuning(net, old)
-    for name, value in net.state_dict().items():
-        source = before if new_tensors and name.startswith(new_tensors) else old
-        assert torch.equal(value, source[name]), name
+    ]
+    for old_types, new_types, new_tensors, said in cases:
+        with subtests.test(old_types=old_types, new_types=new_types, new_tensors=new_tensors, said=said):
+            torch.manual_seed(2)
+            old = create_model("fast", nr_types=old_types, width=WIDTH).state_dict()
+            net = create_model("fast", nr_types=new_types, width=WIDTH)
+            before = {name: value.clone() for name, value in net.state_dict().items()}
+            assert said in load_for_finetuning(net, old)
+            for name, value in net.state_dict().items():
+                source = before if new_tensors and name.startswith(new_tensors) else old
+                assert torch.equal(value, source[name]), name
 
 
 def test_p39_other_differences_are_refused():

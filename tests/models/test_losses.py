@@ -26,18 +26,17 @@ HV, PRED_HV = wave(2, 12, 16, 2), wave(2, 12, 16, 2, phase=0.5) * 0.8
 FOCUS = (wave(2, 12, 16, phase=2) > 0).float()
 
 
-@pytest.mark.parametrize(
-    ("name", "args", "golden"),
-    [
+def test_upstreams_numbers(subtests):
+    cases = [
         ("xentropy_loss", (TRUE, PRED), 2.05127835),
         ("xentropy_loss", (TRUE, PRED, "sum"), 787.690918),
         ("dice_loss", (TRUE, PRED), 4.00185728),
         ("mse_loss", (HV, PRED_HV), 0.117633887),
         ("msge_loss", (HV, PRED_HV, FOCUS), 2.05324531),
-    ],
-)
-def test_upstreams_numbers(name, args, golden):
-    assert getattr(utils, name)(*args).item() == pytest.approx(golden, rel=1e-5)
+    ]
+    for name, args, golden in cases:
+        with subtests.test(name=name, golden=golden):
+            assert getattr(utils, name)(*args).item() == pytest.approx(golden, rel=1e-5)
 
 
 def test_perfect_prediction_costs_nothing():

@@ -36,7 +36,8 @@ def moment(epoch: int, epoch_step: int = 0) -> dict:
 
 
 def same(a: dict, b: dict) -> bool:
-    weights = all(torch.equal(v, b["desc"].state_dict()[k]) for k, v in a["desc"].state_dict().items())
+    theirs = b["desc"].state_dict()
+    weights = all(torch.equal(value, theirs[name]) for name, value in a["desc"].state_dict().items())
     moments = zip(a["optimizer"].state.values(), b["optimizer"].state.values(), strict=True)
     return weights and all(torch.equal(x[key], y[key]) for x, y in moments for key in x)
 

@@ -32,24 +32,23 @@ def test_p33_folder_names_with_brackets_and_any_slash(tmp_path):
     assert len(list_patches([f"{folder}/"], "train_dir_list")) == 1
 
 
-@pytest.mark.parametrize(
-    ("options", "nr_types", "message"),
-    [
+def test_wrong_patches_are_named(tmp_path, subtests):
+    cases = [
         ({"shape": (8, 8)}, None, r"shape \(8, 8\)"),
         ({"shape": (8, 8, 3)}, None, r"shape \(8, 8, 3\)"),
         ({"shape": (8, 8, 4)}, 3, "no type channel"),
         ({"dtype": np.float32}, None, "whole numbers"),
         ({"c4": 3}, 3, "type id 3; nr_type = 3 .* 0 to 2"),
         ({"c4": -1}, 3, "type id -1"),
-    ],
-)
-def test_wrong_patches_are_named(tmp_path, options, nr_types, message):
-    write(tmp_path / "good.npy")
-    bad = write(tmp_path / "bad.npy", **options)
-    with pytest.raises(ValueError, match=message) as caught:
-        check_patches([tmp_path / "good.npy", bad], nr_types)
-    assert "bad.npy" in str(caught.value)
-    assert "\n" not in str(caught.value)
+    ]
+    for options, nr_types, message in cases:
+        with subtests.test(options=options, nr_types=nr_types, message=message):
+            write(tmp_path / "good.npy")
+            bad = write(tmp_path / "bad.npy", **options)
+            with pytest.raises(ValueError, match=message) as caught:
+                check_patches([tmp_path / "good.npy", bad], nr_types)
+            assert "bad.npy" in str(caught.value)
+            assert "\n" not in str(caught.value)
 
 
 def test_a_file_that_is_no_array(tmp_path):

@@ -82,25 +82,31 @@ def losses(engine: RunEngine, nr_epochs: int) -> list[float]:
     return seen
 
 
-@pytest.mark.parametrize("stop", range(1, 9))
-def test_p36_a_run_taken_up_at_any_step_draws_the_same_numbers(stop):
+class Kill(BaseCallbacks):
+    """Stop a run at a step, and keep where it was."""
+
+    def __init__(self, stop: int):
+        self.stop, self.saved = stop, {}
+
+    def run(self, state, event):
+        if state.curr_global_step == self.stop:
+            self.saved = state.snapshot()
+            raise KeyboardInterrupt
+
+
+def test_p36_a_run_taken_up_at_any_step_draws_the_same_numbers(subtests):
     whole = losses(RunEngine("train", Batches(3), step, {}, {}, seed=7), 3)
     assert len(set(whole)) == 9  # every step draws its own
-
-    class Kill(BaseCallbacks):
-        def run(self, state, event):
-            if state.curr_global_step == stop:
-                saved.update(state.snapshot())
-                raise KeyboardInterrupt
-
-    saved = {}
-    killed = RunEngine("train", Batches(3), step, {}, {}, seed=7)
-    killed.add_event_handler(Events.STEP_COMPLETED, Kill())
-    with pytest.raises(KeyboardInterrupt):
-        killed.run(3)
-    engine = RunEngine("train", Batches(3), step, {}, {}, seed=7)
-    engine.load_state_dict(saved)
-    assert losses(engine, 3) == whole[stop:]
+    for stop in range(1, 9):
+        with subtests.test(stop=stop):
+            kill = Kill(stop)
+            killed = RunEngine("train", Batches(3), step, {}, {}, seed=7)
+            killed.add_event_handler(Events.STEP_COMPLETED, kill)
+            with pytest.raises(KeyboardInterrupt):
+                killed.run(3)
+            engine = RunEngine("train", Batches(3), step, {}, {}, seed=7)
+            engine.load_state_dict(kill.saved)
+            assert losses(engine, 3) == whole[stop:]
 
 
 def test_an_exception_is_announced_to_the_callbacks():
@@ -119,12 +125,13 @@ def test_the_length_of_an_epoch_is_announced_once(capsys):
     assert capsys.readouterr().out.count("an epoch of 6 steps takes about") == 1
 
 
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_the_length_of_a_short_epoch_is_announced_at_its_end(capsys, count):
-    engine = RunEngine("train", Batches(count), step, {}, {})
-    engine.state.logging = True
-    engine.run(3)
-    assert capsys.readouterr().out.count(f"an epoch of {count} steps takes about") == 1
+def test_the_length_of_a_short_epoch_is_announced_at_its_end(capsys, subtests):
+    for count in [1, 2, 3]:
+        with subtests.test(count=count):
+            engine = RunEngine("train", Batches(count), step, {}, {})
+            engine.state.logging = True
+            engine.run(3)
+            assert capsys.readouterr().out.count(f"an epoch of {count} steps takes about") == 1
 
 
 def test_seeds_depend_on_the_position_alone():

@@ -1,11 +1,10 @@
 """Nothing in a log folder is erased: two runs at once, results without a checkpoint, edits that a resume cannot follow.
 
-Recipes, data and the ways to run are those of `tests/scripts/test_run_train.py`.
+Recipes, data and the ways to run are those of `training_runs.py`.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import signal
 import subprocess
@@ -14,18 +13,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import training_runs as runs
 
 import run_train
 from misc.locks import locked
 from run_utils import log_folder
 from run_utils.describe import describe_config, differences
 from run_utils.log_folder import LOCK, find_moment, held
-
-_SPEC = importlib.util.spec_from_file_location(
-    "run_train_tests", Path(__file__).parents[1] / "scripts" / "test_run_train.py"
-)
-runs = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(runs)
 
 ONE_PHASE = "phases.pop(); "
 NET = "net = phases[0]['run_info']['net']; "
@@ -53,18 +47,17 @@ def finished(tmp_path_factory) -> Path:
     return root
 
 
-@pytest.mark.parametrize(
-    ("edit", "message"),
-    [
+def test_a_resume_refuses_edits_of_optimizer_and_schedule(finished, subtests):
+    cases = [
         ("net['optimizer'][1]['lr'] = 0.5", r"optimizer.options.lr: 0.0001 -> 0.5\): undo the edit"),
         ("net['optimizer'][1]['weight_decay'] = 0.1", "weight_decay: None -> 0.1"),
         ("net['optimizer'] = [opt.optim.AdamW, net['optimizer'][1]]", "adam.Adam -> torch.optim.adamw.AdamW"),
         ("net['lr_scheduler'] = lambda o: opt.optim.lr_scheduler.StepLR(o, 7)", "step_size: 25 -> 7"),
-    ],
-)
-def test_a_resume_refuses_edits_of_optimizer_and_schedule(finished, edit, message):
-    config = runs.make_project(finished, edit=ONE_PHASE + MORE + NET + edit)
-    refused(config, f"a resume goes on with .*net_epoch=2.tar.*{message}", "--resume")
+    ]
+    for edit, message in cases:
+        with subtests.test(edit=edit, message=message):
+            config = runs.make_project(finished, edit=ONE_PHASE + MORE + NET + edit)
+            refused(config, f"a resume goes on with .*net_epoch=2.tar.*{message}", "--resume")
 
 
 def test_a_resume_follows_other_edits(tmp_path, capsys):
@@ -116,19 +109,19 @@ def test_results_of_more_or_fewer_phases_are_seen(tmp_path, folders):
         find_moment(tmp_path, [tmp_path / name for name in folders], resume=True, writes=True)
 
 
-@pytest.mark.parametrize(
-    "left",
-    [
+def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path_factory, subtests):
+    cases = [
         {},
         {"stats.json": "{}", ".net_step.77.part.tar": ""},
         {"stats.json": '{"1": {"a": 1}}', "net_best.tar": "", ".net_epoch=1.77.part.tar": ""},
-    ],
-)
-def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path, left):
-    for name, text in left.items():
-        (tmp_path / name).write_text(text)
-    index, moment = find_moment(tmp_path, [tmp_path], resume=True, writes=True)
-    assert (index, moment.path) == (0, None)
+    ]
+    for left in cases:
+        with subtests.test(left=left):
+            tmp_path = tmp_path_factory.mktemp("case")
+            for name, text in left.items():
+                (tmp_path / name).write_text(text)
+            index, moment = find_moment(tmp_path, [tmp_path], resume=True, writes=True)
+            assert (index, moment.path) == (0, None)
 
 
 def test_a_phase_by_itself_looks_at_its_folder_too(tmp_path):

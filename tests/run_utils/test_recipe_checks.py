@@ -58,9 +58,8 @@ def test_the_start_of_a_phase(tmp_path):
     check_recipe(recipe({"pretrained": "nowhere.tar"}), None, first_fresh=1)  # not needed any more
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
+def test_mistakes_of_an_edit_are_named(subtests):
+    cases = [
         ({"batch_size": {"train": 1, "valid": 0}}, "batch_size of `valid`"),
         ({"batch_size": {"train": "4", "valid": 1}}, "batch_size of `train` must be a whole number"),
         ({"batch_size": 4}, "batch_size must be {engine: number}.*got 4"),
@@ -94,10 +93,10 @@ def test_the_start_of_a_phase(tmp_path):
         ({"net": {"pretrained_norm": (0.5, 0.5)}}, "pretrained_norm must be"),
         ({"net": {"pretrained_norm": ([0.5] * 3, [0.5] * 4)}}, "pretrained_norm must be"),
         ({"net": {"pretrained_norm": ([0.5] * 3, [0.5, 0, 0.5])}}, "std above 0"),
-    ],
-)
-def test_mistakes_of_an_edit_are_named(changes, message):
-    refused(recipe(**changes), message)
+    ]
+    for changes, message in cases:
+        with subtests.test(changes=changes, message=message):
+            refused(recipe(**changes), message)
 
 
 @pytest.mark.parametrize("key", ["optimizer", "extra_info"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -9,21 +11,20 @@ from run_utils.loaders import build_loader
 from run_utils.sampling import EpochBatchSampler, occurrences, plan_batches
 
 
-@pytest.mark.parametrize("length", [1, 2, 3, 5, 16, 17, 49])
-@pytest.mark.parametrize("batch_size", [1, 2, 4, 16])
-@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
-def test_every_sample_once_an_epoch_and_the_same_steps_for_every_process(length, batch_size, world_size):
-    if length < world_size:
-        with pytest.raises(ValueError, match=f"{length} patches .* {world_size} processes"):
-            plan_batches(np.arange(length), batch_size, world_size)
-        return
-    plan = plan_batches(np.arange(length), batch_size, world_size)
-    assert all(len(step) == world_size for step in plan)
-    sizes = [len(batch) for step in plan for batch in step]
-    assert sorted(np.concatenate([batch for step in plan for batch in step])) == list(range(length))
-    assert min(sizes) >= 1
-    assert max(sizes) - min(sizes) <= 1
-    assert max(sizes) <= max(batch_size, 2 if batch_size == 1 and length % world_size else 1)
+def test_every_sample_once_an_epoch_and_the_same_steps_for_every_process(subtests):
+    for world_size, batch_size, length in itertools.product([1, 2, 3, 8], [1, 2, 4, 16], [1, 2, 3, 5, 16, 17, 49]):
+        with subtests.test(world_size=world_size, batch_size=batch_size, length=length):
+            if length < world_size:
+                with pytest.raises(ValueError, match=f"{length} patches .* {world_size} processes"):
+                    plan_batches(np.arange(length), batch_size, world_size)
+                continue
+            plan = plan_batches(np.arange(length), batch_size, world_size)
+            assert all(len(step) == world_size for step in plan)
+            sizes = [len(batch) for step in plan for batch in step]
+            assert sorted(np.concatenate([batch for step in plan for batch in step])) == list(range(length))
+            assert min(sizes) >= 1
+            assert max(sizes) - min(sizes) <= 1
+            assert max(sizes) <= max(batch_size, 2 if batch_size == 1 and length % world_size else 1)
 
 
 def test_no_tiny_last_batch():
@@ -46,11 +47,12 @@ def test_order_follows_seed_and_epoch():
     assert len(sampler) == 5
 
 
-@pytest.mark.parametrize(("length", "world_size"), [(1, 2), (7, 2), (8, 3)])
-def test_evaluation_is_shared_out_whole_even_when_a_process_gets_nothing(length, world_size):
-    parts = [indices(EpochBatchSampler(length, 2, 0, False, rank, world_size)) for rank in range(world_size)]
-    seen = [index for part in parts for batch in part for index in batch]
-    assert sorted(seen) == list(range(length))
+def test_evaluation_is_shared_out_whole_even_when_a_process_gets_nothing(subtests):
+    for length, world_size in [(1, 2), (7, 2), (8, 3)]:
+        with subtests.test(length=length, world_size=world_size):
+            parts = [indices(EpochBatchSampler(length, 2, 0, False, rank, world_size)) for rank in range(world_size)]
+            seen = [index for part in parts for batch in part for index in batch]
+            assert sorted(seen) == list(range(length))
 
 
 def test_evaluation_order_is_the_same_every_epoch():
@@ -94,15 +96,16 @@ class Numbers:
         return {"key": np.array([self.epoch, index])}
 
 
-@pytest.mark.parametrize(("length", "nr_procs"), [(1, 8), (2, 2), (49, 8)])
-def test_p10_any_number_of_patches_and_workers(length, nr_procs):
+def test_p10_any_number_of_patches_and_workers(subtests):
     """Workers stay from epoch to epoch, and yet know the epoch."""
-    loader = build_loader(Numbers(length), EpochBatchSampler(length, 4, seed=0), nr_procs)
-    for epoch in (0, 1):
-        loader.set_position(epoch, 0)
-        keys = np.concatenate([batch["key"].numpy() for batch in loader])
-        assert set(keys[:, 0]) == {epoch}
-        assert sorted(keys[:, 1]) == list(range(length))
+    for length, nr_procs in [(1, 8), (2, 2), (49, 8)]:
+        with subtests.test(length=length, nr_procs=nr_procs):
+            loader = build_loader(Numbers(length), EpochBatchSampler(length, 4, seed=0), nr_procs)
+            for epoch in (0, 1):
+                loader.set_position(epoch, 0)
+                keys = np.concatenate([batch["key"].numpy() for batch in loader])
+                assert set(keys[:, 0]) == {epoch}
+                assert sorted(keys[:, 1]) == list(range(length))
 
 
 def test_p41_workers_that_are_spawned_load_the_same():

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import threading
+
 import cv2
 import numpy as np
 import pytest
 import scipy.io
 import torch
 from torch import nn
+from tqdm import TMonitor
 
-from run_utils.validate import ImageValidator, check_pairs, find_pairs, predict_image
+from models.hovernet.net_desc import create_model
+from run_utils.validate import ImageValidator, check_pairs, find_pairs
 
 LOST = 92  # px that `fast` takes off its input
 
@@ -17,7 +21,7 @@ LOST = 92  # px that `fast` takes off its input
 class Colours(nn.Module):
     """Predicts what the colours of the image say: red is nucleus or not, green and blue the HV maps."""
 
-    mode, nr_types = "fast", None
+    mode, nr_types, output_ch = "fast", None, 3
 
     def __init__(self):
         super().__init__()
@@ -41,16 +45,6 @@ def image_of_squares(height: int, width: int, side: int = 16) -> tuple[np.ndarra
     return image, label
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (40, 170), (164, 164), (165, 330)])
-def test_every_pixel_is_predicted_in_its_place(shape):
-    rng = np.random.default_rng(0)
-    image = rng.integers(0, 255, (*shape, 3), dtype=np.uint8)
-    pred_map = predict_image(Colours(), image, batch_size=2)
-    assert pred_map.shape == (*shape, 3)
-    np.testing.assert_allclose(pred_map[..., 0] > 0.5, image[..., 0] > 128)
-    np.testing.assert_allclose(pred_map[..., 1:], (image[..., 1:].astype(float) - 128) / 120, atol=1e-6)
-
-
 def write_folder(folder, name: str, image: np.ndarray, label: np.ndarray) -> None:
     for sub in ("Images", "Labels"):
         (folder / sub).mkdir(parents=True, exist_ok=True)
@@ -68,6 +62,47 @@ def test_a_perfect_prediction_scores_one_and_an_empty_image_nothing(tmp_path):
     assert scores["img_dice"] == pytest.approx(1, abs=1e-6)
     assert scores["img_pq"] == pytest.approx(1, abs=1e-5)
     assert scores["img_aji"] == pytest.approx(1, abs=1e-5)
+
+
+def test_every_pixel_is_predicted_in_its_place(tmp_path):
+    """On sizes around the boundaries of patches, whatever the batch size."""
+    shapes = [(164, 164), (165, 330), (163, 329), (40, 170), (500, 36)]
+    for shape in shapes:
+        write_folder(tmp_path, "x".join(map(str, shape)), *image_of_squares(*shape))
+    pairs = find_pairs([tmp_path])
+    for batch_size in (1, 3, 100):
+        for pair in pairs:
+            scores = ImageValidator([pair], batch_size=batch_size).score(Colours())
+            assert scores["img_pq"] == pytest.approx(1, abs=1e-5), pair
+        assert ImageValidator(pairs, batch_size=batch_size).score(Colours())["img_aji"] == pytest.approx(1, abs=1e-5)
+
+
+def test_the_network_that_is_trained_stays_as_it_is(tmp_path):
+    write_folder(tmp_path, "a", *image_of_squares(100, 100))
+    net = create_model("fast", width=0.125).train()
+    for parameter in net.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    strides = [parameter.stride() for parameter in net.parameters()]
+    ImageValidator(find_pairs([tmp_path])).score(net)
+    assert net.training
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert [parameter.stride() for parameter in net.parameters()] == strides
+    assert all((parameter.grad == 1).all() for parameter in net.parameters())
+    assert all(parameter.requires_grad for parameter in net.parameters())
+
+
+def test_an_image_that_can_no_longer_be_read_is_named_and_no_thread_is_left(tmp_path):
+    for name in ("a", "b", "c"):
+        write_folder(tmp_path, name, *image_of_squares(300, 300))
+    pairs = find_pairs([tmp_path])
+    pairs[1].image.write_bytes(b"no image")
+    before = set(threading.enumerate())
+    with pytest.raises(RuntimeError, match=r"b\.png.*not an image") as caught:
+        ImageValidator(pairs, batch_size=1).score(Colours())
+    left = set(threading.enumerate()) - before
+    assert caught.traceback  # which keeps what hangs on its frames
+    assert not [thread for thread in left if not isinstance(thread, TMonitor)]
 
 
 def test_the_network_may_see_a_smaller_image(tmp_path):
@@ -91,25 +126,25 @@ def test_missing_labels_and_images_are_named(tmp_path):
         find_pairs([tmp_path / "nowhere"])
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
+def test_what_cannot_be_scored_is_named_before_the_first_step(tmp_path_factory, subtests):
+    cases = [
         ("Images/a.png", b"", r"a.png is empty"),
         ("Images/a.png", b"no image", r"a.png is not an image"),
         ("Labels/a.mat", b"no label", r"a.mat is no readable .mat"),
         ("Labels/a.mat", {"map": np.zeros((60, 60))}, r"a.mat has no inst_map"),
         ("Labels/a.mat", {"inst_map": np.zeros((50, 60))}, r"a.mat is \(50, 60\), its image .*a.png \(60, 60\)"),
-    ],
-)
-def test_what_cannot_be_scored_is_named_before_the_first_step(tmp_path, name, content, message):
-    write_folder(tmp_path, "a", *image_of_squares(60, 60))
-    write_folder(tmp_path, "b", *image_of_squares(60, 60))
-    pairs = find_pairs([tmp_path])
-    check_pairs(pairs)
-    if isinstance(content, bytes):
-        (tmp_path / name).write_bytes(content)
-    else:
-        scipy.io.savemat(tmp_path / name, content)
-    with pytest.raises(ValueError, match=message) as caught:
-        check_pairs(pairs)
-    assert "\n" not in str(caught.value)
+    ]
+    for name, content, message in cases:
+        with subtests.test(name=name, content=content, message=message):
+            tmp_path = tmp_path_factory.mktemp("case")
+            write_folder(tmp_path, "a", *image_of_squares(60, 60))
+            write_folder(tmp_path, "b", *image_of_squares(60, 60))
+            pairs = find_pairs([tmp_path])
+            check_pairs(pairs)
+            if isinstance(content, bytes):
+                (tmp_path / name).write_bytes(content)
+            else:
+                scipy.io.savemat(tmp_path / name, content)
+            with pytest.raises(ValueError, match=message) as caught:
+                check_pairs(pairs)
+            assert "\n" not in str(caught.value)

@@ -219,18 +219,17 @@ def test_a_type_map_of_another_size_is_named(tmp_path):
     assert "type_map (10, 20)" in scores.failed["a"]
 
 
-@pytest.mark.parametrize(
-    ("argv", "said"),
-    [
+def test_bad_options_are_one_line(folders, capsys, subtests):
+    cases = [
         (["--mode=both"], "--mode"),
         (["--merge=x", "--mode=type"], "consep"),
         (["--merge=consep"], "--mode=type"),
         (["--type_uid_list=a", "--mode=type"], "1,2,3"),
-    ],
-)
-def test_bad_options_are_one_line(folders, capsys, argv, said):
-    assert call(folders, *argv) == 1
-    assert said in capsys.readouterr().err
+    ]
+    for argv, said in cases:
+        with subtests.test(argv=argv, said=said):
+            assert call(folders, *argv) == 1
+            assert said in capsys.readouterr().err
 
 
 def test_missing_folders_are_named(folders, capsys):

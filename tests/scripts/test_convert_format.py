@@ -157,22 +157,25 @@ def test_csv_with_and_without_images(folder, capsys):
     assert "is of a slide of 200 x 100 px, but b.c [1] ü.png has 9 x 9" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("target", ["geojson", "sedeen", "csv"])
-def test_mag_of_the_json_against_that_of_the_slide(shared, tmp_path, capsys, target):
+def test_mag_of_the_json_against_that_of_the_slide(shared, tmp_path_factory, capsys, subtests):
     """Upstream's JSON of a slide has `mag` and no scale; the slide is 20x."""
-    name, slides = "CMU-1-Small-Region", f"--wsi_dir={shared / 'data' / 'slides'}"
-    write_json(tmp_path / f"{name}.json", nuclei(), 40)
-    assert run(tmp_path, f"--to={target}", slides, source=f"{name}.json") == 0
-    assert f"{name}.json: found at 40x in a slide of 20x: coordinates are multiplied by 0.5" in capsys.readouterr().out
-    (written,) = (tmp_path / "out").iterdir()
-    if target == "geojson":
-        assert features(written)[0]["geometry"]["coordinates"][0][0] == [5.25, 10.25]
-    elif target == "sedeen":
-        assert read_session(written).graphics[0].points_xy[0].tolist() == [4.75, 9.75]
-    else:
-        assert written.read_text().splitlines()[1].split(",")[4:6] == ["5.75", "11.25"]  # of (12, 23)
-    assert run(tmp_path, f"--to={target}", slides, "--scale=1", "--overwrite", source=f"{name}.json") == 0
-    assert "multiplied" not in capsys.readouterr().out
+    for target in ["geojson", "sedeen", "csv"]:
+        with subtests.test(target=target):
+            tmp_path = tmp_path_factory.mktemp("case")
+            name, slides = "CMU-1-Small-Region", f"--wsi_dir={shared / 'data' / 'slides'}"
+            write_json(tmp_path / f"{name}.json", nuclei(), 40)
+            assert run(tmp_path, f"--to={target}", slides, source=f"{name}.json") == 0
+            said = f"{name}.json: found at 40x in a slide of 20x: coordinates are multiplied by 0.5"
+            assert said in capsys.readouterr().out
+            (written,) = (tmp_path / "out").iterdir()
+            if target == "geojson":
+                assert features(written)[0]["geometry"]["coordinates"][0][0] == [5.25, 10.25]
+            elif target == "sedeen":
+                assert read_session(written).graphics[0].points_xy[0].tolist() == [4.75, 9.75]
+            else:
+                assert written.read_text().splitlines()[1].split(",")[4:6] == ["5.75", "11.25"]  # of (12, 23)
+            assert run(tmp_path, f"--to={target}", slides, "--scale=1", "--overwrite", source=f"{name}.json") == 0
+            assert "multiplied" not in capsys.readouterr().out
 
 
 def test_mag_that_nobody_can_compare_is_said(tmp_path, capsys):
@@ -275,9 +278,8 @@ def test_p30_untyped_and_types_without_type_info(tmp_path):
     assert all(max(c["color"]) > 100 for c in classes)
 
 
-@pytest.mark.parametrize(
-    ("options", "reason"),
-    [
+def test_bad_options_are_refused_before_any_work(folder, capsys, subtests):
+    cases = [
         (["--to=xlsx"], "--to is one of geojson, tsv, qupath, sedeen, csv, got 'xlsx'"),
         (["--to=csv", "--gz"], "--gz compresses GeoJSON only"),
         (["--scale=0"], "--scale is a positive number, got '0'"),
@@ -288,14 +290,14 @@ def test_p30_untyped_and_types_without_type_info(tmp_path):
         (["--image_dir=a", "--wsi_dir=b"], "not both"),
         (["--type_info_path=/no/such.json"], "no such type_info file"),
         (["--pattern=*.txt"], "matches"),
-    ],
-)
-def test_bad_options_are_refused_before_any_work(folder, capsys, options, reason):
-    assert run(folder, *options) == 1
-    assert not (folder / "out").exists()
-    err = capsys.readouterr().err
-    assert reason in err
-    assert err.count("\n") == 1
+    ]
+    for options, reason in cases:
+        with subtests.test(options=options, reason=reason):
+            assert run(folder, *options) == 1
+            assert not (folder / "out").exists()
+            err = capsys.readouterr().err
+            assert reason in err
+            assert err.count("\n") == 1
 
 
 def test_missing_input(tmp_path, capsys):

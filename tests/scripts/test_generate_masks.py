@@ -320,9 +320,8 @@ def test_too_few_positive_nuclei_for_kmeans_are_said_in_one_line(stained, capsys
     assert not list((stained / "output").glob("*.mat"))
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
+def test_bad_options_are_one_line(tmp_path, capsys, subtests):
+    cases = [
         (["--kmeans"], "need --intensity"),
         (["--scale=x"], "--scale"),
         (["--scale=-1"], "positive"),
@@ -330,10 +329,10 @@ def test_too_few_positive_nuclei_for_kmeans_are_said_in_one_line(stained, capsys
         (["--type_info_path=no.json"], "no.json"),
         (["--mapping=a.json", "--untyped"], "--mapping has no effect with --untyped"),
         (["--type_info_path=a.json", "--untyped"], "--type_info_path has no effect"),
-    ],
-)
-def test_bad_options_are_one_line(tmp_path, capsys, options, message):
-    assert call(tmp_path, *options) == 1
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.count("\n") == 1
+    ]
+    for options, message in cases:
+        with subtests.test(options=options, message=message):
+            assert call(tmp_path, *options) == 1
+            error = capsys.readouterr().err
+            assert message in error
+            assert error.count("\n") == 1

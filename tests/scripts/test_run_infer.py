@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-import time
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT
 from skimage.data import immunohistochemistry
 
 import run_infer
-from infer.base import Report
+from infer.run import Report
 from models.hovernet.checkpoint import save_weights
 from models.hovernet.net_desc import create_model
 
@@ -72,33 +73,41 @@ def test_the_original_run_book_parses(images, capsys):
     assert header["slide"]["name"] == "TCGA-1.2 x.png"
 
 
-@pytest.mark.parametrize(
-    ("common", "tile", "said"),
-    [
+def test_bad_input_is_one_line_and_exit_code_1(images, capsys):
+    model = f"--model_path={MODEL}"
+    for common, tile, said in [
         ([], [], "--model_path"),
         (["--model_path=nowhere.tar"], [], "nowhere.tar"),
-        ([f"--model_path={MODEL}", "--nr_types=5"], [], "--nr_types=5"),
-        ([f"--model_path={MODEL}", "--model_mode=original"], [], "`fast` network"),
-        ([f"--model_path={MODEL}", "--batch_size=many"], [], "--batch_size takes a whole number"),
-        ([f"--model_path={MODEL}", "--type_info_path=nowhere.json"], [], "nowhere.json"),
-        ([f"--model_path={MODEL}", "--window=257"], [], "try 256 or 264"),
-        ([f"--model_path={MODEL}", "--precision=int8"], [], "--precision"),
-        ([f"--model_path={MODEL}"], ["--pattern=*.tif"], "no file matches"),
-        ([f"--model_path={MODEL}"], ["--mem_usage=2"], "--mem_usage"),
-        ([f"--model_path={MODEL}"], ["--mpp=nan"], "--mpp"),
-        ([f"--model_path={MODEL}"], ["--mpp=inf"], "--mpp"),
-    ],
-)
-def test_bad_input_is_one_line_and_exit_code_1(images, capsys, common, tile, said):
-    assert call(images, *common, tile=tile) == 1
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("run_infer.py: ")
-    assert said in error
-    assert not (images.parent / "out").exists()
+        ([model, "--nr_types=5"], [], "--nr_types=5"),
+        ([model, "--nr_types=some"], [], "--nr_types takes a whole number"),
+        ([model, "--model_mode=original"], [], "`fast` network"),
+        ([model, "--batch_size=many"], [], "--batch_size takes a whole number"),
+        ([model, "--type_info_path=nowhere.json"], [], "nowhere.json"),
+        ([model, "--window=257"], [], "try 256 or 264"),
+        ([model, "--precision=int8"], [], "--precision"),
+        ([model, "--precision=tf32"], [], "--precision=tf32 needs a GPU"),
+        ([model], ["--pattern=*.tif"], "no file matches"),
+        ([model], ["--mem_usage=2"], "--mem_usage"),
+        ([model], ["--mpp=nan"], "--mpp"),
+        ([model], ["--mpp=inf"], "--mpp"),
+    ]:
+        assert call(images, *common, tile=tile) == 1
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith("run_infer.py: ")
+        assert said in error
+        assert not (images.parent / "out").exists()
+
+
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="tells what is said where there is no Apple GPU")
+def test_apple_s_gpu_may_leave_to_the_cpu_what_it_lacks(images, capsys, monkeypatch):
+    monkeypatch.delenv("PYTORCH_ENABLE_MPS_FALLBACK", raising=False)
+    assert call(images, f"--model_path={MODEL}", first=("--gpu=mps",)) == 1
+    assert "--gpu=mps: this machine has no Apple GPU" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert os.environ.pop("PYTORCH_ENABLE_MPS_FALLBACK") == "1"
 
 
 def test_p28_no_default_is_a_pair_of_quotes():
-    for text in (run_infer.__doc__, run_infer.TILE_CLI):
+    for text in (run_infer.TEXT, run_infer.TILE_TEXT, run_infer.WSI_TEXT):
         assert "[default: '']" not in text
         assert '[default: ""]' not in text
 
@@ -135,7 +144,7 @@ def test_an_empty_option_is_its_default(command, tmp_path, monkeypatch):
 
 
 def test_p30_default_colours_are_readable_and_plain_integers(images):
-    from infer.base import InferManager
+    from infer.run import InferManager
 
     path = images.parent / "typed.tar"
     save_weights(path, create_model("fast", nr_types=6, width=0.125).state_dict())
@@ -148,7 +157,7 @@ def test_p30_default_colours_are_readable_and_plain_integers(images):
 
 
 def test_types_of_the_checkpoint_are_used(images):
-    from infer.base import InferManager
+    from infer.run import InferManager
 
     path = images.parent / "named.tar"
     meta = {"types": {"1": ["positive", [1, 2, 3]], "2": ["negative", [4, 5, 6]]}, "mpp": 0.5}
@@ -159,16 +168,20 @@ def test_types_of_the_checkpoint_are_used(images):
 
 
 def test_help_answers_at_once_and_commands_have_their_own():
-    start = time.perf_counter()
-    shown = subprocess.run(
-        [sys.executable, ROOT / "run_infer.py", "--help"], capture_output=True, text=True, check=True
+    """No torch is imported for it."""
+    code = (
+        "import sys; sys.path.insert(0, {root!r}); import run_infer\n"
+        "try: run_infer.main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "assert 'torch' not in sys.modules"
     )
-    assert time.perf_counter() - start < 2  # no torch is imported for it (0.1 s when nothing else runs)
-    assert "--model_path" in shown.stdout
-    tile = subprocess.run(
-        [sys.executable, ROOT / "run_infer.py", "tile", "--help"], capture_output=True, text=True, check=True
-    )
-    assert "--mem_usage" in tile.stdout
+    for argv, said in (
+        (["--help"], "--model_path"),
+        (["tile", "--help"], "--mem_usage"),
+        (["wsi", "-h"], "--mag"),
+    ):
+        command = [sys.executable, "-c", code.format(root=str(ROOT)), *argv]
+        assert said in subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def test_as_a_process_with_spawned_workers(images, tmp_path):
@@ -194,11 +207,11 @@ def test_as_a_process_with_spawned_workers(images, tmp_path):
     assert (tmp_path / "out" / "mat" / "TCGA-1.2 x.mat").is_file()
 
 
-@pytest.mark.parametrize("command", ["tile", "wsi"])
-@pytest.mark.parametrize("option", ["--overwrite", "--gpu="])
-def test_an_option_of_both_commands_after_one_of_them_is_one_line(command, option, capsys):
-    assert run_infer.main([command, option, "--input_dir=a", "--output_dir=b"]) == 2
-    assert f"goes before `{command}`" in capsys.readouterr().err
+def test_an_option_of_both_commands_after_one_of_them_is_one_line(capsys):
+    for command in ["tile", "wsi"]:
+        for option in ["--overwrite", "--gpu="]:
+            assert run_infer.main([command, option, "--input_dir=a", "--output_dir=b"]) == 2
+            assert f"goes before `{command}`" in capsys.readouterr().err
 
 
 def test_unknown_command(capsys):

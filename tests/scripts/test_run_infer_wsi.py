@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
+import torch
 from conftest import ROOT
 
 import run_infer
@@ -23,6 +24,7 @@ FIRST = ("--gpu=", "--nr_post_proc_workers=0", "--nr_inference_workers=1")
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory):
     """An eighth-width network that says it was trained at 20x."""
+    torch.manual_seed(1)  # one that finds nuclei in noise
     path = tmp_path_factory.mktemp("weights") / "net.tar"
     save_weights(path, create_model("fast", width=0.125).state_dict(), {"mpp": 0.5})
     return path
@@ -90,13 +92,30 @@ def test_the_original_run_book_parses(slides, tmp_path):
     assert not list(tmp_path.glob("cache/*"))
 
 
-def test_p24_a_20x_slide_at_40x_is_warned_of_with_both_numbers(slides, weights, caplog):
-    assert call(slides, weights, "--proc_mag=40") == 0
+def test_p24_a_20x_slide_at_40x_is_warned_of_with_both_numbers(slides, tmp_path, caplog):
+    """A checkpoint that does not say what it was trained at reads at --proc_mag, 40 when left out."""
+    save_weights(tmp_path / "silent.tar", create_model("fast", width=0.125).state_dict())
+    assert call(slides, tmp_path / "silent.tar") == 0
     warned = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert any("20x" in text and "40x" in text and "--proc_mag=20" in text for text in warned)
+    content = json.loads((tmp_path / "out" / "json" / "TCGA-1.2 x.json").read_text())
+    assert content["mag"] == 40
+    assert content["slide"]["scale"] == 0.5
+
+
+def test_nuclei_are_outlined_at_the_magnification_asked_for_and_the_network_reads_at_its_own(slides, weights, caplog):
+    """Nothing is enlarged for a network that was trained at 20x."""
+    assert call(slides, weights, "--proc_mag=40") == 0
+    assert not any("enlarged" in record.message for record in caplog.records)
     content = json.loads((slides.parent / "out" / "json" / "TCGA-1.2 x.json").read_text())
     assert content["mag"] == 40
     assert content["slide"]["scale"] == 0.5
+    assert content["mpp"] == pytest.approx(0.25)
+    boxes = np.array([nucleus["bbox"] for nucleus in content["nuc"].values()])
+    assert len(boxes) > 0
+    assert boxes.min() >= 0
+    assert (boxes.max(axis=(0, 1)) <= (500, 800)).all()
+    assert (boxes.max(axis=(0, 1)) > (250, 400)).all()
 
 
 def test_p26_p29_a_mask_of_another_aspect_names_both_sizes(slides, weights, tmp_path, capsys):
@@ -144,9 +163,8 @@ def test_the_summary_of_a_second_run_keeps_what_the_first_one_found(slides, weig
     assert second["TCGA-1.2 x.tif"] == first["TCGA-1.2 x.tif"]
 
 
-@pytest.mark.parametrize(
-    ("wsi", "said"),
-    [
+def test_bad_input_is_one_line_and_exit_code_1(slides, weights, capsys):
+    for wsi, said in [
         (["--proc_mag=0"], "--proc_mag"),
         (["--proc_mag=big"], "--proc_mag takes a number"),
         (["--tile_shape=0"], "--tile_shape"),
@@ -155,20 +173,18 @@ def test_the_summary_of_a_second_run_keeps_what_the_first_one_found(slides, weig
         (["--mask_dir=a", "--input_mask_dir=b"], "--mask_dir"),
         (["--pattern=*.svs"], "no slide matches *.svs"),
         (["--mpp=-1"], "--mpp"),
-    ],
-)
-def test_bad_input_is_one_line_and_exit_code_1(slides, weights, capsys, wsi, said):
-    assert call(slides, weights, *wsi) == 1
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("run_infer.py: ")
-    assert said in error
-    assert not (slides.parent / "out").exists()
+    ]:
+        assert call(slides, weights, *wsi) == 1
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith("run_infer.py: ")
+        assert said in error
+        assert not (slides.parent / "out").exists()
 
 
 def test_the_run_book_names_only_options_that_exist():
     text = (ROOT / "run_wsi.sh").read_text()
     options = re.findall(r"(--[a-z_]+)", text)
-    known = run_infer.__doc__ + run_infer.WSI_CLI
+    known = run_infer.TEXT + run_infer.WSI_TEXT
     assert len(options) > 20
     assert not [option for option in options if not re.search(rf"{option}\b", known)]
     assert subprocess.run(["bash", "-n", str(ROOT / "run_wsi.sh")]).returncode == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 
 import numpy as np
@@ -55,18 +56,18 @@ def test_a_real_asap_file(shared):
     assert found.others == {"dot": 1, "measurement": 1}
 
 
-@pytest.mark.parametrize("bare", [False, True])
-@pytest.mark.parametrize("suffix", [".geojson", ".geojson.gz", ".json"])
-def test_geojson_is_moved_from_corners_to_centres(tmp_path, bare, suffix):
-    features = [geojson(classification={"name": "Tumor", "color": [1, 2, 255]}), geojson()]
-    features.append({"type": "Feature", "geometry": {"type": "Point", "coordinates": [1, 2]}, "properties": {}})
-    text = json.dumps(features if bare else {"type": "FeatureCollection", "features": features}).encode()
-    path = tmp_path / f"a{suffix}"
-    path.write_bytes(gzip.compress(text) if suffix.endswith("gz") else b"\xef\xbb\xbf" + text)
-    found = read_annotations(path)
-    assert [(c.label, c.colour) for c in found.contours] == [("Tumor", "#0102ff"), ("", "")]
-    np.testing.assert_array_equal(found.contours[0].rings[0][:4], np.array(SQUARE) - 0.5)
-    assert found.others == {"point": 1}
+def test_geojson_is_moved_from_corners_to_centres(tmp_path, subtests):
+    for suffix, bare in itertools.product([".geojson", ".geojson.gz", ".json"], [False, True]):
+        with subtests.test(suffix=suffix, bare=bare):
+            features = [geojson(classification={"name": "Tumor", "color": [1, 2, 255]}), geojson()]
+            features.append({"type": "Feature", "geometry": {"type": "Point", "coordinates": [1, 2]}, "properties": {}})
+            text = json.dumps(features if bare else {"type": "FeatureCollection", "features": features}).encode()
+            path = tmp_path / f"a{suffix}"
+            path.write_bytes(gzip.compress(text) if suffix.endswith("gz") else b"\xef\xbb\xbf" + text)
+            found = read_annotations(path)
+            assert [(c.label, c.colour) for c in found.contours] == [("Tumor", "#0102ff"), ("", "")]
+            np.testing.assert_array_equal(found.contours[0].rings[0][:4], np.array(SQUARE) - 0.5)
+            assert found.others == {"point": 1}
 
 
 def test_a_classification_may_be_its_name_alone(tmp_path):
@@ -82,16 +83,16 @@ def test_points_may_have_a_third_coordinate(tmp_path):
     assert read_annotations(path).contours[0].rings[0].tolist() == [[0.5, 1.5], [8.5, 1.5], [8.5, 8.5]]
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-16-le", "utf-16-be"])
-@pytest.mark.parametrize("packed", [False, True])
-def test_the_real_session_in_other_encodings_and_compressed(shared, tmp_path, encoding, packed):
-    real = shared / "data" / "annotations" / "TUPAC-TE-234.session.xml"
-    text = real.read_text(encoding="utf-8-sig").replace("UTF-8", encoding[:6]).encode(encoding)
-    path = tmp_path / "a.session.xml"
-    path.write_bytes(gzip.compress(text) if packed else text)
-    found, expected = read_annotations(path), read_annotations(real)
-    assert (found.image_name, found.others) == (expected.image_name, expected.others)
-    assert [c.rings[0].tolist() for c in found.contours] == [c.rings[0].tolist() for c in expected.contours]
+def test_the_real_session_in_other_encodings_and_compressed(shared, tmp_path, subtests):
+    for packed, encoding in itertools.product([False, True], ["utf-8", "utf-16", "utf-16-le", "utf-16-be"]):
+        with subtests.test(packed=packed, encoding=encoding):
+            real = shared / "data" / "annotations" / "TUPAC-TE-234.session.xml"
+            text = real.read_text(encoding="utf-8-sig").replace("UTF-8", encoding[:6]).encode(encoding)
+            path = tmp_path / "a.session.xml"
+            path.write_bytes(gzip.compress(text) if packed else text)
+            found, expected = read_annotations(path), read_annotations(real)
+            assert (found.image_name, found.others) == (expected.image_name, expected.others)
+            assert [c.rings[0].tolist() for c in found.contours] == [c.rings[0].tolist() for c in expected.contours]
 
 
 def test_geojson_in_utf_16_and_a_cut_archive(tmp_path):
@@ -111,9 +112,8 @@ def test_qupaths_signed_colour(tmp_path):
     assert read_annotations(path).contours[0].colour == "#ff0000"
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
+def test_broken_files_are_named_in_one_line(tmp_path, subtests):
+    cases = [
         ("hello", "neither XML nor GeoJSON"),
         ("<other/>", "its first element is <other>"),
         ("<Annotations>", "broken XML"),
@@ -141,15 +141,15 @@ def test_qupaths_signed_colour(tmp_path):
             "float",
         ),
         ("<?xml version='1.0' encoding='utf-99'?><session/>", ""),
-    ],
-)
-def test_broken_files_are_named_in_one_line(tmp_path, text, message):
-    path = tmp_path / "bad.xml"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=r"bad\.xml: ") as error:
-        read_annotations(path)
-    assert message in str(error.value)
-    assert "\n" not in str(error.value)
+    ]
+    for text, message in cases:
+        with subtests.test(text=text[:80], message=message):
+            path = tmp_path / "bad.xml"
+            path.write_text(text)
+            with pytest.raises(ValueError, match=r"bad\.xml: ") as error:
+                read_annotations(path)
+            assert message in str(error.value)
+            assert "\n" not in str(error.value)
 
 
 def test_p32_xml_bombs_are_refused(tmp_path):
@@ -192,14 +192,15 @@ def test_a_colour_of_two_types_decides_nothing(tmp_path):
     assert (types | TypeMapping({"#000009": 2})).types_of([Contour([], "", "#000009")]) == [2]
 
 
-@pytest.mark.parametrize("value", ["-1", "1.5", "1.0", "true", '"1"', "[1]", "NaN", "5"])
-def test_a_mapping_gives_ids_of_types(tmp_path, value):
-    path = tmp_path / "mapping.json"
-    path.write_text('{"bed": 0, "ink": null, "tumour": 4}')
-    assert TypeMapping.read(path, {1, 4}).types == {"bed": None, "ink": None, "tumour": 4}
-    path.write_text(f'{{"tumour": {value}}}')
-    with pytest.raises(ValueError, match=r"mapping\.json: expected .* no type"):
-        TypeMapping.read(path, {1, 4})
+def test_a_mapping_gives_ids_of_types(tmp_path, subtests):
+    for value in ["-1", "1.5", "1.0", "true", '"1"', "[1]", "NaN", "5"]:
+        with subtests.test(value=value):
+            path = tmp_path / "mapping.json"
+            path.write_text('{"bed": 0, "ink": null, "tumour": 4}')
+            assert TypeMapping.read(path, {1, 4}).types == {"bed": None, "ink": None, "tumour": 4}
+            path.write_text(f'{{"tumour": {value}}}')
+            with pytest.raises(ValueError, match=r"mapping\.json: expected .* no type"):
+                TypeMapping.read(path, {1, 4})
 
 
 def test_of_a_cell_the_nucleus_is_read_and_a_derived_class_has_all_its_names(tmp_path):

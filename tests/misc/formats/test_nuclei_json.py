@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import tracemalloc
 from dataclasses import fields
@@ -81,36 +82,39 @@ def test_type_probs_and_missing_types(tmp_path):
     assert "type_probs" not in info
 
 
-@pytest.mark.parametrize(("typed", "probs"), [(True, 0), (True, 4), (False, 0)])
-def test_what_is_written_in_pieces_comes_back(tmp_path, monkeypatch, typed, probs):
-    monkeypatch.setattr(json_text, "BLOCK_BYTES", 1000)
-    monkeypatch.setattr(nuclei_json, "WRITE_NUCLEI", 7)
-    parts = [make(n, start, typed, probs) for n, start in ((20, 1), (0, 21), (1, 21), (30, 40))]
-    header = {"mpp": 0.5, "slide": {"name": "ä .b [1].svs", "width": 9, "height": 8, "scale": 2.0, "mpp": 0.25}}
-    assert write_json(tmp_path / "a.json", iter(parts), 20, header) == 51
-    expected = Nuclei.concat([part for part in parts if len(part)])
-    nuclei, found = read_json(tmp_path / "a.json")
-    assert_same(nuclei, expected)
-    assert found == {"mag": 20, **header}
-    assert read_header(tmp_path / "a.json") == found
-    chunks = list(iter_json(tmp_path / "a.json", chunk=10))
-    assert len(chunks) > 2
-    assert all(len(chunk) >= 10 for chunk in chunks[:-1])
-    assert_same(Nuclei.concat(chunks), expected)
+def test_what_is_written_in_pieces_comes_back(tmp_path, subtests):
+    for typed, probs in [(True, 0), (True, 4), (False, 0)]:
+        with subtests.test(typed=typed, probs=probs), pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.setattr(json_text, "BLOCK_BYTES", 1000)
+            monkeypatch.setattr(nuclei_json, "WRITE_NUCLEI", 7)
+            parts = [make(n, start, typed, probs) for n, start in ((20, 1), (0, 21), (1, 21), (30, 40))]
+            header = {"mpp": 0.5, "slide": {"name": "ä .b [1].svs", "width": 9, "height": 8, "scale": 2.0, "mpp": 0.25}}
+            assert write_json(tmp_path / "a.json", iter(parts), 20, header) == 51
+            expected = Nuclei.concat([part for part in parts if len(part)])
+            nuclei, found = read_json(tmp_path / "a.json")
+            assert_same(nuclei, expected)
+            assert found == {"mag": 20, **header}
+            assert read_header(tmp_path / "a.json") == found
+            chunks = list(iter_json(tmp_path / "a.json", chunk=10))
+            assert len(chunks) > 2
+            assert all(len(chunk) >= 10 for chunk in chunks[:-1])
+            assert_same(Nuclei.concat(chunks), expected)
 
 
-@pytest.mark.parametrize("indent", [None, 2])
-@pytest.mark.parametrize("order", [["mag", "nuc"], ["nuc", "mag", "mpp"], ["mpp", "nuc", "mag"]])
-@pytest.mark.parametrize("block", [64, 1 << 20])
-def test_files_of_others(tmp_path, monkeypatch, indent, order, block):
-    monkeypatch.setattr(json_text, "BLOCK_BYTES", block)
-    content = {**UPSTREAM, "mag": 40, "mpp": {"x": [{"}": ']},\\"'}]}}
-    content["nuc"] = {key: dict(reversed(info.items())) if indent else info for key, info in UPSTREAM["nuc"].items()}
-    (tmp_path / "a.json").write_text("\ufeff" + json.dumps({key: content[key] for key in order}, indent=indent) + "\n")
-    nuclei, header = read_json(tmp_path / "a.json")
-    assert_same(nuclei, Nuclei.from_dict(UPSTREAM["nuc"]))
-    assert header == {key: content[key] for key in order if key != "nuc"}
-    assert read_header(tmp_path / "a.json") == header
+def test_files_of_others(tmp_path, subtests):
+    orders = [["mag", "nuc"], ["nuc", "mag", "mpp"], ["mpp", "nuc", "mag"]]
+    for block, order, indent in itertools.product([64, 1 << 20], orders, [None, 2]):
+        with subtests.test(block=block, order=order, indent=indent), pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.setattr(json_text, "BLOCK_BYTES", block)
+            content = {**UPSTREAM, "mag": 40, "mpp": {"x": [{"}": ']},\\"'}]}}
+            turned = {key: dict(reversed(info.items())) for key, info in UPSTREAM["nuc"].items()}
+            content["nuc"] = turned if indent else UPSTREAM["nuc"]
+            text = json.dumps({key: content[key] for key in order}, indent=indent)
+            (tmp_path / "a.json").write_text(f"\ufeff{text}\n")
+            nuclei, header = read_json(tmp_path / "a.json")
+            assert_same(nuclei, Nuclei.from_dict(UPSTREAM["nuc"]))
+            assert header == {key: content[key] for key in order if key != "nuc"}
+            assert read_header(tmp_path / "a.json") == header
 
 
 def test_nuclei_with_more_in_them(tmp_path):
@@ -149,19 +153,19 @@ def test_no_nuclei(tmp_path):
     assert read_header(tmp_path / "a.json") == header
 
 
-@pytest.mark.parametrize("block", [64, 1 << 20])
-@pytest.mark.parametrize("untyped_first", [False, True])
-def test_untyped_among_typed_is_type_0_whichever_comes_first(tmp_path, monkeypatch, untyped_first, block):
-    monkeypatch.setattr(json_text, "BLOCK_BYTES", block)
-    typed = UPSTREAM["nuc"]["7"] | {"type": 2, "type_prob": 0.9}
-    bare = typed | {"type": None, "type_prob": None}
-    both = [typed] + [bare] * 30
-    content = {"mag": None, "nuc": dict(enumerate(both[::-1] if untyped_first else both))}
-    (tmp_path / "a.json").write_text(json.dumps(content))
-    parts = list(iter_json(tmp_path / "a.json", chunk=1))
-    types = np.concatenate([part.types for part in parts]).tolist()
-    assert types == ([0] * 30 + [2] if untyped_first else [2] + [0] * 30)
-    assert sum(int(np.isnan(part.type_prob).sum()) for part in parts) == 30
+def test_untyped_among_typed_is_type_0_whichever_comes_first(tmp_path, subtests):
+    for untyped_first, block in itertools.product([False, True], [64, 1 << 20]):
+        with subtests.test(untyped_first=untyped_first, block=block), pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.setattr(json_text, "BLOCK_BYTES", block)
+            typed = UPSTREAM["nuc"]["7"] | {"type": 2, "type_prob": 0.9}
+            bare = typed | {"type": None, "type_prob": None}
+            both = [typed] + [bare] * 30
+            content = {"mag": None, "nuc": dict(enumerate(both[::-1] if untyped_first else both))}
+            (tmp_path / "a.json").write_text(json.dumps(content))
+            parts = list(iter_json(tmp_path / "a.json", chunk=1))
+            types = np.concatenate([part.types for part in parts]).tolist()
+            assert types == ([0] * 30 + [2] if untyped_first else [2] + [0] * 30)
+            assert sum(int(np.isnan(part.type_prob).sum()) for part in parts) == 30
 
 
 def test_untyped_nuclei_stay_untyped_whatever_else_the_file_says(tmp_path):
@@ -185,9 +189,8 @@ def test_p04_every_truncation_is_refused(tmp_path, monkeypatch, block):
             read_header(path)
 
 
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
+def test_broken_files_say_where(tmp_path, subtests):
+    cases = [
         ("[1, 2]", r"byte 0: broken JSON: expected '\{', found '\['"),
         ('{"mag": 1}', 'no "nuc" in it'),
         ('{"mag": nope, "nuc": {}}', "byte 8: broken JSON"),
@@ -195,19 +198,18 @@ def test_p04_every_truncation_is_refused(tmp_path, monkeypatch, block):
         ('{"nuc": {}} x', "byte 12: more text after the end"),
         (json.dumps(UPSTREAM)[:-2] + ",}}", r"byte \d+: expected the next nucleus after the comma"),
         ('{"nuc": {"1": {"centroid": [0, 0]}}}', "nucleus '1' is not as it should be: KeyError 'contour'"),
-    ],
-)
-def test_broken_files_say_where(tmp_path, text, reason):
-    path = tmp_path / "a.json"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=reason) as error:
-        read_json(path)
-    assert str(error.value).startswith(str(path))
+    ]
+    for text, reason in cases:
+        with subtests.test(text=text, reason=reason):
+            path = tmp_path / "a.json"
+            path.write_text(text)
+            with pytest.raises(ValueError, match=reason) as error:
+                read_json(path)
+            assert str(error.value).startswith(str(path))
 
 
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
+def test_broken_nuclei_are_refused(tmp_path, subtests):
+    cases = [
         ('}, "3"', '} "3"'),  # no comma between two nuclei
         ('"type": 0}}', '"type": 0},}'),  # a comma after the last
         ("[3, 2]", "[3]"),  # a point of one number
@@ -224,14 +226,14 @@ def test_broken_files_say_where(tmp_path, text, reason):
         ("[2.0, 3.25]", "[2.0]"),
         ("[[2, 1], [5, 4]]", "[[2, 1], [5]]"),
         ('"3": {', '"7": {'),  # an id twice
-    ],
-)
-def test_broken_nuclei_are_refused(tmp_path, old, new):
-    text = json.dumps(UPSTREAM)
-    assert old in text
-    (tmp_path / "a.json").write_text(text.replace(old, new, 1))
-    with pytest.raises(ValueError, match=r"a\.json: "):
-        read_json(tmp_path / "a.json")
+    ]
+    for old, new in cases:
+        with subtests.test(old=old, new=new):
+            text = json.dumps(UPSTREAM)
+            assert old in text
+            (tmp_path / "a.json").write_text(text.replace(old, new, 1))
+            with pytest.raises(ValueError, match=r"a\.json: "):
+                read_json(tmp_path / "a.json")
 
 
 def test_a_missing_bracket_does_not_pull_the_file_into_memory(tmp_path, monkeypatch):

@@ -177,9 +177,8 @@ BOMB = '<!DOCTYPE x [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;">]><session>&b;</s
 EXTERNAL = '<!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/passwd">]><session>&a;</session>'
 
 
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
+def test_p32_bombs_and_broken_files_are_refused_in_one_line(tmp_path, subtests):
+    cases = [
         (BOMB, "refused"),
         (EXTERNAL, "refused"),
         ("<session><image>", "broken XML"),
@@ -192,15 +191,15 @@ EXTERNAL = '<!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/passwd">]><session>&a;</
             r"graphic 0 \('R 1'\): <point> should be \"x,y\", but is '1;2'",
         ),
         (session_text("<graphic><point-list><point>nan,2</point></point-list></graphic>"), "not finite"),
-    ],
-)
-def test_p32_bombs_and_broken_files_are_refused_in_one_line(tmp_path, text, reason):
-    path = tmp_path / "a.session.xml"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=reason) as error:
-        read_session(path)
-    assert str(error.value).startswith(str(path))
-    assert "\n" not in str(error.value)
+    ]
+    for text, reason in cases:
+        with subtests.test(text=text, reason=reason):
+            path = tmp_path / "a.session.xml"
+            path.write_text(text)
+            with pytest.raises(ValueError, match=reason) as error:
+                read_session(path)
+            assert str(error.value).startswith(str(path))
+            assert "\n" not in str(error.value)
 
 
 def test_missing_session(tmp_path):

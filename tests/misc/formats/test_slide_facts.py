@@ -17,9 +17,8 @@ def image(mag=None, mpp_xy=None) -> SlideImage:
     return SlideImage("a.svs", 100, 90, mpp_xy, mag, lambda *_: None, lambda: None)
 
 
-@pytest.mark.parametrize(
-    ("header", "opened", "option", "expected"),
-    [
+def test_the_scale_in_the_order_of_who_says_it(subtests):
+    cases = [
         ({"mag": 20, "slide": {"scale": 3.0}}, image(40.0), 4.0, 4.0),
         ({"mag": 20, "slide": {"scale": 3.0}}, image(40.0), None, 3.0),
         ({"mag": 10}, image(40.0, (0.5, 0.5)), None, 4.0),
@@ -28,10 +27,10 @@ def image(mag=None, mpp_xy=None) -> SlideImage:
         ({"mag": 20}, None, None, 1.0),
         ({"mag": None}, image(40.0), None, 1.0),
         ({}, None, 2.0, 2.0),
-    ],
-)
-def test_the_scale_in_the_order_of_who_says_it(header, opened, option, expected):
-    assert slide_facts(PATH, header, opened, option).scale == pytest.approx(expected)
+    ]
+    for header, opened, option, expected in cases:
+        with subtests.test(header=header, opened=opened, option=option, expected=expected):
+            assert slide_facts(PATH, header, opened, option).scale == pytest.approx(expected)
 
 
 def test_what_was_scanned_is_what_the_slide_says_else_the_header():
@@ -67,9 +66,8 @@ def test_size_name_and_pixel_size():
     assert (nothing.name, nothing.width, nothing.height, nothing.mpp_xy) == ("", 0, 0, None)
 
 
-@pytest.mark.parametrize(
-    ("header", "message"),
-    [
+def test_broken_headers_are_named_in_one_line(subtests):
+    cases = [
         ({"slide": 3}, '"slide" is no object: 3'),
         ({"slide": {"width": "x"}}, '"slide.width" is a positive number or null'),
         ({"slide": {"width": 1e300}}, "from 1 to 2147483647, got 1e.300"),
@@ -81,10 +79,10 @@ def test_size_name_and_pixel_size():
         ({"mag": True}, '"mag" is a positive number'),
         ({"mpp": "large"}, '"mpp" is a positive number'),
         ({"slide": {"width": 99, "height": 90}}, "is of a slide of 99 x 90 px, but a.svs has 100 x 90"),
-    ],
-)
-def test_broken_headers_are_named_in_one_line(header, message):
-    with pytest.raises(ValueError, match=message) as error:
-        slide_facts(PATH, header, image())
-    assert str(error.value).startswith("a.json: ")
-    assert len(str(error.value)) < 200
+    ]
+    for header, message in cases:
+        with subtests.test(header=header, message=message):
+            with pytest.raises(ValueError, match=message) as error:
+                slide_facts(PATH, header, image())
+            assert str(error.value).startswith("a.json: ")
+            assert len(str(error.value)) < 200

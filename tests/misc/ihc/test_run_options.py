@@ -54,11 +54,12 @@ def test_a_run_that_is_stopped_leaves_what_it_did_not_come_to_as_stale(tmp_path)
         RunOptions(path, {"size": 60}, ["a", "b"], ["a", "b"], overwrite=False)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"options": 3}', '{"options": {}, "made_with_other_options": [1]}'])
-def test_a_broken_file_is_named_and_overwritten(tmp_path, text):
-    path = tmp_path / "options.json"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=r"options\.json: does not hold the options"):
-        RunOptions(path, {"size": 1}, [], [], overwrite=False)
-    run(path, {"size": 1}, overwrite=True)
-    run(path, {"size": 1})
+def test_a_broken_file_is_named_and_overwritten(tmp_path, subtests):
+    for text in ["", "[]", "{}", '{"options": 3}', '{"options": {}, "made_with_other_options": [1]}']:
+        with subtests.test(text=text):
+            path = tmp_path / "options.json"
+            path.write_text(text)
+            with pytest.raises(ValueError, match=r"options\.json: does not hold the options"):
+                RunOptions(path, {"size": 1}, [], [], overwrite=False)
+            run(path, {"size": 1}, overwrite=True)
+            run(path, {"size": 1})

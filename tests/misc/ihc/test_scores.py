@@ -21,10 +21,11 @@ def test_a_persons_word_on_negative_goes_before_the_first_threshold():
     assert classify([0.1, 0.9, 0.1, 0.5, 0.9], negative=negative).tolist() == [1, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("bad", [(0.2, 0.4), (0.4, 0.2, 0.6), (0.2, 0.2, 0.6), (0.2, 0.4, np.nan)])
-def test_thresholds_that_do_not_rise_are_refused(bad):
-    with pytest.raises(ValueError, match="three rising DAB densities"):
-        classify([0.1], bad)
+def test_thresholds_that_do_not_rise_are_refused(subtests):
+    for bad in [(0.2, 0.4), (0.4, 0.2, 0.6), (0.2, 0.2, 0.6), (0.2, 0.4, np.nan)]:
+        with subtests.test(bad=bad):
+            with pytest.raises(ValueError, match="three rising DAB densities"):
+                classify([0.1], bad)
 
 
 def test_h_score_by_eye():
@@ -66,22 +67,23 @@ def test_wilson_interval_holds_its_share_and_stays_between_0_and_1():
         wilson_interval(5, 4)
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_kmeans_is_the_best_of_all_splits(seed):
-    rng = np.random.default_rng(seed)
-    values = np.sort(rng.choice(1000, rng.integers(3, 12), replace=False)) / 1000
-    weights = rng.integers(1, 5, len(values))
+def squares(values, weights):
+    mean = np.average(values, weights=weights)
+    return (weights * (values - mean) ** 2).sum(), mean
 
-    def squares(a, b):
-        mean = np.average(values[a:b], weights=weights[a:b])
-        return (weights[a:b] * (values[a:b] - mean) ** 2).sum(), mean
 
-    splits = [
-        [squares(0, i), squares(i, j), squares(j, len(values))]
-        for i, j in itertools.combinations(range(1, len(values)), 2)
-    ]
-    best = min(splits, key=lambda parts: sum(s for s, _ in parts))
-    assert kmeans3(values, weights) == pytest.approx([mean for _, mean in best])
+def test_kmeans_is_the_best_of_all_splits(subtests):
+    for seed in range(10):
+        with subtests.test(seed=seed):
+            rng = np.random.default_rng(seed)
+            values = np.sort(rng.choice(1000, rng.integers(3, 12), replace=False)) / 1000
+            weights = rng.integers(1, 5, len(values))
+            splits = [
+                [squares(values[part], weights[part]) for part in (slice(i), slice(i, j), slice(j, None))]
+                for i, j in itertools.combinations(range(1, len(values)), 2)
+            ]
+            best = min(splits, key=lambda parts: sum(s for s, _ in parts))
+            assert kmeans3(values, weights) == pytest.approx([mean for _, mean in best])
 
 
 def test_cohort_thresholds_lie_half_way_between_the_clusters():

@@ -28,10 +28,11 @@ def test_densities_by_eye():
         optical_density(np.zeros(3))
 
 
-@pytest.mark.parametrize("amounts", [(0, 0), (0.5, 0), (0, 0.7), (0.3, 0.4), (0.1, 1.0)])
-def test_a_mixture_comes_apart(amounts):
-    # a value of 0-255 is right to half a step, which in the dark is some hundredths of density
-    assert stain_densities(dyed(*amounts), "hdab") == pytest.approx(amounts, abs=0.03)
+def test_a_mixture_comes_apart(subtests):
+    for amounts in [(0, 0), (0.5, 0), (0, 0.7), (0.3, 0.4), (0.1, 1.0)]:
+        with subtests.test(amounts=amounts):
+            # a value of 0-255 is right to half a step, which in the dark is some hundredths of density
+            assert stain_densities(dyed(*amounts), "hdab") == pytest.approx(amounts, abs=0.03)
 
 
 def test_scikit_image_agrees_on_which_pixel_has_more_dab():

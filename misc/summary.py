@@ -1,4 +1,4 @@
-"""`summary.csv`: what became of each slide, kept up to date while runs are at work, also by several at once."""
+"""A table with a line for each slide, kept up to date while runs are at work, also by several at once."""
 
 from __future__ import annotations
 
@@ -8,34 +8,14 @@ import io
 import itertools
 import logging
 import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
-from misc.files import write_atomic
+from misc.files import remove_parts, write_atomic
 from misc.locks import locked
 
 logger = logging.getLogger(__name__)
-
-DONE, FAILED, SKIPPED = "done", "failed", "skipped"
-BUSY = "another run is at work on it"
-THERE = "its results are there"
-
-
-@dataclass
-class Row:
-    """A line of the summary."""
-
-    slide: str
-    status: str = FAILED
-    reason: str = ""
-    nuclei: int | str = ""
-    seconds: float | str = ""
-    mpp: float | str = ""
-    magnification: float | str = ""
-    tissue_share: float | str = ""
-
-
-COLUMNS = tuple(column.name for column in fields(Row))
 
 
 class Summary:
@@ -43,19 +23,21 @@ class Summary:
 
     Args:
         path: the file; a lock lies beside it while it is changed.
+        row_type: dataclass of a line; its field `slide` tells lines apart.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, row_type: type):
         self.path = path
-        self._unwritten: list[Row] = []
+        self._columns = tuple(column.name for column in fields(row_type))
+        self._unwritten: list[tuple[Any, bool]] = []
 
     def earlier(self, slide: str) -> dict[str, str] | None:
         """Return the line of a slide as it is in the file."""
         return self._lines().get(slide)
 
-    def put(self, row: Row) -> None:
-        """Add a line; a disk that is full now does not end the run."""
-        self._unwritten.append(row)
+    def put(self, row: Any, keep_earlier: bool = False) -> None:
+        """Add a line, unless an earlier one is to be kept; a disk that is full now does not end the run."""
+        self._unwritten.append((row, keep_earlier))
         try:
             self.flush()
         except OSError as error:
@@ -70,15 +52,16 @@ class Summary:
         if not self._unwritten:
             return
         with locked(self.path.with_name(f".{self.path.stem}.lock"), wait=True):
+            remove_parts(self.path)
             lines = self._lines()
             if not lines:
                 self._set_aside()
-            for row in self._unwritten:
+            for row, keep_earlier in self._unwritten:
                 earlier = lines.get(row.slide)
-                if not _says_more(earlier, row):
+                if earlier is None or not keep_earlier:
                     lines[row.slide] = {**(earlier or {}), **asdict(row)}
             text = io.StringIO()
-            columns = dict.fromkeys(itertools.chain(COLUMNS, *lines.values()))
+            columns = dict.fromkeys(itertools.chain(self._columns, *lines.values()))
             writer = csv.DictWriter(text, list(columns), lineterminator="\n")
             writer.writeheader()
             writer.writerows(lines[slide] for slide in sorted(lines))
@@ -103,10 +86,3 @@ class Summary:
         with open(self.path, newline="", **encoded) as handle, contextlib.suppress(csv.Error):
             lines = [line for line in csv.DictReader(handle) if line.get("slide")]
         return {line["slide"]: {name: value for name, value in line.items() if name is not None} for line in lines}
-
-
-def _says_more(earlier: dict | None, row: Row) -> bool:
-    """Tell whether the line of an earlier run, or of one beside this, is to stay."""
-    if earlier is None or row.status != SKIPPED:
-        return False
-    return earlier.get("status") == DONE or row.reason == BUSY

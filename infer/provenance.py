@@ -1,4 +1,4 @@
-"""What an earlier run left: whether it may stay, and what of it is missing."""
+"""What results were made with, and whether they may stay."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from typing import Any
 from misc.formats.nuclei_json import read_header
 from models.hovernet import post_proc
 
-from .tile_output import TileSpec, holds_raw
-
+VERSION = "1.0.0"
 # Key of the JSON header that holds what the results depend on.
 RUN_KEY = "run"
 
 
 class OtherRunError(ValueError):
-    """The results that are there were made otherwise; the message is one line that says how."""
+    """The results that are there were made with something else; the message is one line that says what."""
 
 
 def post_proc_constants() -> dict[str, float]:
@@ -25,34 +24,11 @@ def post_proc_constants() -> dict[str, float]:
     return {name: value for name, value in public.items() if isinstance(value, int | float)}
 
 
-def missing_files(spec: TileSpec, name: str) -> frozenset[str]:
-    """Return which files of a tile have to be written, as kinds of `TileSpec.paths`.
-
-    All of them, `json` among them, where the network has to run; others alone where the JSON file is enough for them.
-
-    Raises:
-        OtherRunError: the results there are not those that this run would make.
-    """
-    paths = spec.paths(name)
-    everything = frozenset(paths)
-    known = was_made_so(paths["json"], spec.header[RUN_KEY])
-    if known is None:
-        return everything
-    missing = frozenset(kind for kind, path in paths.items() if not path.exists())
-    lacks_raw = known and spec.save_raw_map and not holds_raw(paths["mat"])
-    return everything if "mat" in missing or lacks_raw else missing
-
-
 def was_made_so(path: Path, asked: Mapping[str, Any]) -> bool | None:
-    """Tell whether a JSON file of nuclei was made as this run would make it.
+    """Tell whether a JSON file of nuclei was made as this run would make it; `OtherRunError` where it was not.
 
-    Returns:
-        `None` when it is not there or not whole; `False` when it does not say how it was made, as files of the original
-        do not: they count as made so.
-
-    Raises:
-        OtherRunError: it was made otherwise.
-        OSError: it cannot be read.
+    `None` when it is not there or not whole; `False` when it does not say how it was made, as files of the original do
+    not: they count as made so.
     """
     try:
         made = read_header(path).get(RUN_KEY)

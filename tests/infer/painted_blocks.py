@@ -1,4 +1,4 @@
-"""Nuclei painted on a slide, and what tiles that are right or wrong about them hand to stitching."""
+"""Nuclei painted on a slide, and what blocks that are right or wrong about them hand to stitching."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 from scipy import ndimage
 
-from infer.grid import TileGrid
-from infer.tile_nuclei import TileNuclei, hand_over
+from infer.grid import BlockGrid
+from infer.segment import BlockNuclei, hand_over
 from models.hovernet.post_proc import measure
 
 LARGEST_PX = 16  # extent of the largest nucleus that `ellipses` paints
@@ -36,20 +36,20 @@ def whole_pieces(labels: np.ndarray) -> np.ndarray:
     return result
 
 
-def tile_part(labels: np.ndarray, tiles: TileGrid, index: int) -> TileNuclei:
-    """Return what a tile finds, if post-processing is right about everything it sees."""
-    y0, x0, y1, x1 = tiles.tile(index).outer
+def block_part(labels: np.ndarray, blocks: BlockGrid, index: int) -> BlockNuclei:
+    """Return what a block finds, if post-processing is right about everything it sees."""
+    y0, x0, y1, x1 = blocks.block(index).outer
     values, seen = np.unique(labels[y0:y1, x0:x1], return_inverse=True)
     seen = (seen + (values[0] != 0)).reshape(y1 - y0, x1 - x0).astype(np.int32)
-    return hand_over(tiles, index, seen, measure(seen))
+    return hand_over(blocks, index, seen, measure(seen))
 
 
-def parts_of(labels: np.ndarray, tiles: TileGrid) -> list[TileNuclei]:
-    return [tile_part(labels, tiles, index) for index in range(len(tiles))]
+def parts_of(labels: np.ndarray, blocks: BlockGrid) -> list[BlockNuclei]:
+    return [block_part(labels, blocks, index) for index in range(len(blocks))]
 
 
 def shaken(labels: np.ndarray, seed: int) -> np.ndarray:
-    """Draw nuclei as another tile might: some wider, some narrower, some missing, some two in one, some cut in two."""
+    """Draw nuclei as another block might: some wider, some narrower, some missing, some two in one, some cut in two."""
     rng = np.random.default_rng(seed)
     result = np.zeros_like(labels)
     last = labels.max()
@@ -69,6 +69,6 @@ def shaken(labels: np.ndarray, seed: int) -> np.ndarray:
     return whole_pieces(result)
 
 
-def parts_that_differ(labels: np.ndarray, tiles: TileGrid, seed: int = 0) -> list[TileNuclei]:
-    """Return what tiles find that draw the nuclei differently."""
-    return [tile_part(shaken(labels, seed + index), tiles, index) for index in range(len(tiles))]
+def parts_that_differ(labels: np.ndarray, blocks: BlockGrid, seed: int = 0) -> list[BlockNuclei]:
+    """Return what blocks find that draw the nuclei differently."""
+    return [block_part(shaken(labels, seed + index), blocks, index) for index in range(len(blocks))]

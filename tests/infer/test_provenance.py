@@ -9,11 +9,11 @@ import cv2
 import numpy as np
 import pytest
 import scipy.io
+from image_runs import paint, read_nuclei, run
 from stubs import StubNet, disc_labels, painted_image, write_rgb
-from test_tile import paint, read_nuclei, run
 
-import infer.tile_output
-from infer.rerun import post_proc_constants
+import infer.sinks
+from infer.provenance import OtherRunError, post_proc_constants, was_made_so
 from infer.tile import InferManager
 from models.hovernet import post_proc
 from models.hovernet.checkpoint import save_weights
@@ -54,23 +54,23 @@ def test_p05_the_same_run_again_writes_nothing(manager, tmp_path):
     assert written(tmp_path) == before
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [({"patch_input_shape": 320}, "window 256, now 320"), ({"mpp": 0.3}, "mpp None, now 0.3")],
-)
-def test_p05_results_made_otherwise_stay_and_are_reported(manager, tmp_path, options, said):
-    paint(tmp_path, "a.png")
-    run(manager, tmp_path, save_raw_map=True)
-    paint(tmp_path, "b.png")
-    before = written(tmp_path)
-    report = run(manager, tmp_path, **options)
-    assert (report.done, report.skipped, report.exit_code) == (["b"], [], 1)
-    assert said in report.failed["a"]
-    assert "--overwrite" in report.failed["a"]
-    assert "\n" not in report.failed["a"]
-    assert before.items() <= written(tmp_path).items()
-    assert sorted(run(manager, tmp_path, overwrite=True, **options).done) == ["a", "b"]
-    assert run(manager, tmp_path, **options).skipped == ["a", "b"]
+def test_p05_results_made_otherwise_stay_and_are_reported(manager, tmp_path):
+    for number, (options, said) in enumerate(
+        [({"patch_input_shape": 320}, "window 256, now 320"), ({"mpp": 0.3}, "mpp None, now 0.3")]
+    ):
+        folder = tmp_path / f"{number}"
+        paint(folder, "a.png")
+        run(manager, folder, save_raw_map=True)
+        paint(folder, "b.png")
+        before = written(folder)
+        report = run(manager, folder, **options)
+        assert (report.done, report.skipped, report.exit_code) == (["b"], [], 1)
+        assert said in report.failed["a"]
+        assert "--overwrite" in report.failed["a"]
+        assert "\n" not in report.failed["a"]
+        assert before.items() <= written(folder).items()
+        assert sorted(run(manager, folder, overwrite=True, **options).done) == ["a", "b"]
+        assert run(manager, folder, **options).skipped == ["a", "b"]
 
 
 def test_p05_other_weights_precision_and_type_probs_are_told_apart(tmp_path):
@@ -135,11 +135,11 @@ def test_p05_an_overwrite_that_stops_half_way_does_not_pass_as_done(tmp_path):
         raise OSError(28, "No space left on device")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(infer.tile_output, "_draw_overlay", full)  # nothing was replaced yet
+        patch.setattr(infer.sinks, "_draw_overlay", full)  # nothing was replaced yet
         assert "No space" in run(second, tmp_path, overwrite=True).failed["a"]
     assert run(first, tmp_path).skipped == ["a"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(infer.tile_output, "_write_overlay", full)  # the .mat file was
+        patch.setattr(infer.sinks, "_write_pictures", full)  # the .mat file was
         assert "No space" in run(second, tmp_path, overwrite=True).failed["a"]
     assert run(first, tmp_path).done == ["a"]
     assert len(read_nuclei(tmp_path, "a")) < before
@@ -176,3 +176,24 @@ def test_p04_a_json_that_was_cut_off_is_made_again(manager, tmp_path):
     path.write_bytes(whole[:-100])
     assert run(manager, tmp_path).done == ["a"]
     assert path.read_bytes() == whole
+
+
+def test_was_made_so(tmp_path):
+    """Not there or not whole, without a word, otherwise, and so; of what differs, only that is said."""
+    path = tmp_path / "a.json"
+    asked = {"window": 256, "post_proc": {"MIN_SIZE_PX": 10, "MIN_MARKER_PX": 5}}
+    assert was_made_so(path, asked) is None
+    for text, expected in (("", None), ('{"mag": 40, "ru', None), ('{"mag": 40, "nuc": {}}', False)):
+        path.write_text(text)
+        assert was_made_so(path, asked) is expected
+    path.write_text(json.dumps({"run": asked, "nuc": {}}))
+    assert was_made_so(path, asked) is True
+    for other, said in (
+        ({**asked, "window": 320}, "(window 256, now 320)"),
+        ({**asked, "post_proc": {"MIN_SIZE_PX": 20, "MIN_MARKER_PX": 5}}, "(MIN_SIZE_PX 10, now 20)"),
+        ({**asked, "mask": "abc"}, "(mask None, now abc)"),
+        ({"post_proc": asked["post_proc"]}, "(window 256, now None)"),
+    ):
+        with pytest.raises(OtherRunError) as error:
+            was_made_so(path, other)
+        assert said in str(error.value)

@@ -1,0 +1,267 @@
+"""A run over a folder: what is left to do goes through one stream, and what comes back into files and the report."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from infer.grid import cut_window
+from infer.options import RunOptions
+from infer.plan import Plan
+from infer.predictor import Predictor
+from infer.provenance import VERSION, post_proc_constants
+from infer.stream import PLANNED, Stream, Task
+from misc.files import file_digest
+from misc.formats.nuclei_json import types_to_header
+from misc.machine import reused_memory_pages
+from misc.threads import Budget
+from misc.type_info import TypeInfo, default_type_info, load_type_info
+from misc.workers import Job, Outcome, WorkerPool, limit_workers
+from models.hovernet.checkpoint import build_model, check_options, load_checkpoint
+from models.hovernet.devices import choose_precision, parse_devices
+from models.hovernet.net_desc import PATCH_SHAPES, WINDOW_STEP, output_size
+
+logger = logging.getLogger(__name__)
+
+# Micrometres per pixel that a network reads when its checkpoint does not say: the published ones are 40x.
+DEFAULT_MPP = 0.25
+# Working memory of post-processing and drawing, bytes a pixel, measured as peak RSS over map and image.
+POST_PROC_BYTES_PX = 90
+FINISHED = "finished"  # what the last job of a task is about, see `infer.stream.Event`
+
+
+@dataclass
+class Report:
+    """What became of every input, by name; those that failed have a reason, those that were skipped were there already.
+
+    `found` is the number of nuclei of each type (`None` without types) in what was done.
+    """
+
+    done: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    found: Counter = field(default_factory=Counter)
+
+    @property
+    def exit_code(self) -> int:
+        return 1 if self.failed else 0
+
+
+class InferManager:
+    """Loads a checkpoint and says what it is.
+
+    Args:
+        method: `{"model_path": ..., "model_args": {"nr_types": ..., "mode": ...}}`; `model_args` and each of its
+            entries may be left out, they are then read off the checkpoint.
+        type_info_path: `type_info.json`; without it the names and colours come from the checkpoint's `meta`, or
+            from a default palette.
+        gpu: comma-separated ids, `mps`, or empty for the CPU.
+        precision: see `models.hovernet.devices.choose_precision`.
+
+    Attributes:
+        net: the network; whatever else has its `nr_types` and `output_ch` may take its place.
+    """
+
+    def __init__(self, method: Mapping[str, Any], type_info_path: str | Path | None = None, gpu="0", precision="auto"):
+        model_args = method.get("model_args", {})
+        self.checkpoint = load_checkpoint(method["model_path"])
+        check_options(self.checkpoint, model_args.get("mode"), model_args.get("nr_types"))
+        self.mode, self.nr_types = self.checkpoint.mode, self.checkpoint.nr_types
+        self.net = build_model(self.checkpoint)
+        self.devices = parse_devices(gpu)
+        self.precision = choose_precision(precision, self.checkpoint.meta.get("precision"), self.devices[0])
+        self.type_info_dict = self._type_info(type_info_path)
+        types = f"{self.nr_types} types" if self.nr_types else "no types"
+        devices = ", ".join(str(device) for device in self.devices)
+        name, width = self.checkpoint.path.name, self.checkpoint.width
+        logger.info("%s: `%s`, %s, width %g, on %s in %s", name, self.mode, types, width, devices, self.precision)
+
+    @property
+    def trained_at(self) -> float | None:
+        """Micrometres per pixel that the network was trained at, where the checkpoint says it."""
+        return self.checkpoint.meta.get("mpp")
+
+    @property
+    def model_mpp(self) -> float:
+        """Micrometres per pixel that the network reads."""
+        return float(self.trained_at or DEFAULT_MPP)
+
+    def predictor(self, options: RunOptions) -> Predictor:
+        """Put the network on its devices for a run."""
+        return Predictor(self.net, self.devices, options.batch_size, self.precision, options.save_type_probs)
+
+    def largest_window(self, options: RunOptions) -> int:
+        """Return the side of the largest pieces that the network reads: option, checkpoint's advice, or the patch."""
+        size = options.patch_input_shape or self.checkpoint.meta.get("window") or PATCH_SHAPES[self.mode][0]
+        out = output_size(self.mode, size)
+        if options.patch_output_shape not in (None, out):
+            raise ValueError(
+                f"a window of {size} px gives {out} px in mode `{self.mode}`, not {options.patch_output_shape}"
+            )
+        return size
+
+    def window(self, options: RunOptions, shape_yx: tuple[int, int]) -> tuple[int, int]:
+        """Return (input, output) side of the patches of an image of that size, px of the network's plane."""
+        size, (patch_in, patch_out) = self.largest_window(options), PATCH_SHAPES[self.mode]
+        lost = patch_in - patch_out
+        if size > patch_in:  # the mode's own patch is never cut: the original lays it whole over the smallest image
+            size = cut_window(shape_yx, size, lost, WINDOW_STEP)
+        return size, size - lost
+
+    def fingerprint(self, options: RunOptions) -> dict[str, Any]:
+        """Return what the results of a run depend on, besides the image or slide."""
+        path = self.checkpoint.path
+        return {
+            "checkpoint": f"{path.name} {file_digest(path)}",
+            "mpp": options.mpp,
+            "window": self.largest_window(options),
+            "precision": self.precision,
+            "save_type_probs": options.save_type_probs,
+            "post_proc": post_proc_constants(),
+        }
+
+    def header(self, **extra) -> dict[str, Any]:
+        """Return what the result files say of how they were made."""
+        types = types_to_header(self.type_info_dict)
+        return {**extra, "types": types, "model": self.checkpoint.path.name, "version": VERSION}
+
+    def _type_info(self, path: str | Path | None) -> TypeInfo:
+        if path:
+            return load_type_info(path, self.nr_types)
+        info = default_type_info(self.nr_types)
+        for type_id, (name, rgb) in self.checkpoint.meta.get("types", {}).items():
+            info[int(type_id)] = (str(name), tuple(int(v) for v in rgb))
+        return info
+
+
+class RunTask(Task):
+    """A task of a run.
+
+    Attributes:
+        px: that the network predicts of it, as far as is known before it is planned.
+        busy: another run is at work on it.
+        skipped: why there is nothing to do, or the files that are added; `None` where the network has work.
+        waiting: blocks that are not back.
+        settled: it is in the report.
+    """
+
+    px = waiting = 0
+    skipped: str | None = None
+    busy = settled = False
+
+    def last_job(self) -> Job | None:
+        """Return what is to be done once all blocks are back, if anything."""
+        return None
+
+    def place(self, what: Any) -> str:
+        """Return where a piece of it lies, for messages."""
+        return ""
+
+    def found(self, value: Any) -> Counter:
+        """Return the number of nuclei by type, from what the last job returned."""
+        raise NotImplementedError
+
+    def close(self, status: str, reason: str) -> None:
+        """Let go of what it holds; called once, with `done`, `skipped` or `failed` and why."""
+
+
+class Run:
+    """One run over a folder; `report` is what became of its tasks so far."""
+
+    def __init__(self, manager: InferManager, options: RunOptions):
+        if options.save_type_probs and not manager.nr_types:
+            raise ValueError("--save_type_probs needs a network with types; this checkpoint has none")
+        self.manager = manager
+        self.options = options
+        self.predictor = manager.predictor(options)
+        self.report = Report()
+        self.pool: WorkerPool | None = None
+        self._stream: Stream | None = None
+
+    def readers(self, useful: int = 1 << 30) -> int:
+        """Return how many threads read ahead."""
+        return limit_workers("--nr_inference_workers", self.options.nr_inference_workers, useful)
+
+    def workers(self, need: int, memory: int, useful: int = 1 << 30) -> int:
+        """Limit the worker processes by processors, pieces of work (`useful`), and memory: each needs `need` bytes."""
+        asked = limit_workers("--nr_post_proc_workers", self.options.nr_post_proc_workers, useful)
+        fit = max(memory // max(need, 1), 1)
+        if asked > fit:
+            logger.info(
+                "--nr_post_proc_workers=%d -> %d: each may take %.1f GB, and %.1f GB are allowed",
+                *(asked, fit, need / 2**30, memory / 2**30),
+            )
+        return min(asked, fit)
+
+    def so_far(self) -> str:
+        """Return how far a run came that is stopped."""
+        return ""
+
+    def execute(self, tasks: list[RunTask], pool: WorkerPool, readers: int, ahead: int, memory: int) -> None:
+        """Do all tasks, which may take `memory` bytes; the rest as in `Stream`. The pool is closed at the end."""
+        self.pool = pool
+        self._stream = Stream(tasks, self.predictor, pool, readers, ahead, Budget(memory))
+        on_cpu = self.predictor.device.type == "cpu"
+        total = sum(task.px for task in tasks)
+        interrupted = True
+        try:
+            with (
+                reused_memory_pages() if on_cpu else contextlib.nullcontext(),
+                tqdm(total=total, unit="px", unit_scale=True, desc="Segmenting", smoothing=0.1) as bar,
+                logging_redirect_tqdm(),  # else lines of the log begin where the bar ends
+                contextlib.closing(self._stream.run(bar)) as events,
+            ):
+                for task, what, outcome in events:
+                    if not task.settled:
+                        self._take(task, what, outcome, bar)
+                bar.total = bar.n  # what failed was not predicted
+            interrupted = False
+        finally:
+            pool.close(cancel=interrupted)
+            if interrupted:
+                logger.warning("stopped%s; the same command goes on", self.so_far())
+
+    def _take(self, task: RunTask, what: Any, outcome: Outcome, bar: tqdm) -> None:
+        """Take what became of a block, or of a task."""
+        if outcome.error is not None:
+            self._settle(task, "failed", replace(outcome, error=task.place(what) + outcome.error))
+            return
+        if task.busy:
+            self._stream.budget.give(task)
+            return
+        if what == PLANNED and outcome.value is not None:
+            plan: Plan = outcome.value
+            task.waiting = len(plan.todo)
+            bar.total += int(plan.wanted.sum()) * plan.patches.patch_output**2 - task.px
+            bar.set_description(task.path.name)
+        elif what not in (PLANNED, FINISHED):
+            task.waiting -= 1
+        if task.waiting:
+            return
+        job = None if what == FINISHED else task.last_job()
+        if job is None:
+            self._settle(task, "done" if task.skipped is None else "skipped", outcome)
+        else:
+            self._stream.submit(task, FINISHED, job)
+
+    def _settle(self, task: RunTask, status: str, outcome: Outcome) -> None:
+        task.settled = True
+        if status == "done":
+            self.report.done.append(task.name)
+            self.report.found.update(task.found(outcome.value))
+        elif status == "skipped":
+            self.report.skipped.append(task.name)
+        else:
+            task.failed = True
+            self.report.failed[task.name] = outcome.error
+            logger.error("%s: %s\n%s", task.path.name, outcome.error, outcome.details)
+        task.close(status, outcome.error or task.skipped or "")
+        self._stream.budget.give(task)

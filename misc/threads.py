@@ -1,0 +1,90 @@
+"""What threads that work beside each other share: memory, and channels from one to the next."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from typing import Any
+
+
+class ClosedError(Exception):
+    """Nobody takes from this channel, or this budget, any more."""
+
+
+class Budget:
+    """Bytes that the tasks under way may take; one is always allowed.
+
+    Args:
+        size: bytes.
+    """
+
+    def __init__(self, size: int):
+        self.size = size
+        self._taken: dict[Any, int] = {}
+        self._changed = threading.Condition()
+        self._closed = False
+
+    def take(self, task: Any, wait: bool = False) -> bool:
+        """Take what a task costs if it is there; `wait` until it is."""
+        with self._changed:
+            while self._taken and sum(self._taken.values()) + task.cost > self.size and not self._closed:
+                if not wait:
+                    return False
+                self._changed.wait()
+            if self._closed:
+                raise ClosedError
+            self._taken[task] = task.cost
+            return True
+
+    def give(self, task: Any) -> None:
+        """Give back what a task took."""
+        with self._changed:
+            self._taken.pop(task, None)
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Let nobody wait or take any more: the run has ended."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+
+class Channel:
+    """Hands things from one thread to the next, a few at a time."""
+
+    def __init__(self, size: int):
+        self._items, self._size, self._closed = deque(), size, False
+        self._changed = threading.Condition()
+
+    def put(self, item: Any) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._items) < self._size or self._closed)
+            if self._closed:
+                raise ClosedError
+            self._items.append(item)
+            self._changed.notify_all()
+
+    def wait_empty(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._items or self._closed)
+
+    def close(self, drop: bool = False) -> None:
+        """Say that no more comes; `drop` what nobody took."""
+        with self._changed:
+            self._closed = True
+            if drop:
+                self._items.clear()
+            self._changed.notify_all()
+
+    def ready(self, timeout: float | None = 0) -> bool:
+        """Tell whether `get` returns at once, or will within a time in s."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._items or self._closed, timeout)
+
+    def get(self) -> Any:
+        """Return the next thing; `None` at the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._items or self._closed)
+            item = self._items.popleft() if self._items else None
+            self._changed.notify_all()
+            return item
