@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import Dataset
 
+from misc.type_info import UNKNOWN_TYPE
 from misc.utils import cropping_center
 
 from . import augs
@@ -24,7 +25,7 @@ class FileLoader(Dataset):
 
     Args:
         file_list: `.npy` patches (H, W, 4) [R, G, B, instance] or (H, W, 5) with types.
-        with_type: whether samples have a `tp_map`.
+        with_type: whether samples have a `tp_map`; nuclei of patches without types are `UNKNOWN_TYPE` in it.
         input_shape: (h, w) of the network's input.
         mask_shape: (h, w) of its output.
         mode: `train` augments, `valid` cuts out the centre. Both reflect patches that are too small for it at their
@@ -92,9 +93,9 @@ class FileLoader(Dataset):
             int32.
 
         Raises:
-            ValueError: the patch cannot be read, or has no types although they are asked for.
+            ValueError: the patch cannot be read.
         """
-        patch = _read(self.info_list[index], self.with_type)
+        patch = _read(self.info_list[index])
         place = (self.seed, self.epoch, index)
         if self.occurrence:
             place += (self.occurrence,)
@@ -109,20 +110,20 @@ class FileLoader(Dataset):
             image = self.input_augs.augment_image(image)
         sample = {"img": image}
         if self.with_type:
-            sample["tp_map"] = np.ascontiguousarray(cropping_center(labels[..., 1], self.mask_shape))
+            types = labels[..., 1] if labels.shape[2] > 1 else np.where(labels[..., 0] > 0, UNKNOWN_TYPE, 0)
+            sample["tp_map"] = np.ascontiguousarray(cropping_center(types, self.mask_shape), np.int32)
         sample.update(self.target_gen_func(labels[..., 0], self.mask_shape, **self.target_gen_kwargs))
         return sample
 
 
-def _read(path: str | Path, with_type: bool) -> np.ndarray:
+def _read(path: str | Path) -> np.ndarray:
     """Read a patch, in the smallest type that the augmentation is quick with."""
     try:
         patch = np.load(path, allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise ValueError(f"{path} is no readable .npy array: {error}") from error
-    if patch.ndim != 3 or patch.shape[2] < 4 + with_type:
-        wanted = "(H, W, 5) [R, G, B, inst, type]" if with_type else "(H, W, 4) [R, G, B, inst]"
-        raise ValueError(f"{path} has shape {patch.shape}; {wanted} was expected")
+    if patch.ndim != 3 or patch.shape[2] < 4:
+        raise ValueError(f"{path} has shape {patch.shape}; (H, W, 4) [R, G, B, inst] was expected")
     if patch.dtype in _FAST_TYPES:
         return patch
     return patch.astype(np.uint16 if patch.max(initial=0) < 2**16 else np.float64)

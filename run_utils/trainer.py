@@ -23,7 +23,14 @@ from models.hovernet.encoder_init import load_for_finetuning, load_pretrained
 
 from . import checkpoint_io, distributed
 from .callbacks.base import AverageBuffers
-from .checks import check_patches, list_patches, source_images, type_sampling_weights
+from .checks import (
+    check_patches,
+    describe_unknown,
+    folder_weights,
+    list_patches,
+    source_images,
+    type_sampling_weights,
+)
 from .describe import check_same_course, describe_config, differences
 from .disk_full import SaveError, closing, is_disk_full, writing
 from .engine import Events, RunEngine
@@ -62,7 +69,8 @@ class Trainer:
         self.meta = _meta_of_config(config, self.nr_types)
         self.seed = check_manual_seed(config.seed) if config.seed is not None else None
         self.files: dict[str, list[Path]] = {}
-        self.type_counts: dict[str, np.ndarray | None] = {}
+        self.type_counts: dict[str, np.ndarray | None] = {}  # pixels by patch and type, unknown ones last
+        self.weights: np.ndarray | None = None  # how often each training patch is drawn
         self.image_validator: ImageValidator | None = None
 
     def run(self) -> None:
@@ -164,6 +172,10 @@ class Trainer:
             check_pairs(self.image_validator.pairs)
         names = ", ".join(str(device) for device in self.devices)
         self._say(f"{len(self.files['train'])} training and {len(self.files['valid'])} validation patches, on {names}")
+        if self.nr_types is not None:
+            restain = self.config.model_config["run_engine"]["train"].get("restain") or {}
+            if unknown := describe_unknown(self.type_counts["train"], bool(restain.get("classes"))):
+                self._say(unknown)
         if self.device.type == "cpu":
             self._say("no GPU: training on the CPU; after a few steps you are told how long an epoch takes")
         both = sorted(set(source_images(self.files["train"])) & set(self._held_out()))
@@ -177,13 +189,19 @@ class Trainer:
     def _list(self, name: str) -> None:
         folders = getattr(self.config, f"{name}_dir_list")
         self.files[name] = list_patches(folders, f"{name}_dir_list")
+        weights = folder_weights(folders, self.files[name], f"{name}_dir_list")
+        if name == "train":
+            self.weights = weights
+        elif weights is not None:
+            raise ValueError(f"{name}_dir_list in config.py has weights; they are for training alone")
         self.type_counts[name] = check_patches(self.files[name], self.nr_types, show=distributed.is_main())
 
     def _loader(self, name: str, opt: dict, engine: dict, seed: int):
         training = name == "train"
-        weights = None
+        weights = self.weights if training else None
         if training and engine.get("type_sampling") is not None and self.type_counts["train"] is not None:
-            weights = type_sampling_weights(self.type_counts["train"], engine["type_sampling"])
+            by_type = type_sampling_weights(self.type_counts["train"][:, :-1], engine["type_sampling"])
+            weights = by_type if weights is None else weights * by_type
         dataset = FileLoader(
             self.files[name],
             mode=name,

@@ -169,7 +169,7 @@ def test_p12_a_patch_without_nuclei_and_one_with_1500(tmp_path):
         assert sample["np_map"].any() == (name == "crowded")
 
 
-@pytest.mark.parametrize(("shape", "with_type"), [((50, 50, 3), False), ((50, 50, 4), True), ((50, 50), False)])
+@pytest.mark.parametrize(("shape", "with_type"), [((50, 50, 3), False), ((50, 50, 3), True), ((50, 50), False)])
 def test_a_patch_of_the_wrong_shape_is_named(tmp_path, shape, with_type):
     np.save(tmp_path / "bad.npy", np.zeros(shape, np.uint16))
     with pytest.raises(ValueError, match=r"bad\.npy has shape \(50, 50"):
