@@ -12,6 +12,7 @@ from misc.type_info import UNKNOWN_TYPE
 from misc.utils import cropping_center
 
 from . import augs
+from .restain import CLASS_COUNTS, restain
 
 # Types that imgaug's OpenCV backend turns without a detour through float64.
 _FAST_TYPES = (np.uint8, np.uint16, np.int16)
@@ -34,6 +35,9 @@ class FileLoader(Dataset):
         target_gen: (function, keyword arguments) that makes `np_map` and `hv_map` from (instances, mask_shape).
         seed: of the augmentation.
         stain_jitter: also change the amounts of the stains, see `augs.train_input_augs`.
+        restain: `{"share": 0.6, "classes": 2, "mpp": 0.5}` re-stains that share of the samples with haematoxylin and
+            DAB, see `dataloader.restain`. Their types are the DAB classes, 2 or 4 of them; with `"classes": None` they
+            stay those of the patch.
 
     Raises:
         ValueError: another mode.
@@ -50,6 +54,7 @@ class FileLoader(Dataset):
         target_gen: tuple[Callable, dict] | None = None,
         seed: int = 0,
         stain_jitter: bool = False,
+        restain: dict | None = None,
     ):
         if mode not in ("train", "valid"):
             raise ValueError(f"mode must be `train` or `valid`, got `{mode}`")
@@ -62,6 +67,7 @@ class FileLoader(Dataset):
         self.mode = mode
         self.target_gen_func, self.target_gen_kwargs = target_gen
         self.stain_jitter = stain_jitter
+        self.restain = restain
         self.seed = seed
         self.epoch = self.occurrence = 0
         self.shape_augs = self.input_augs = None
@@ -99,12 +105,14 @@ class FileLoader(Dataset):
         place = (self.seed, self.epoch, index)
         if self.occurrence:
             place += (self.occurrence,)
-        shape_seed, input_seed = np.random.SeedSequence(place).generate_state(2).tolist()
+        shape_seed, input_seed, stain_seed = np.random.SeedSequence(place).generate_state(3).tolist()
         # image and labels in one array: what is done to one is done to the other
         self.shape_augs.seed_(shape_seed)
         patch = self.shape_augs.augment_image(_at_least(patch, self.least_shape))
         image = np.ascontiguousarray(patch[..., :3], np.uint8)
         labels = patch[..., 3:].astype(np.int32)
+        if self.restain:
+            image, labels = _restained(image, labels, self.restain, np.random.default_rng(stain_seed))
         if self.input_augs is not None:
             self.input_augs.seed_(input_seed)
             image = self.input_augs.augment_image(image)
@@ -114,6 +122,19 @@ class FileLoader(Dataset):
             sample["tp_map"] = np.ascontiguousarray(cropping_center(types, self.mask_shape), np.int32)
         sample.update(self.target_gen_func(labels[..., 0], self.mask_shape, **self.target_gen_kwargs))
         return sample
+
+
+def _restained(
+    image: np.ndarray, labels: np.ndarray, options: dict, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Re-stain a share of the samples; `labels`, (H, W, 1 or 2), get the DAB classes for types where there are any."""
+    if rng.random() >= options["share"]:
+        return image, labels
+    nr_classes = options.get("classes")
+    image, classes = restain(image, labels[..., 0], rng, nr_classes or CLASS_COUNTS[0], options["mpp"])
+    if nr_classes:
+        labels = np.stack([labels[..., 0], classes[labels[..., 0]]], axis=-1)
+    return image, labels
 
 
 def _read(path: str | Path) -> np.ndarray:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import torch
 from torch import optim
 
+from dataloader.restain import CLASS_COUNTS
 from models.hovernet.encoder_init import check_pretrained
 from models.hovernet.losses import BRANCH_LOSSES, MSGE_AXES
 from models.hovernet.net_desc import PATCH_SHAPES, output_size
@@ -127,6 +128,7 @@ def _check_engine(name: str, engine: dict, engines: dict) -> None:
     power = engine.get("type_sampling")
     if power is not None and not _is_weight(power):
         raise ValueError(f"engine `{name}`: type_sampling must be a number from 0 up, or None, got {power!r}")
+    _check_restain(engine.get("restain"), f"engine `{name}`")
     for callback in (callback for callbacks in engine["callbacks"].values() for callback in callbacks):
         target = getattr(callback, "triggered_engine_name", None)
         if target is not None and target not in engines:
@@ -135,6 +137,16 @@ def _check_engine(name: str, engine: dict, engines: dict) -> None:
             value = getattr(callback, key, None)  # `per_n_step: None` saves by epoch
             if value is not None:
                 _need_count(value, f"engine `{name}`: {key} of {type(callback).__name__}")
+
+
+def _check_restain(options, where: str) -> None:
+    if options is None:
+        return
+    numbers = [options.get(key) for key in ("share", "mpp")] if isinstance(options, dict) else [None]
+    right = all(map(_is_weight, numbers)) and numbers[0] <= 1 and numbers[1] > 0
+    if not right or options.get("classes") not in (None, *CLASS_COUNTS) or options.keys() - {"share", "classes", "mpp"}:
+        wanted = '{"share": 0 to 1, "classes": 2, 4 or None, "mpp": um/px}'
+        raise ValueError(f"{where}: restain must be {wanted}, or None, got {options!r}")
 
 
 def _check_phase(phase: dict, where: str, engines: dict) -> None:

@@ -152,8 +152,9 @@ class Trainer:
         phase = self.config.model_config["phase_list"][0]
         draw, options = phase["target_info"]["viz"]
         opt = {**phase, "batch_size": {mode: batch_size}}
+        engine = {**self.config.model_config["run_engine"][mode], "nr_procs": 0}
         self._list(mode)
-        for batch in self._loader(mode, opt, {"nr_procs": 0}, check_manual_seed(self.seed)):
+        for batch in self._loader(mode, opt, engine, check_manual_seed(self.seed)):
             yield draw({name: value.numpy() for name, value in batch.items()}, is_batch=True, **options)
 
     def _choose_seed(self, moment: checkpoint_io.Resume) -> int:
@@ -209,6 +210,7 @@ class Trainer:
             target_gen=opt["target_info"]["gen"],
             seed=seed,
             stain_jitter=training and engine.get("stain_jitter", False),
+            restain=engine.get("restain"),
             **self.config.shape_info[name],
         )
         sampler = EpochBatchSampler(

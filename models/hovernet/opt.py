@@ -116,6 +116,9 @@ def get_engines(nr_type: int | None, keep_every: int = 10) -> dict:
             "reset_per_run": False,
             "type_sampling": None,  # or a power: 0.5 draws patches of rare types more often, 1.0 evens types out
             "stain_jitter": False,  # or True: change the amounts of haematoxylin, eosin and DAB too
+            # or {"share": 0.6, "classes": 2, "mpp": 0.5}: re-stain that share of the samples with haematoxylin and DAB;
+            # their types are then negative and positive (4: and weak, moderate, strong; None: those of the patches)
+            "restain": None,
             "callbacks": {
                 Events.STEP_COMPLETED: [
                     ScalarMovingAverage(),
