@@ -24,7 +24,7 @@ STRONG_EXTRA_OD = 0.3  # mean of that amount
 # Mean amount of haematoxylin in nuclei of counterstains, from pale to strong (real images: 0.2 to 0.5), and of it in
 # their ground, as a share.
 COUNTERSTAIN_OD = (0.17, 0.5)
-GROUND_SHARE = (0.03, 0.18)
+GROUND_SHARE = (0.0, 0.12)
 # Colours of counterstain and DAB as labs have them: bluer than haematoxylin beside eosin. Optical densities of red,
 # green and blue, and the spread from lab to lab.
 COUNTERSTAIN_RGB = (0.72, 0.61, 0.32)
@@ -45,9 +45,10 @@ MEMBRANE_CHANCE = 0.08  # brown between cells, and nuclei negative
 HOLLOW_CHANCE = 0.5  # pale, vesicular nuclei with a rim
 BLUR_CHANCE = 0.4  # out of focus
 DEBRIS_MEAN = 0.6  # specks in 100 x 100 um
-TINT_OD = (0.01, 0.1)  # of slide, mounting and light
+TINT_OD = (0.01, 0.09)  # of slide, mounting and light
 UNEVENNESS = 0.12  # standard deviation of the tint's strength
 GRAIN_OD = 0.1
+GREY_OD = 0.04  # of unstained tissue
 SPECK_RGB = (1.0, 1.1, 1.2)  # optical densities, as of DAB_RGB
 # Geometry, um.
 EDGE_UM = (0.25, 0.7)  # blur between nucleus and ground
@@ -141,14 +142,14 @@ def restain(
     ground = _brown_ground(patch, classes, rng)
     if has_membranes:
         ground += _membranes(patch, likeness, rng)
-    uneven, grain = _background(patch, rng)
+    uneven, grey = _background(patch, rng)
     dark, clear = _debris(patch, rng)
     colours = _draw_colours(rng)
     # what a measurement of DAB in a nucleus finds without the DAB that is still to come
     in_blue, in_brown, in_tint = _DAB_OF_RGB @ colours[:, :3]
     found = patch.means(in_blue * blue + in_tint * uneven)
     brown = ground + _nuclear_dab(patch, classes, found / in_brown, rim, rng)
-    density = cv2.transform(cv2.merge([blue, brown, uneven, grain, dark]), colours)
+    density = cv2.transform(cv2.merge([blue, brown, uneven, grey, dark]), colours)
     if clear is not None:
         density *= 1 - clear[..., None]
     return _photograph(density, mpp, rng), classes if nr_classes == 4 else np.minimum(classes, WEAK)
@@ -159,7 +160,7 @@ def _draw_share(rng: np.random.Generator) -> float:
 
 
 def _draw_colours(rng: np.random.Generator) -> np.ndarray:
-    """(3, 6) float32 optical densities of red, green, blue: counterstain, DAB, tint, grain, dark specks, the light."""
+    """(3, 6) float32 optical densities of red, green, blue: counterstain, DAB, tint, grey, dark specks, the light."""
     stains = [np.array(mean) + rng.normal(0, COLOUR_SD, 3) for mean in (COUNTERSTAIN_RGB, DAB_RGB)]
     stains = [colour / np.linalg.norm(colour) for colour in stains]
     tint = rng.uniform(*TINT_OD) * rng.uniform(0.75, 1.25, 3)
@@ -254,10 +255,11 @@ def _membranes(patch: _Patch, likeness: np.ndarray, rng: np.random.Generator) ->
 
 
 def _background(patch: _Patch, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """(H, W) strength of the tint of slide, mounting and light, about 1, and (H, W) optical density of the grain."""
+    """(H, W) strength of the tint of slide and light, about 1, and (H, W) grey optical density of tissue and grain."""
     shape = patch.instances.shape
     noise = np.frombuffer(rng.bytes(shape[0] * shape[1]), np.uint8).reshape(shape).astype(np.float32) / 255 - 0.5
     grain = cv2.GaussianBlur(noise, (0, 0), 1.0) * np.float32(rng.uniform(0, GRAIN_OD))
+    grain += patch.matter * np.float32(rng.uniform(0, GREY_OD))
     return 1 + UNEVENNESS * _smooth_noise(shape, UNEVEN_UM / patch.mpp, rng), grain
 
 
