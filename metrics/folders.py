@@ -5,22 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import scipy.io
 
 from misc.files import full_stem, list_files
 
+from .detection import Matched, detection_counts, detection_f1, match, ratio, type_counts, type_f1
 from .overlap import Overlap, whole_numbers
-from .stats_utils import aji, aji_plus, get_dice_1, pair_coordinates, panoptic_quality
+from .stats_utils import aji, aji_plus, get_dice_1, panoptic_quality
 
 # The order in which the original prints them.
 INSTANCE_SCORES = ("Dice", "AJI", "DQ", "SQ", "PQ", "AJI+")
-# A detection matches a true nucleus within this distance (HoVer-Net paper, section 4.2; 12 px at 40x is 3 um).
-MATCH_RADIUS_PX = 12
-# Weights of misclassified (twice), wrongly detected and missed nuclei in the F1 score of a type (ibid., equation 11).
-TYPE_WEIGHTS = (2, 2, 1, 1)
 # Nuclei of the truth, of the prediction, and pairs of them.
 DETECTION_COUNTS = ("true nuclei", "predicted nuclei", "matched nuclei")
 # How types of a truth are merged before scoring: {new type: types of the file}. CoNSeP's seven raw types are 1 other,
@@ -85,7 +81,7 @@ def score_instances(pred_dir: str | Path, true_dir: str | Path, ext: str = ".mat
     scores, columns = Scores(failed=failed), []
     for name, (pred_path, true_path) in pairs.items():
         try:
-            columns.append(instance_scores(_read_map(true_path, "inst_map"), _read_map(pred_path, "inst_map")))
+            columns.append(instance_scores(read_map(true_path, "inst_map"), read_map(pred_path, "inst_map")))
         except (ValueError, OSError) as error:
             scores.failed[name] = str(error)
         else:
@@ -128,12 +124,13 @@ def score_types(
     scores, parts = Scores(failed=failed), []
     for name, (pred_path, true_path) in pairs.items():
         try:
-            parts.append(_match(_read_types(true_path), _read_types(pred_path), merge))
+            true_xy, true_types = read_types(true_path)
+            parts.append(match((true_xy, merge_types(true_types, merge)), read_types(pred_path)))
         except (ValueError, OSError) as error:
             scores.failed[name] = str(error)
         else:
             scores.names.append(name)
-    together = _Matched(*(np.concatenate(column) for column in zip(_Matched.nothing(), *parts, strict=True)))
+    together = Matched(*(np.concatenate(column) for column in zip(Matched.nothing(), *parts, strict=True)))
     true_types = np.concatenate([together.true, together.missed])
     scores.type_ids = sorted(set(type_ids if type_ids is not None else true_types.tolist()))
     scores.values = _type_scores(together, scores.type_ids, exhaustive)
@@ -144,79 +141,41 @@ def score_types(
     return scores
 
 
-class _Matched(NamedTuple):
-    """Types of nuclei: of the M matched ones in truth and prediction, of those missed, and of those invented."""
-
-    true: np.ndarray
-    pred: np.ndarray
-    missed: np.ndarray
-    invented: np.ndarray
-
-    @classmethod
-    def nothing(cls) -> _Matched:
-        return cls(*[np.zeros(0, np.int64)] * len(cls._fields))
+def _type_scores(matched: Matched, type_ids: Sequence[int], exhaustive: bool) -> np.ndarray:
+    """(2 + K,) F1 of detection, share of matched nuclei whose type is right, F1 of each type; `nan` where undefined."""
+    right = np.count_nonzero(matched.true == matched.pred)
+    judged = len(matched.true) - (0 if exhaustive else np.count_nonzero(matched.true == -1))
+    f1_types = [type_f1(type_counts(matched, k, exhaustive)) for k in type_ids]
+    return np.array([detection_f1(detection_counts(matched)), ratio(right, judged), *f1_types])
 
 
-def _match(true: tuple[np.ndarray, np.ndarray], pred: tuple[np.ndarray, np.ndarray], merge: str | None) -> _Matched:
-    """Pair the (N, 2) centroids, with their (N,) types, of one image."""
-    (true_xy, true_types), (pred_xy, pred_types) = true, pred
-    true_types = _merged(true_types, merge)
-    pairing, lone_true, lone_pred = pair_coordinates(true_xy, pred_xy, MATCH_RADIUS_PX)
-    return _Matched(true_types[pairing[:, 0]], pred_types[pairing[:, 1]], true_types[lone_true], pred_types[lone_pred])
-
-
-def _type_scores(matched: _Matched, type_ids: Sequence[int], exhaustive: bool) -> np.ndarray:
-    """(2 + K,) F1 of detection, accuracy, F1 of each type; `nan` where undefined."""
-    f1_types = [_type_f1(*matched, k, exhaustive) for k in type_ids]
-    return np.array([*_detection(*matched, exhaustive), *f1_types])
-
-
-def _detection(matched_true, matched_pred, missed, invented, exhaustive: bool) -> tuple[float, float]:
-    """F1 of detection, and the share of matched nuclei whose type is right."""
-    right = np.count_nonzero(matched_true == matched_pred)
-    wrong = len(matched_true) - right
-    if not exhaustive:
-        wrong -= np.count_nonzero(matched_true == -1)
-    twice = 2 * len(matched_true)
-    return _ratio(twice, twice + len(invented) + len(missed)), _ratio(right, right + wrong)
-
-
-def _type_f1(matched_true, matched_pred, missed, invented, type_id: int, exhaustive: bool) -> float:
-    """F1 of one type (HoVer-Net paper, equation 11), in the original's reading of it.
-
-    Of the matched nuclei only those count of which truth or prediction has the type; so its "true negatives",
-    matched pairs that both have other types, are none.
-    """
-    is_true, is_pred = matched_true == type_id, matched_pred == type_id
-    hits = np.count_nonzero(is_true & is_pred)
-    false_type = np.count_nonzero(~is_true & is_pred)
-    if not exhaustive:
-        false_type -= np.count_nonzero((matched_true == -1) & is_pred)
-    errors = (
-        false_type,
-        np.count_nonzero(is_true & ~is_pred),
-        np.count_nonzero(invented == type_id),
-        np.count_nonzero(missed == type_id),
-    )
-    return _ratio(2 * hits, 2 * hits + sum(w * n for w, n in zip(TYPE_WEIGHTS, errors, strict=True)))
-
-
-def _merged(types: np.ndarray, merge: str | None) -> np.ndarray:
+def merge_types(types: np.ndarray, merge: str | None) -> np.ndarray:
+    """Return types with those of a preset of `MERGES` merged; `None` changes nothing."""
     result = types.copy()
     for new, olds in MERGES.get(merge, {}).items():
         result[np.isin(types, olds)] = new
     return result
 
 
-def _read_map(path: Path, key: str) -> np.ndarray:
-    labels = _load(path, (key,))[key]
+def read_map(path: Path, key: str) -> np.ndarray:
+    """Read an (H, W) map of whole numbers.
+
+    Raises:
+        ValueError: the file cannot be read, or holds none.
+    """
+    labels = load_mat(path, (key,))[key]
     try:
         return whole_numbers(labels)
     except ValueError as error:
         raise ValueError(f"{path}: {key}: {error}") from error
 
 
-def _load(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
+def load_mat(path: Path, keys: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    """Read a `.mat` file that holds `keys`.
+
+    Raises:
+        ValueError: it cannot be read, or lacks one.
+    """
     try:
         content = scipy.io.loadmat(path)
     except Exception as error:  # a damaged file can make scipy raise almost anything
@@ -227,22 +186,22 @@ def _load(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
     return content
 
 
-def _read_types(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def read_types(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Return (N, 2) centroids and (N,) types; taken from the maps where a label file has no lists."""
-    content = _load(path, ())
+    content = load_mat(path)
     if "inst_centroid" in content and "inst_type" in content:
         centroids = content["inst_centroid"].astype(np.float32).reshape(-1, 2)
         types = content["inst_type"].astype(np.int64).ravel()
         if len(centroids) != len(types):
             raise ValueError(f"{path}: {len(centroids)} centroids but {len(types)} types")
         return centroids, types
-    inst_map, type_map = (_read_map(path, key) for key in ("inst_map", "type_map"))
+    inst_map, type_map = (read_map(path, key) for key in ("inst_map", "type_map"))
     if type_map.shape != inst_map.shape:
         raise ValueError(f"{path}: type_map {type_map.shape} does not fit inst_map {inst_map.shape}")
-    return _lists_from_maps(inst_map, type_map)
+    return lists_from_maps(inst_map, type_map)
 
 
-def _lists_from_maps(inst_map: np.ndarray, type_map: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def lists_from_maps(inst_map: np.ndarray, type_map: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Centre of mass of every instance, and the type that most of its pixels have (of equal ones the lowest)."""
     ys, xs = np.nonzero(inst_map)
     ids, which = np.unique(inst_map[ys, xs], return_inverse=True)
@@ -252,7 +211,3 @@ def _lists_from_maps(inst_map: np.ndarray, type_map: np.ndarray) -> tuple[np.nda
     votes = np.zeros((len(ids), len(types)), np.int64)
     np.add.at(votes, (which, column), 1)
     return centroids.astype(np.float32), types[votes.argmax(axis=1)] if len(ids) else types
-
-
-def _ratio(above: float, below: float) -> float:
-    return above / below if below else np.nan
