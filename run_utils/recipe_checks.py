@@ -89,6 +89,9 @@ def check_extra(extra: dict, nr_types: int | None, where: str) -> None:
         raise ValueError(f"{where}: msge_axis must be one of {', '.join(MSGE_AXES)}, got `{axis}`")
     for name in PRECISIONS:
         check_precision(name, extra)
+    decay = extra.get("ema")
+    if decay is not None and not (_is_weight(decay) and 0 < decay < 1):
+        raise ValueError(f"{where}: ema must be a number between 0 and 1, e.g. 0.999, or None, got {decay!r}")
     clip = extra.get("clip_grad_norm")
     if clip is not None and not (_is_weight(clip) and clip > 0):
         raise ValueError(f"{where}: clip_grad_norm must be a number above 0, or None, got {clip!r}")

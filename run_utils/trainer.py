@@ -18,11 +18,11 @@ from dataloader.train_loader import FileLoader
 from infer.predictor import parse_devices
 from misc.files import full_stem, write_atomic
 from misc.machine import reused_memory_pages
-from misc.type_info import load_type_info
 from models.hovernet.encoder_init import load_for_finetuning, load_pretrained
 
 from . import checkpoint_io, distributed
-from .callbacks.base import AverageBuffers
+from .averaging import make_average, scored_network
+from .callbacks.base import AverageBuffers, AverageWeights
 from .checks import (
     check_patches,
     describe_unknown,
@@ -31,13 +31,12 @@ from .checks import (
     source_images,
     type_sampling_weights,
 )
-from .describe import check_same_course, describe_config, differences
+from .describe import check_same_course, describe_config, differences, meta_of_config
 from .disk_full import SaveError, closing, is_disk_full, writing
 from .engine import Events, RunEngine
 from .loaders import build_loader
 from .log_files import truncate_logs
 from .log_folder import find_moment, held, tidy
-from .plain_values import storable
 from .recipe_checks import check_recipe, check_shapes, make_optimizer
 from .sampling import EpochBatchSampler
 from .seeding import check_manual_seed
@@ -66,7 +65,7 @@ class Trainer:
         net = _described_net(config)
         self.nr_types = net.nr_types
         check_shapes(config.shape_info, net.mode)
-        self.meta = _meta_of_config(config, self.nr_types)
+        self.meta = meta_of_config(config, self.nr_types)
         self.seed = check_manual_seed(config.seed) if config.seed is not None else None
         self.files: dict[str, list[Path]] = {}
         self.type_counts: dict[str, np.ndarray | None] = {}  # pixels by patch and type, unknown ones last
@@ -237,6 +236,7 @@ class Trainer:
         optimizer, schedule = make_optimizer(net_info, net.parameters(), nr_steps)
         return {
             "desc": self._wrap(net),
+            "average": make_average(net, net_info["extra_info"].get("ema")),
             "optimizer": optimizer,
             "lr_scheduler": schedule,
             "extra_info": net_info["extra_info"],
@@ -298,12 +298,13 @@ class Trainer:
         return {**meta, **self.meta, "images": images, "config": described}
 
     def _engines(self, options: dict, loaders: dict, nets: dict, log_info: dict, log_dir: Path, seed: int) -> dict:
+        scored = {name: {**info, "desc": scored_network(info)} for name, info in nets.items()}
         engines = {
             name: RunEngine(
                 engine_name=name,
                 dataloader=loaders[name],
                 run_step=option["run_step"],
-                run_info=nets,
+                run_info=nets if name == "train" else scored,
                 log_info=log_info,
                 seed=seed if name == "train" else None,
             )
@@ -315,6 +316,8 @@ class Trainer:
             if name == "train":
                 # before anything evaluates or saves, every rank takes the mean of the batch-norm statistics
                 engine.add_event_handler(Events.EPOCH_COMPLETED, AverageBuffers())
+                if any(info["average"] is not None for info in nets.values()):
+                    engine.add_event_handler(Events.STEP_COMPLETED, AverageWeights())
             for event, callbacks in options[name]["callbacks"].items():
                 for callback in callbacks:
                     callback.reset()
@@ -355,18 +358,6 @@ def _described_net(config) -> nn.Module:
     net_info = next(iter(config.model_config["phase_list"][0]["run_info"].values()))
     with torch.device("meta"):
         return net_info["desc"]()
-
-
-def _meta_of_config(config, nr_types: int | None) -> dict:
-    """Return what the configuration wants every checkpoint to say, as values that a checkpoint can hold."""
-    meta = storable(getattr(config, "meta", None) or {}, "meta in config.py")
-    if not isinstance(meta, dict):
-        raise ValueError(f"meta in config.py must be a dictionary, got {meta!r}")
-    path = getattr(config, "type_info_path", None)
-    if path and nr_types is not None:
-        info = load_type_info(path, nr_types)
-        meta["types"] = {str(key): [name, list(rgb)] for key, (name, rgb) in info.items() if key is not None}
-    return meta
 
 
 def _last_weights(log_dir: str | Path, name: str) -> tuple[Path, dict[str, torch.Tensor]]:
