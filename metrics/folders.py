@@ -118,8 +118,7 @@ def score_types(
     Raises:
         ValueError: unknown `merge`.
     """
-    if merge is not None and merge not in MERGES:
-        raise ValueError(f"unknown merge `{merge}`; there is {', '.join(MERGES)}")
+    check_merge(merge)
     pairs, failed = pair_files(pred_dir, true_dir, ext)
     scores, parts = Scores(failed=failed), []
     for name, (pred_path, true_path) in pairs.items():
@@ -147,6 +146,16 @@ def _type_scores(matched: Matched, type_ids: Sequence[int], exhaustive: bool) ->
     judged = len(matched.true) - (0 if exhaustive else np.count_nonzero(matched.true == -1))
     f1_types = [type_f1(type_counts(matched, k, exhaustive)) for k in type_ids]
     return np.array([detection_f1(detection_counts(matched)), ratio(right, judged), *f1_types])
+
+
+def check_merge(merge: str | None) -> None:
+    """Check that this is a preset of `MERGES`, or `None`.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if merge is not None and merge not in MERGES:
+        raise ValueError(f"unknown merge `{merge}`; there is {', '.join(MERGES)}")
 
 
 def merge_types(types: np.ndarray, merge: str | None) -> np.ndarray:

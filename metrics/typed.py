@@ -12,14 +12,14 @@ What is undefined (nothing there and nothing found; counts that never change) is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from .detection import detection_counts, detection_f1, match, type_counts, type_f1
-from .folders import load_mat, merge_types, pair_files, read_map, read_types
+from .folders import check_merge, load_mat, merge_types, pair_files, read_map, read_types
 from .overlap import Overlap, ids_and_areas
 from .stats_utils import EPS
 
@@ -67,18 +67,34 @@ class TypedCounts:
             "R2": _mean(determination(*np.moveaxis(self.nuclei[picks], 1, 0))),
         }
 
+    @classmethod
+    def joined(cls, parts: Iterable[TypedCounts]) -> TypedCounts:
+        """Return the counts of several sets, of the same types, as those of one."""
+        parts = list(parts)
+        arrays = [
+            np.concatenate([getattr(part, name) for part in parts])
+            for name in ("detection", "types", "panoptic", "nuclei")
+        ]
+        failed = {name: reason for part in parts for name, reason in part.failed.items()}
+        return cls([name for part in parts for name in part.names], parts[0].type_ids, *arrays, failed)
 
-def score_typed(pred_dir: str | Path, true_dir: str | Path, merge: str | None = None) -> TypedCounts:
+
+def score_typed(
+    pred_dir: str | Path, true_dir: str | Path, merge: str | None = None, type_ids: Iterable[int] | None = None
+) -> TypedCounts:
     """Count over two folders of `.mat` files what every score of types is made of.
 
     Args:
         pred_dir: predictions: `inst_map`, `inst_type`, `inst_centroid`.
         true_dir: truth of the same names: those, or `inst_map` and `type_map`.
         merge: name of an entry of `folders.MERGES`, applied to the truth.
+        type_ids: types to count; those of the truth when left out.
 
     Raises:
+        ValueError: unknown `merge`.
         FileNotFoundError: a folder is missing or empty.
     """
+    check_merge(merge)
     pairs, failed = pair_files(pred_dir, true_dir)
     names, images = [], []
     for name, (pred_path, true_path) in pairs.items():
@@ -91,7 +107,7 @@ def score_typed(pred_dir: str | Path, true_dir: str | Path, merge: str | None = 
         else:
             names.append(name)
             images.append((true, pred))
-    type_ids = sorted({int(t) for true, _ in images for t in true.types if t > 0})
+    type_ids = sorted(type_ids if type_ids is not None else {int(t) for true, _ in images for t in true.types if t > 0})
     counted = [_count(true, pred, type_ids) for true, pred in images]
     shapes = ((3,), (len(type_ids), 5), (1 + len(type_ids), 4), (2, len(type_ids)))
     columns = zip(*counted, strict=True) if counted else [()] * len(shapes)

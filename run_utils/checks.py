@@ -146,7 +146,12 @@ def describe_unknown(counts: np.ndarray, types_are_made: bool = False) -> str | 
 
 def source_images(patches: Sequence[Path]) -> list[str]:
     """Return the names of the images that patches were cut from: `<name>_<number>.npy`."""
-    return sorted({path.stem.rpartition("_")[0] or path.stem for path in patches})
+    return sorted({source_image(path) for path in patches})
+
+
+def source_image(patch: Path) -> str:
+    """Return the name of the image that a patch was cut from."""
+    return patch.stem.rpartition("_")[0] or patch.stem
 
 
 def type_sampling_weights(counts: np.ndarray, power: float) -> np.ndarray:

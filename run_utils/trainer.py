@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from dataloader.train_loader import FileLoader
 from infer.predictor import parse_devices
-from misc.files import full_stem, write_atomic
+from misc.files import write_atomic
 from misc.machine import reused_memory_pages
 from models.hovernet.encoder_init import load_for_finetuning, load_pretrained
 
@@ -34,6 +34,7 @@ from .checks import (
 from .describe import check_same_course, describe_config, differences, meta_of_config
 from .disk_full import SaveError, closing, is_disk_full, writing
 from .engine import Events, RunEngine
+from .held_out import describe_overlap
 from .loaders import build_loader
 from .log_files import truncate_logs
 from .log_folder import find_moment, held, tidy
@@ -178,13 +179,9 @@ class Trainer:
                 self._say(unknown)
         if self.device.type == "cpu":
             self._say("no GPU: training on the CPU; after a few steps you are told how long an epoch takes")
-        both = sorted(set(source_images(self.files["train"])) & set(self._held_out()))
-        if both:
-            self._say(f"warning: {len(both)} images are both trained on and validated on ({both[0]}, ...)")
-
-    def _held_out(self) -> list[str]:
-        whole = self.image_validator.pairs if self.image_validator else []
-        return [*source_images(self.files["valid"]), *(full_stem(pair.image) for pair in whole)]
+        whole = [pair.image for pair in self.image_validator.pairs] if self.image_validator else []
+        for line in distributed.on_main(describe_overlap, self.files["train"], self.files["valid"], whole):
+            self._say(line)
 
     def _list(self, name: str) -> None:
         folders = getattr(self.config, f"{name}_dir_list")

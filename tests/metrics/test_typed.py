@@ -11,7 +11,7 @@ import pytest
 import scipy.io
 
 from metrics.folders import score_types
-from metrics.typed import determination, has_types, image_pq, panoptic_counts, score_typed, summed_pq
+from metrics.typed import TypedCounts, determination, has_types, image_pq, panoptic_counts, score_typed, summed_pq
 
 SIDE_PX = 24
 
@@ -78,6 +78,12 @@ def test_a_resample_of_images_is_scored_alone(folders):
     assert perfect["Fd"] == 1
     assert np.isnan(perfect["F1 2"])
     assert np.isnan(perfect["R2"])
+    twice = TypedCounts.joined([counts, counts])
+    assert twice.names == ["a", "b"] * 2
+    assert twice.scores() == pytest.approx(counts.scores())
+    with_more = score_typed(*folders, type_ids=[1, 2, 3])  # a type that is nowhere
+    assert np.isnan(with_more.scores()["F1 3"])
+    assert with_more.scores()["mPQ+"] == counts.scores()["mPQ+"]
 
 
 def test_types_are_merged_before_scoring(folders):
@@ -88,6 +94,8 @@ def test_types_are_merged_before_scoring(folders):
     assert counts.type_ids == [1, 4]
     assert counts.scores()["mPQ+"] == pytest.approx(1, abs=1e-5)
     assert score_typed(pred, true).scores()["mPQ+"] == pytest.approx(0.5, abs=1e-5)
+    with pytest.raises(ValueError, match="unknown merge `lizard`"):
+        score_typed(pred, true, merge="lizard")
 
 
 def test_p12_images_without_nuclei_are_left_out_of_means(folders):
