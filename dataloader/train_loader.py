@@ -70,7 +70,7 @@ class FileLoader(Dataset):
         self.restain = restain
         self.seed = seed
         self.epoch = self.occurrence = 0
-        self.shape_augs = self.input_augs = None
+        self.shape_augs = self.input_augs = self.restained_augs = None
         self.setup_augmentor(0, seed)
 
     def setup_augmentor(self, worker_id: int, seed: int) -> None:
@@ -79,6 +79,8 @@ class FileLoader(Dataset):
         if self.mode == "train":
             self.shape_augs = augs.train_shape_augs(self.input_shape)
             self.input_augs = augs.train_input_augs(self.stain_jitter)
+            # stain jitter turns haematoxylin brown: re-stained nuclei would no longer be of their class
+            self.restained_augs = augs.train_input_augs(stain_jitter=False)
             self.least_shape = (augs.reach(self.input_shape),) * 2
         else:
             self.shape_augs, self.input_augs = augs.valid_shape_augs(self.input_shape), None
@@ -111,11 +113,13 @@ class FileLoader(Dataset):
         patch = self.shape_augs.augment_image(_at_least(patch, self.least_shape))
         image = np.ascontiguousarray(patch[..., :3], np.uint8)
         labels = patch[..., 3:].astype(np.int32)
-        if self.restain:
-            image, labels = _restained(image, labels, self.restain, np.random.default_rng(stain_seed))
-        if self.input_augs is not None:
-            self.input_augs.seed_(input_seed)
-            image = self.input_augs.augment_image(image)
+        input_augs, rng = self.input_augs, np.random.default_rng(stain_seed)
+        if self.restain and rng.random() < self.restain["share"]:
+            image, labels = _restained(image, labels, self.restain, rng)
+            input_augs = self.restained_augs
+        if input_augs is not None:
+            input_augs.seed_(input_seed)
+            image = input_augs.augment_image(image)
         sample = {"img": image}
         if self.with_type:
             types = labels[..., 1] if labels.shape[2] > 1 else np.where(labels[..., 0] > 0, UNKNOWN_TYPE, 0)
@@ -127,9 +131,7 @@ class FileLoader(Dataset):
 def _restained(
     image: np.ndarray, labels: np.ndarray, options: dict, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Re-stain a share of the samples; `labels`, (H, W, 1 or 2), get the DAB classes for types where there are any."""
-    if rng.random() >= options["share"]:
-        return image, labels
+    """Re-stain a sample; `labels`, (H, W, 1 or 2), get the DAB classes for types where classes are asked for."""
     nr_classes = options.get("classes")
     image, classes = restain(image, labels[..., 0], rng, nr_classes or CLASS_COUNTS[0], options["mpp"])
     if nr_classes:

@@ -141,7 +141,10 @@ def describe_unknown(counts: np.ndarray, types_are_made: bool = False) -> str | 
         )
     patches = np.count_nonzero(counts[:, -1])
     share = unknown / (known + unknown)
-    return f"types are unknown in {patches} training patches, {share:.0%} of nuclear pixels: left out of the TP loss"
+    but = ", but where they are re-stained" if types_are_made else ""
+    return (
+        f"types are unknown in {patches} training patches, {share:.0%} of nuclear pixels: left out of the TP loss{but}"
+    )
 
 
 def source_images(patches: Sequence[Path]) -> list[str]:

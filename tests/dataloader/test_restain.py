@@ -165,6 +165,16 @@ def test_training_without_it_draws_what_it_drew_before(files):
     np.testing.assert_array_equal(on[1]["np_map"], plain[1]["np_map"])  # turned as without
 
 
+def test_stain_jitter_leaves_restained_samples_alone(files):
+    """It turns haematoxylin brown, after which a negative nucleus would look positive."""
+    restained = {"share": 1.0, "classes": 2, "mpp": 0.5}
+    with_jitter, without = (load(files, mode="train", restain=restained, stain_jitter=on) for on in (True, False))
+    for epoch in range(5):
+        for loader in (with_jitter, without):
+            loader.set_epoch(epoch)
+        np.testing.assert_array_equal(with_jitter[0]["img"], without[0]["img"])
+
+
 def test_wrong_options_are_named_before_the_first_step():
     for wrong in (
         0.5,
