@@ -167,8 +167,9 @@ def proc_valid_step_output(raw_data: dict, nr_types: int | None = None) -> dict:
     """Turn what `valid_step` counted over a data set into scores.
 
     Returns:
-        `scalar`: `np_acc`, `np_dice`, `tp_dice_<type>` for every type (0 included), `hv_mse` (sum over both maps, mean
-        over pixels), as upstream; `image`: `output`, a picture, where there are samples.
+        `scalar`: `np_acc`, `np_dice`, `tp_dice_<type>` for every type (0 included; none where all nuclei are of unknown
+        type), `hv_mse` (sum over both maps, mean over pixels), as upstream; `image`: `output`, a picture, where there
+        are samples.
     """
     total = {name: np.sum(value, axis=0) for name, value in raw_data.items() if name != "sample"}
 
@@ -176,7 +177,9 @@ def proc_valid_step_output(raw_data: dict, nr_types: int | None = None) -> dict:
         return 2 * total[f"{branch}_overlap"] / (total[f"{branch}_area"] + _DICE_EPSILON)
 
     scalar = {"np_acc": float(total["np_correct"] / total["pixels"]), "np_dice": float(dice("np"))}
-    if nr_types is not None:
+    # where no nucleus has a type, there is nothing to score
+    is_untyped = total.get("tp_unknown", 0) > 0 and total["tp_nuclear"] == 0
+    if nr_types is not None and not is_untyped:
         scalar.update({f"tp_dice_{type_id}": float(value) for type_id, value in enumerate(dice("tp"))})
     scalar["hv_mse"] = float(total["hv_squared_error"] / total["pixels"])
     samples = raw_data.get("sample", [])[:NR_VALID_PICTURES]
@@ -267,6 +270,8 @@ def _count(true: dict[str, Tensor], pred: dict[str, Tensor]) -> dict[str, Tensor
         )
         counts["tp_overlap"] = (chosen * wanted).sum(plane)
         counts["tp_area"] = chosen.sum(plane) + wanted.sum(plane)
+        counts["tp_unknown"] = (~known).sum(plane)
+        counts["tp_nuclear"] = wanted[..., 1:].sum((1, 2, 3))
     return counts
 
 
