@@ -28,8 +28,8 @@ KEEP_EVERY = 2  # epochs between checkpoints that stay, for a learning curve
 def get_config(
     nr_type: int | None,
     mode: str,
-    width: float = WIDTH,
-    phases: tuple[tuple[int, float], ...] = PHASES,
+    width: float | None = None,
+    phases: tuple[tuple[int, float], ...] | None = None,
     ema: float | None = None,
     restain: dict | None = None,
 ) -> dict:
@@ -37,15 +37,15 @@ def get_config(
 
     Args:
         nr_type, mode: as in `opt.get_config`.
-        width: share of HoVer-Net's channels.
-        phases: as `PHASES`.
+        width: share of HoVer-Net's channels; `WIDTH` if left out.
+        phases: as `PHASES`, which is taken if left out.
         ema: decay of the moving average of the weights.
         restain: as in `opt.get_engines`; validation is re-stained as training is.
     """
 
     def phase(index: int, nr_epochs: int, learning_rate: float) -> dict:
         net = {
-            "desc": lambda: create_model(input_ch=3, nr_types=nr_type, freeze=False, mode=mode, width=width),
+            "desc": lambda: create_model(input_ch=3, nr_types=nr_type, freeze=False, mode=mode, width=width or WIDTH),
             "optimizer": [optim.AdamW, {"lr": learning_rate, "weight_decay": 1.0e-4}],
             "lr_scheduler": lambda optimizer, nr_steps: warmup_cosine(optimizer, nr_steps, WARMUP_STEPS),
             "extra_info": {
@@ -79,7 +79,7 @@ def get_config(
     events[Events.EPOCH_COMPLETED] = [c for c in events[Events.EPOCH_COMPLETED] if not isinstance(c, ScheduleLr)]
     events[Events.STEP_COMPLETED].insert(0, ScheduleLr())
     return {
-        "phase_list": [phase(index, *values) for index, values in enumerate(phases)],
+        "phase_list": [phase(index, *values) for index, values in enumerate(phases or PHASES)],
         "run_engine": engines,
     }
 

@@ -188,3 +188,7 @@ def test_wrong_options_are_named_before_the_first_step():
         recipe["run_engine"]["train"]["restain"] = wrong
         with pytest.raises(ValueError, match="engine `train`: restain must be"):
             check_recipe(recipe, 3)
+    recipe = opt_scratch.get_config(5, "fast", restain={"share": 0.5, "classes": 4, "mpp": 0.5})
+    check_recipe(recipe, 5)
+    with pytest.raises(ValueError, match="restain makes 4 classes, so nr_type is 5 with the background, got 3"):
+        check_recipe(recipe, 3)
