@@ -26,7 +26,8 @@ class Config:
         self.dataset_name = "consep"  # a name that dataset.py knows
         self.log_dir = "logs/"  # where checkpoints go
 
-        # folders with the .npy patches that extract_patches.py wrote
+        # folders with the .npy patches that extract_patches.py wrote; ("folder", 2.0) has its patches drawn twice as
+        # often. Some may be without types: their nuclei are left out of the loss of the types
         self.train_dir_list = ["train_patches_path"]
         self.valid_dir_list = ["valid_patches_path"]
 

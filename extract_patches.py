@@ -13,6 +13,9 @@ Options:
   --dataset=<name>       A name that dataset.py knows. Left out: config.py's `dataset_name`.
   --type                 Write the types, too. With neither: config.py's `type_classification`.
   --no_type              Write instances alone.
+  --type_info=<file>     type_info.json of the network: patches get its ids, matched by the names of the types; others
+                         become unknown (255), which training leaves out of the loss of the types.
+  --rename_types=<list>  Names that differ, as theirs:ours, e.g. lymphocyte:inflammatory,macrophage:inflammatory.
   --split=<name>         Which split: a folder of the result. Left out: all of DATASET_INFO in this file; `train` with
                          folders of your own.
   --img_dir=<dir>        Folder with the images of that split. Left out: what DATASET_INFO says.
@@ -78,6 +81,8 @@ class Options:
 
     dataset: str
     with_type: bool
+    type_names: dict[int, str]
+    type_ids: dict[int, int] | None
     splits: tuple[Split, ...]
     cut: Cut
     save_root: Path
@@ -129,9 +134,12 @@ def parse(args: dict) -> Options:
             f"the labels of `{name}` have no types; add --no_type (or see type_classification in config.py)"
         )
     window, step = config.patch_sizes[mode or config.model_mode]
+    type_names, type_ids = find_types(args, name, with_type)
     return Options(
         dataset=name.lower(),
         with_type=with_type,
+        type_names=type_names,
+        type_ids=type_ids,
         splits=find_splits(args["--split"], args["--img_dir"], args["--ann_dir"]),
         cut=Cut(
             win_size=_size(args["--win_size"], "--win_size") or (window, window),
@@ -142,6 +150,27 @@ def parse(args: dict) -> Options:
         save_root=Path(args["--save_root"] or f"dataset/training_data/{name.lower()}"),
         overwrite=args["--overwrite"],
     )
+
+
+def find_types(args: dict, name: str, with_type: bool) -> tuple[dict[int, str], dict[int, int] | None]:
+    """Return the names of the types of the patches, and which id each type of the labels gets (`None`: its own)."""
+    from dataset import get_dataset
+    from misc.type_info import load_type_info, types_by_name
+
+    path, renames, names = args["--type_info"], args["--rename_types"], get_dataset(name).type_names
+    if path is None:
+        if renames:
+            raise ValueError("--rename_types goes with --type_info")
+        return names if with_type else {}, None
+    if not with_type or not names:
+        raise ValueError(
+            f"--type_info matches the names of types: `{name}` has none in dataset.py, or none are extracted"
+        )
+    pairs = [pair.split(":") for pair in renames.split(",")] if renames else []
+    if any(len(pair) != 2 for pair in pairs):
+        raise ValueError(f"--rename_types is theirs:ours,theirs:ours, got `{renames}`")
+    info = load_type_info(path)
+    return {key: name for key, (name, _) in info.items() if key}, types_by_name(names, info, dict(pairs))
 
 
 def find_splits(name: str | None, img_dir: str | None, ann_dir: str | None) -> tuple[Split, ...]:
@@ -164,13 +193,19 @@ def extract(options: Options) -> int:
     """Extract one split after the other; what fails is reported, the others are done."""
     from dataloader.extraction import extract_split
     from dataset import get_dataset
+    from misc.type_info import renumber_types
 
     start, reports, dataset = time.perf_counter(), [], get_dataset(options.dataset)
+
+    def load_ann(path: Path):
+        label = dataset.load_ann(path, options.with_type)
+        return label if options.type_ids is None else renumber_types(label, options.type_ids)
+
     for split in options.splits:
         report = extract_split(
             split,
             dataset.load_img,
-            lambda path: dataset.load_ann(path, options.with_type),
+            load_ann,
             options.cut,
             options.out_dir(split),
             options.overwrite,
@@ -178,7 +213,7 @@ def extract(options: Options) -> int:
         reports.append(report)
         _complain(f"no partner: {path}" for path in split.lone)
         _complain(f"failed: {name}: {reason}" for name, reason in report.failed.items())
-    print_reports(reports, dataset.type_names if options.with_type else {})
+    print_reports(reports, options.type_names)
     failed, lone = sum(len(r.failed) for r in reports), sum(len(s.lone) for s in options.splits)
     folders = ", ".join(str(options.out_dir(split)) for split in options.splits)
     print(
@@ -190,7 +225,10 @@ def extract(options: Options) -> int:
 
 def print_reports(reports: list[Report], type_names: dict[int, str]) -> None:
     """Print images, patches and nuclei by type, one row a split."""
-    types = sorted({t for r in reports for t in r.nuclei if t is not None} | set(type_names))
+    from misc.type_info import UNKNOWN_TYPE
+
+    type_names = {**type_names, UNKNOWN_TYPE: "unknown"}
+    types = sorted({t for r in reports for t in r.nuclei if t is not None} | set(type_names) - {UNKNOWN_TYPE})
     header = ["split", "images", "patches", "nuclei", *(f"{t} {type_names.get(t, '')}".strip() for t in types)]
     print_table(
         header,
@@ -207,6 +245,7 @@ def print_reports(reports: list[Report], type_names: dict[int, str]) -> None:
 
 def check(args: dict) -> int:
     """Print what is in a folder of patches; 1 where training could not use it."""
+    from misc.type_info import UNKNOWN_TYPE
     from run_utils.checks import list_patches
     from run_utils.patch_report import report_patches
 
@@ -218,8 +257,18 @@ def check(args: dict) -> int:
     rows = [["all", report.nuclei.total(), "", "", ""]]
     for t in sorted(report.pixels):
         count = report.nuclei[t]
-        rows.append([t, count, f"{count / total:.1%}", report.pixels[t], f"{report.pixels[t] / pixels:.1%}"])
+        rows.append(
+            [
+                "unknown" if t == UNKNOWN_TYPE else t,
+                count,
+                f"{count / total:.1%}",
+                report.pixels[t],
+                f"{report.pixels[t] / pixels:.1%}",
+            ]
+        )
     print_table(["type", "nuclei", "share", "pixels", "share"], rows)
+    if report.nuclei[None]:
+        print("no types: beside typed patches, a typed network takes the types of these nuclei for unknown")
     for names, what in ((report.empty, "no nucleus"), *((names, what) for what, names in report.odd.items())):
         if names:
             print(f"{len(names)} patches with {what}: {_some(names)}")

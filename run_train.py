@@ -56,10 +56,10 @@ class Commands:
 
         pictures = self._trainer("", False).view_batches(mode)
         if path is None:
-            show_pictures(pictures, title=f"{mode}: image, NP, HV x, HV y, types")
+            show_pictures(pictures, title=f"{mode}: image, NP, HV x, HV y, types (grey: unknown)")
         else:
             save_picture(path, next(iter(pictures)))
-            print(f"first {mode} batch written to {path}")
+            print(f"first {mode} batch written to {path}: image, NP, HV x, HV y, types (grey: unknown)")
 
     def _trainer(self, gpu: str | None, resume: bool):
         from run_utils import distributed

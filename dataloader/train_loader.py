@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import Dataset
 
+from misc.type_info import UNKNOWN_TYPE
 from misc.utils import cropping_center
 
 from . import augs
+from .restain import CLASS_COUNTS, restain
 
 # Types that imgaug's OpenCV backend turns without a detour through float64.
 _FAST_TYPES = (np.uint8, np.uint16, np.int16)
@@ -24,7 +26,7 @@ class FileLoader(Dataset):
 
     Args:
         file_list: `.npy` patches (H, W, 4) [R, G, B, instance] or (H, W, 5) with types.
-        with_type: whether samples have a `tp_map`.
+        with_type: whether samples have a `tp_map`; nuclei of patches without types are `UNKNOWN_TYPE` in it.
         input_shape: (h, w) of the network's input.
         mask_shape: (h, w) of its output.
         mode: `train` augments, `valid` cuts out the centre. Both reflect patches that are too small for it at their
@@ -33,6 +35,9 @@ class FileLoader(Dataset):
         target_gen: (function, keyword arguments) that makes `np_map` and `hv_map` from (instances, mask_shape).
         seed: of the augmentation.
         stain_jitter: also change the amounts of the stains, see `augs.train_input_augs`.
+        restain: `{"share": 0.6, "classes": 2, "mpp": 0.5}` re-stains that share of the samples with haematoxylin and
+            DAB, see `dataloader.restain`. Their types are the DAB classes, 2 or 4 of them; with `"classes": None` they
+            stay those of the patch.
 
     Raises:
         ValueError: another mode.
@@ -49,6 +54,7 @@ class FileLoader(Dataset):
         target_gen: tuple[Callable, dict] | None = None,
         seed: int = 0,
         stain_jitter: bool = False,
+        restain: dict | None = None,
     ):
         if mode not in ("train", "valid"):
             raise ValueError(f"mode must be `train` or `valid`, got `{mode}`")
@@ -61,9 +67,10 @@ class FileLoader(Dataset):
         self.mode = mode
         self.target_gen_func, self.target_gen_kwargs = target_gen
         self.stain_jitter = stain_jitter
+        self.restain = restain
         self.seed = seed
         self.epoch = self.occurrence = 0
-        self.shape_augs = self.input_augs = None
+        self.shape_augs = self.input_augs = self.restained_augs = None
         self.setup_augmentor(0, seed)
 
     def setup_augmentor(self, worker_id: int, seed: int) -> None:
@@ -72,6 +79,8 @@ class FileLoader(Dataset):
         if self.mode == "train":
             self.shape_augs = augs.train_shape_augs(self.input_shape)
             self.input_augs = augs.train_input_augs(self.stain_jitter)
+            # stain jitter turns haematoxylin brown: re-stained nuclei would no longer be of their class
+            self.restained_augs = augs.train_input_augs(stain_jitter=False)
             self.least_shape = (augs.reach(self.input_shape),) * 2
         else:
             self.shape_augs, self.input_augs = augs.valid_shape_augs(self.input_shape), None
@@ -92,37 +101,52 @@ class FileLoader(Dataset):
             int32.
 
         Raises:
-            ValueError: the patch cannot be read, or has no types although they are asked for.
+            ValueError: the patch cannot be read.
         """
-        patch = _read(self.info_list[index], self.with_type)
+        patch = _read(self.info_list[index])
         place = (self.seed, self.epoch, index)
         if self.occurrence:
             place += (self.occurrence,)
-        shape_seed, input_seed = np.random.SeedSequence(place).generate_state(2).tolist()
+        shape_seed, input_seed, stain_seed = np.random.SeedSequence(place).generate_state(3).tolist()
         # image and labels in one array: what is done to one is done to the other
         self.shape_augs.seed_(shape_seed)
         patch = self.shape_augs.augment_image(_at_least(patch, self.least_shape))
         image = np.ascontiguousarray(patch[..., :3], np.uint8)
         labels = patch[..., 3:].astype(np.int32)
-        if self.input_augs is not None:
-            self.input_augs.seed_(input_seed)
-            image = self.input_augs.augment_image(image)
+        input_augs, rng = self.input_augs, np.random.default_rng(stain_seed)
+        if self.restain and rng.random() < self.restain["share"]:
+            image, labels = _restained(image, labels, self.restain, rng)
+            input_augs = self.restained_augs
+        if input_augs is not None:
+            input_augs.seed_(input_seed)
+            image = input_augs.augment_image(image)
         sample = {"img": image}
         if self.with_type:
-            sample["tp_map"] = np.ascontiguousarray(cropping_center(labels[..., 1], self.mask_shape))
+            types = labels[..., 1] if labels.shape[2] > 1 else np.where(labels[..., 0] > 0, UNKNOWN_TYPE, 0)
+            sample["tp_map"] = np.ascontiguousarray(cropping_center(types, self.mask_shape), np.int32)
         sample.update(self.target_gen_func(labels[..., 0], self.mask_shape, **self.target_gen_kwargs))
         return sample
 
 
-def _read(path: str | Path, with_type: bool) -> np.ndarray:
+def _restained(
+    image: np.ndarray, labels: np.ndarray, options: dict, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Re-stain a sample; `labels`, (H, W, 1 or 2), get the DAB classes for types where classes are asked for."""
+    nr_classes = options.get("classes")
+    image, classes = restain(image, labels[..., 0], rng, nr_classes or CLASS_COUNTS[0], options["mpp"])
+    if nr_classes:
+        labels = np.stack([labels[..., 0], classes[labels[..., 0]]], axis=-1)
+    return image, labels
+
+
+def _read(path: str | Path) -> np.ndarray:
     """Read a patch, in the smallest type that the augmentation is quick with."""
     try:
         patch = np.load(path, allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise ValueError(f"{path} is no readable .npy array: {error}") from error
-    if patch.ndim != 3 or patch.shape[2] < 4 + with_type:
-        wanted = "(H, W, 5) [R, G, B, inst, type]" if with_type else "(H, W, 4) [R, G, B, inst]"
-        raise ValueError(f"{path} has shape {patch.shape}; {wanted} was expected")
+    if patch.ndim != 3 or patch.shape[2] < 4:
+        raise ValueError(f"{path} has shape {patch.shape}; (H, W, 4) [R, G, B, inst] was expected")
     if patch.dtype in _FAST_TYPES:
         return patch
     return patch.astype(np.uint16 if patch.max(initial=0) < 2**16 else np.float64)

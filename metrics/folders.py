@@ -5,26 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from misc.batch import recorded
 from misc.files import full_stem, list_files
-from misc.formats.labels import PREDICTION_KEY, says_prediction, types_of
+from misc.formats.labels import PREDICTION_KEY, says_prediction
 from misc.type_info import TypeInfo, differing_names, say_types, type_ids
 
-from .label_lists import load, read_map, typed_centroids
+from .detection import Matched, detection_counts, detection_f1, match, ratio, type_counts, type_f1
+from .label_lists import load, read_map, take_names, typed_centroids
 from .overlap import Overlap
-from .stats_utils import aji, aji_plus, get_dice_1, pair_coordinates, panoptic_quality
+from .stats_utils import aji, aji_plus, get_dice_1, panoptic_quality
 from .type_maps import TypeMap, apply, read_merge, resolve
 
 # The order in which the original prints them.
 INSTANCE_SCORES = ("Dice", "AJI", "DQ", "SQ", "PQ", "AJI+")
-# A detection matches a true nucleus within this distance (HoVer-Net paper, section 4.2; 12 px at 40x is 3 um).
-MATCH_RADIUS_PX = 12
-# Weights of misclassified (twice), wrongly detected and missed nuclei in the F1 score of a type (ibid., equation 11).
-TYPE_WEIGHTS = (2, 2, 1, 1)
 # Nuclei of the truth, of the prediction, and pairs of them.
 DETECTION_COUNTS = ("true nuclei", "predicted nuclei", "matched nuclei")
 
@@ -155,7 +151,7 @@ def score_types(
     for (true_xy, true_ids), (pred_xy, pred_ids) in sides.values():
         for ids in to_true:
             true_ids = apply(true_ids, ids)
-        parts.append(_match((true_xy, true_ids), (pred_xy, apply(pred_ids, to_pred))))
+        parts.append(match((true_xy, true_ids), (pred_xy, apply(pred_ids, to_pred))))
     scores.type_info = {**names[1], **names[0]} if pred_types else {**names[0], **names[1]}
     _fill_in(scores, list(sides), parts, exhaustive, type_uids)
     return scores
@@ -164,8 +160,7 @@ def score_types(
 def _read_side(path: Path, names: TypeInfo) -> tuple[np.ndarray, np.ndarray | None]:
     """Return centroids and types of a file; `names` takes in what it calls its types."""
     content = load(path)
-    for key, value in (types_of(content) or {}).items():
-        names.setdefault(key, value)
+    take_names(content, names)
     return typed_centroids(content, path)
 
 
@@ -182,7 +177,7 @@ def _drop_untyped(sides: dict, scores: Scores) -> bool:
 
 def _detection_alone(sides: dict, scores: Scores) -> Scores:
     scores.notes.append("this network has no types: the F1 score of detection alone")
-    nothing = [_match(true, (xy, np.zeros(len(xy), np.int64))) for true, (xy, _) in sides.values()]
+    nothing = [match(true, (xy, np.zeros(len(xy), np.int64))) for true, (xy, _) in sides.values()]
     _fill_in(scores, list(sides), nothing, True, ())
     scores.values, scores.each_image = scores.values[:1], scores.each_image[:, :1]
     return scores
@@ -198,10 +193,10 @@ def _differing_names(true: TypeInfo, pred: TypeInfo) -> list[str]:
 
 
 def _fill_in(
-    scores: Scores, names: list[str], parts: list[_Matched], exhaustive: bool, wanted: Sequence[int | str] | None
+    scores: Scores, names: list[str], parts: list[Matched], exhaustive: bool, wanted: Sequence[int | str] | None
 ) -> None:
     """Score the images `names`, each and all together."""
-    together = _Matched(*(np.concatenate(column) for column in zip(_Matched.nothing(), *parts, strict=True)))
+    together = Matched(*(np.concatenate(column) for column in zip(Matched.nothing(), *parts, strict=True)))
     true_types = np.concatenate([together.true, together.missed])
     ids = true_types.tolist() if wanted is None else type_ids(wanted, scores.type_info, "--type_uid_list")
     scores.names, scores.type_ids = names, sorted(set(ids))
@@ -212,61 +207,9 @@ def _fill_in(
     scores.counts = np.array(counts, np.int64).reshape(len(parts), len(DETECTION_COUNTS))
 
 
-class _Matched(NamedTuple):
-    """Types of nuclei: of the M matched ones in truth and prediction, of those missed, and of those invented."""
-
-    true: np.ndarray
-    pred: np.ndarray
-    missed: np.ndarray
-    invented: np.ndarray
-
-    @classmethod
-    def nothing(cls) -> _Matched:
-        return cls(*[np.zeros(0, np.int64)] * len(cls._fields))
-
-
-def _match(true: tuple[np.ndarray, np.ndarray], pred: tuple[np.ndarray, np.ndarray]) -> _Matched:
-    """Pair the (N, 2) centroids, with their (N,) types, of one image."""
-    (true_xy, true_types), (pred_xy, pred_types) = true, pred
-    pairing, lone_true, lone_pred = pair_coordinates(true_xy, pred_xy, MATCH_RADIUS_PX)
-    return _Matched(true_types[pairing[:, 0]], pred_types[pairing[:, 1]], true_types[lone_true], pred_types[lone_pred])
-
-
-def _type_scores(matched: _Matched, type_ids: Sequence[int], exhaustive: bool) -> np.ndarray:
-    """(2 + K,) F1 of detection, accuracy, F1 of each type; `nan` where undefined."""
-    f1_types = [_type_f1(*matched, k, exhaustive) for k in type_ids]
-    return np.array([*_detection(*matched, exhaustive), *f1_types])
-
-
-def _detection(matched_true, matched_pred, missed, invented, exhaustive: bool) -> tuple[float, float]:
-    """F1 of detection, and the share of matched nuclei whose type is right."""
-    right = np.count_nonzero(matched_true == matched_pred)
-    wrong = len(matched_true) - right
-    if not exhaustive:
-        wrong -= np.count_nonzero(matched_true == -1)
-    twice = 2 * len(matched_true)
-    return _ratio(twice, twice + len(invented) + len(missed)), _ratio(right, right + wrong)
-
-
-def _type_f1(matched_true, matched_pred, missed, invented, type_id: int, exhaustive: bool) -> float:
-    """F1 of one type (HoVer-Net paper, equation 11), in the original's reading of it.
-
-    Of the matched nuclei only those count of which truth or prediction has the type; so its "true negatives",
-    matched pairs that both have other types, are none.
-    """
-    is_true, is_pred = matched_true == type_id, matched_pred == type_id
-    hits = np.count_nonzero(is_true & is_pred)
-    false_type = np.count_nonzero(~is_true & is_pred)
-    if not exhaustive:
-        false_type -= np.count_nonzero((matched_true == -1) & is_pred)
-    errors = (
-        false_type,
-        np.count_nonzero(is_true & ~is_pred),
-        np.count_nonzero(invented == type_id),
-        np.count_nonzero(missed == type_id),
-    )
-    return _ratio(2 * hits, 2 * hits + sum(w * n for w, n in zip(TYPE_WEIGHTS, errors, strict=True)))
-
-
-def _ratio(above: float, below: float) -> float:
-    return above / below if below else np.nan
+def _type_scores(matched: Matched, type_ids: Sequence[int], exhaustive: bool) -> np.ndarray:
+    """(2 + K,) F1 of detection, share of matched nuclei whose type is right, F1 of each type; `nan` where undefined."""
+    right = np.count_nonzero(matched.true == matched.pred)
+    judged = len(matched.true) - (0 if exhaustive else np.count_nonzero(matched.true == -1))
+    f1_types = [type_f1(type_counts(matched, k, exhaustive)) for k in type_ids]
+    return np.array([detection_f1(detection_counts(matched)), ratio(right, judged), *f1_types])

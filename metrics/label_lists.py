@@ -1,4 +1,4 @@
-"""From label files of any kind to what is scored: instance maps, and centroids with types."""
+"""From label files of any kind to what is scored: maps of instances and types, and centroids with types."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from misc.formats.labels import check_points, keys_of, read_label, types_by_id
+from misc.formats.labels import check_points, keys_of, read_label, types_by_id, types_of
+from misc.type_info import TypeInfo
 
-from .overlap import whole_numbers
+from .overlap import ids_and_areas, whole_numbers
 
 # Names of the lists of types, ids and centroids: ours and CoNSeP's, and Lizard's.
 LISTS = (("inst_type", "inst_uid", "inst_centroid"), ("class", "id", "centroid"))
@@ -24,6 +25,17 @@ def load(path: Path) -> dict[str, np.ndarray]:
         return read_label(path)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def has_types(path: Path) -> bool:
+    """Whether a label file says what type its nuclei have."""
+    return bool(load(path).keys() & {"type_map", *(type_key for type_key, *_ in LISTS)})
+
+
+def take_names(content: dict[str, np.ndarray], names: TypeInfo) -> None:
+    """Take in what a label file calls its types; names that are there already stay."""
+    for key, value in (types_of(content) or {}).items():
+        names.setdefault(key, value)
 
 
 def read_map(content: dict[str, np.ndarray], key: str, path: Path) -> np.ndarray:
@@ -60,17 +72,53 @@ def typed_centroids(content: dict[str, np.ndarray], path: Path) -> tuple[np.ndar
         if "type_map" in content:
             return _from_maps(inst_map, read_map(content, "type_map", path))
         ids, centroids = _centroids(inst_map)
-        for type_key, uid_key, _ in LISTS:
-            if type_key in content:
-                uids, types = types_by_id(content, ids, type_key, uid_key)
-                order = np.argsort(uids)
-                return centroids, whole_numbers(types).astype(np.int64)[order][np.searchsorted(uids[order], ids)]
+        types = _listed_types(content, ids)
+        if types is not None:
+            return centroids, types
         if "inst_centroid" in content:  # of an untyped network
             nr = np.size(content.get("inst_uid", ids))
             centroids = check_points(content["inst_centroid"], "inst_centroid", nr)
         return centroids, None
     except ValueError as error:
         raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+
+
+def typed_pixels(content: dict[str, np.ndarray], path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return the map of instances and that of types, (H, W) each; made of the list where the file has no type map.
+
+    Raises:
+        ValueError: there are no types, or they do not fit the instances.
+    """
+    inst_map = read_map(content, "inst_map", path)
+    try:
+        if "type_map" in content:
+            type_map = read_map(content, "type_map", path)
+            _check_same_size(inst_map, type_map)
+            return inst_map, type_map
+        ids, _ = ids_and_areas(inst_map)
+        types = _listed_types(content, ids)
+        if types is None:
+            raise ValueError(f"has no types; it holds {keys_of(content)}")
+    except ValueError as error:
+        raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+    inside, type_map = inst_map != 0, np.zeros(inst_map.shape, np.int64)
+    type_map[inside] = types[np.searchsorted(ids, inst_map[inside])]
+    return inst_map, type_map
+
+
+def _listed_types(content: dict[str, np.ndarray], ids: np.ndarray) -> np.ndarray | None:
+    """Return the (N,) types of the instances `ids` from the file's list, `None` where it has none."""
+    for type_key, uid_key, _ in LISTS:
+        if type_key in content:
+            uids, types = types_by_id(content, ids, type_key, uid_key)
+            order = np.argsort(uids)
+            return whole_numbers(types).astype(np.int64)[order][np.searchsorted(uids[order], ids)]
+    return None
+
+
+def _check_same_size(inst_map: np.ndarray, type_map: np.ndarray) -> None:
+    if type_map.shape != inst_map.shape:
+        raise ValueError(f"type_map {type_map.shape} does not fit inst_map {inst_map.shape}")
 
 
 def _centroids(inst_map: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -84,8 +132,7 @@ def _centroids(inst_map: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _from_maps(inst_map: np.ndarray, type_map: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return centroids, and the type that most pixels of each instance have (of equal ones the lowest)."""
-    if type_map.shape != inst_map.shape:
-        raise ValueError(f"type_map {type_map.shape} does not fit inst_map {inst_map.shape}")
+    _check_same_size(inst_map, type_map)
     ids, centroids = _centroids(inst_map)
     inside = inst_map != 0
     types, column = np.unique(type_map[inside], return_inverse=True)  # -1 is one, where a truth is not exhaustive

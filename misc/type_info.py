@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+
+import numpy as np
 
 RGB = tuple[int, int, int]
 TypeInfo = dict[int | None, tuple[str, RGB]]
+
+# In the type channel of a patch: a nucleus whose type nobody has named. The largest id that uint8 holds, so that a
+# patch stays in the smallest integer type, and beyond what any network predicts.
+UNKNOWN_TYPE = 255
 
 # Okabe and Ito's colours for readers of any colour vision, reordered so that neighbours differ most on
 # pink tissue; type 0 is "no type was found".
@@ -133,6 +139,37 @@ def say_types(ids: Iterable[int], type_info: TypeInfo | None) -> str:
     """Return types as a person reads them, `1 Positive, 3 strong`."""
     said = ((str(key), type_name(key, type_info)) for key in ids)
     return ", ".join(key if name == key else f"{key} {name}" for key, name in said)
+
+
+def types_by_name(names: Mapping[int, str], info: TypeInfo, renamed: Mapping[str, str] | None = None) -> dict[int, int]:
+    """Return which id each type of a data set gets in a network, matched by name; upper and lower case are the same.
+
+    Args:
+        names: the data set's types.
+        info: the network's.
+        renamed: other names for types of the data set, `{its name: the network's}`.
+
+    Returns:
+        `{id of the data set: id of the network}`; `UNKNOWN_TYPE` for names that the network does not have.
+
+    Raises:
+        ValueError: `renamed` has a name that the data set or the network lacks.
+    """
+    ids = {name.lower(): type_id for type_id, (name, _) in info.items() if type_id}
+    renamed = {old.lower(): new.lower() for old, new in (renamed or {}).items()}
+    known = {name.lower() for name in names.values()}
+    for name, there in (*((old, known) for old in renamed), *((new, ids.keys()) for new in renamed.values())):
+        if name not in there:
+            raise ValueError(f"there is no type `{name}` to rename; there is {', '.join(sorted(there)) or 'none'}")
+    return {old: ids.get(renamed.get(name.lower(), name.lower()), UNKNOWN_TYPE) for old, name in sorted(names.items())}
+
+
+def renumber_types(label: np.ndarray, ids: Mapping[int, int]) -> np.ndarray:
+    """Return a label, (H, W, 2) instances and types, with new type ids; nuclei of other types are of unknown type."""
+    table = np.full(max(int(label[..., 1].max(initial=0)), *ids, 0) + 1, UNKNOWN_TYPE, label.dtype)
+    table[list(ids)] = list(ids.values())
+    types = np.where(label[..., 0] > 0, table[label[..., 1]], 0)
+    return np.stack([label[..., 0], types], axis=-1)
 
 
 def _colour(rgb) -> RGB:

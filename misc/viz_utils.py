@@ -7,10 +7,11 @@ import colorsys
 import cv2
 import numpy as np
 
-from .type_info import UNTYPED, TypeInfo
+from .type_info import UNKNOWN_TYPE, UNTYPED, TypeInfo
 
 DOT_RADIUS_PX = 3
 DOT_COLOUR = (255, 0, 0)
+UNKNOWN_COLOUR = (128, 128, 128)
 
 
 def random_colors(count: int, seed: int = 0) -> list[tuple[int, int, int]]:
@@ -57,3 +58,11 @@ def colorize(plane: np.ndarray, low: float, high: float) -> np.ndarray:
     scaled = np.clip((plane.astype(np.float32) - low) / (high - low), 0, 1)
     bgr = cv2.applyColorMap(np.rint(scaled * 255).astype(np.uint8), cv2.COLORMAP_JET)
     return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+
+
+def colorize_types(types: np.ndarray, high: int) -> np.ndarray:
+    """Paint a (H, W) map of types as `colorize` does from 0 to `high`, unknown ones grey; (H, W, 3) uint8, RGB."""
+    unknown = types == UNKNOWN_TYPE
+    painted = colorize(np.where(unknown, 0, types), 0, high)
+    painted[unknown] = UNKNOWN_COLOUR
+    return painted

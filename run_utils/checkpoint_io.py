@@ -1,7 +1,8 @@
 """Training checkpoints: upstream's three parts, and what taking a run up again needs besides.
 
 `<net>_epoch=N.tar`: `desc` (weights without `module.` prefixes, so that upstream loads them strictly), `optimizer`,
-`lr_scheduler`; ours add `meta` (what the network is, how it was made) and `resume` (where the run was).
+`lr_scheduler`; ours add `meta` (what the network is, how it was made) and `resume` (where the run was). Where weights
+are averaged, `desc` is the average, and `raw` and `nr_averaged` are what training goes on from.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def save_checkpoint(path: str | Path, net_info: dict, meta: dict, resume: dict) 
 
     Args:
         path: the file.
-        net_info: `desc`, `optimizer`, `lr_scheduler`, maybe `scaler`.
+        net_info: `desc`, `optimizer`, `lr_scheduler`, maybe `average` and `scaler`.
         meta: plain values that describe the network.
         resume: where the run is, plain values.
 
@@ -59,8 +60,8 @@ def save_checkpoint(path: str | Path, net_info: dict, meta: dict, resume: dict) 
         ValueError: something in it is no plain value.
     """
     path = Path(path)
-    content = {"desc": _network(net_info).state_dict(), **_states(net_info), "meta": meta, "resume": resume}
-    content = {key: value if key == "desc" else storable(value, key) for key, value in content.items()}
+    content = {**_states(net_info), "meta": meta, "resume": resume}
+    content = {**_weights(net_info), **{key: storable(value, key) for key, value in content.items()}}
     # looked up before saving: torch keeps an unfinished file open as long as its error is handled
     needed, free = _size(content), shutil.disk_usage(path.parent).free
     try:
@@ -107,6 +108,13 @@ def _network(net_info: dict) -> torch.nn.Module:
     return getattr(net_info["desc"], "module", net_info["desc"])
 
 
+def _weights(net_info: dict) -> dict:
+    raw, average = _network(net_info).state_dict(), net_info.get("average")
+    if average is None:
+        return {"desc": raw}
+    return {"desc": average.module.state_dict(), "raw": raw, "nr_averaged": int(average.n_averaged)}
+
+
 def _states(net_info: dict) -> dict:
     """Return what optimizer, schedule and loss scale have to remember."""
     parts = ("optimizer", "lr_scheduler", "scaler")
@@ -148,15 +156,18 @@ def read_resume(log_dir: str | Path, net_name: str = "net") -> Resume:
 
 
 def restore(net_info: dict, resume: Resume) -> None:
-    """Put weights, optimizer, schedule and loss scale back to where they were.
+    """Put weights, their average, optimizer, schedule and loss scale back to where they were.
 
     Raises:
         ValueError: the checkpoint is of another network or optimizer.
     """
-    content, network = resume.content, _network(net_info)
+    content, average = resume.content, net_info.get("average")
     weights = {name.removeprefix("module."): value for name, value in content["desc"].items()}
     try:
-        network.load_state_dict(weights)
+        _network(net_info).load_state_dict(content.get("raw", weights))
+        if average is not None:
+            average.module.load_state_dict(weights)
+            average.n_averaged.fill_(content.get("nr_averaged", 0))  # 0: it begins here
         net_info["optimizer"].load_state_dict(content["optimizer"])
         net_info["lr_scheduler"].load_state_dict(content["lr_scheduler"])
     except (RuntimeError, ValueError, KeyError) as error:

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from misc.files import list_files
 from misc.machine import cpu_count
+from misc.type_info import UNKNOWN_TYPE
 
 # Channels of a patch: R, G, B, instance, and type in typed data sets.
 _NR_CHANNELS = (4, 5)
@@ -20,7 +21,7 @@ def list_patches(folders: Sequence[str | Path], setting: str) -> list[Path]:
     """List the `.npy` patches of several folders, in a fixed order.
 
     Args:
-        folders: where `extract_patches.py` wrote them.
+        folders: where `extract_patches.py` wrote them; of a pair `(folder, weight)` the folder is taken.
         setting: name of the value in `config.py`, for messages.
 
     Raises:
@@ -30,7 +31,7 @@ def list_patches(folders: Sequence[str | Path], setting: str) -> list[Path]:
     if not folders:
         raise ValueError(f"{setting} in config.py names no folder")
     files = []
-    for folder in folders:
+    for folder, _ in _with_weights(folders, setting):
         if not Path(folder).is_dir():
             raise FileNotFoundError(
                 f"no such folder: {folder} ({setting} in config.py); extract_patches.py makes the patches"
@@ -42,6 +43,35 @@ def list_patches(folders: Sequence[str | Path], setting: str) -> list[Path]:
     return files
 
 
+def folder_weights(folders: Sequence, files: Sequence[Path], setting: str) -> np.ndarray | None:
+    """Return how often each patch is drawn beside the others: as its folder's weight says, 1 where it has none.
+
+    Args:
+        folders: as in `config.py`; `(folder, 2.0)` has its patches drawn twice as often as a folder without a weight.
+        files: the patches in them, as `list_patches` lists them.
+        setting: name of the value in `config.py`, for messages.
+
+    Returns:
+        (N,) float64; `None` where no folder has a weight.
+
+    Raises:
+        ValueError: an entry is neither a folder nor a pair with a number above 0.
+    """
+    if all(isinstance(entry, str | Path) for entry in folders):
+        return None
+    weights = {Path(folder): weight for folder, weight in _with_weights(folders, setting)}
+    return np.array([weights[path.parent] for path in files], np.float64)
+
+
+def _with_weights(folders: Sequence, setting: str) -> list[tuple[str | Path, float]]:
+    pairs = [(entry, 1.0) if isinstance(entry, str | Path) else tuple(entry) for entry in folders]
+    for pair in pairs:
+        is_number = len(pair) == 2 and isinstance(pair[1], int | float) and not isinstance(pair[1], bool)
+        if not is_number or not 0 < pair[1] < float("inf"):
+            raise ValueError(f"{setting} in config.py: an entry is a folder or (folder, weight above 0), got {pair!r}")
+    return pairs
+
+
 def check_patches(files: Sequence[Path], nr_types: int | None, show: bool = False) -> np.ndarray | None:
     """Read every patch once: shapes, and type ids against the number of types.
 
@@ -51,7 +81,8 @@ def check_patches(files: Sequence[Path], nr_types: int | None, show: bool = Fals
         show: whether to show a progress bar.
 
     Returns:
-        (N, nr_types) int64, pixels of each type in each patch; `None` for an untyped network.
+        (N, nr_types + 1) int64, pixels of each type in each patch, those of unknown type last; `None` for an untyped
+        network.
 
     Raises:
         ValueError: a patch that training could not use; it is named.
@@ -77,23 +108,53 @@ def _check_patch(path: Path, nr_types: int | None) -> np.ndarray | None:
     if nr_types is None:
         return None
     if patch.shape[2] != 5:
+        nuclear = np.count_nonzero(patch[..., 3])
+        return np.array([patch[..., 3].size - nuclear, *[0] * (nr_types - 1), nuclear])
+    types = np.asarray(patch[..., 4]).astype(np.int64)
+    unknown = types == UNKNOWN_TYPE
+    wrong = types[((types < 0) | (types >= nr_types)) & ~unknown]
+    if len(wrong):
         raise ValueError(
-            f"{path} has no type channel (shape {patch.shape}); set type_classification = False in config.py, "
-            "or extract the patches with types"
+            f"{path} has type id {wrong[0]}; nr_type = {nr_types} in config.py allows 0 to {nr_types - 1}, and "
+            f"{UNKNOWN_TYPE} for an unknown type"
         )
-    types = np.asarray(patch[..., 4])
-    low, high = int(types.min()), int(types.max())
-    if low < 0 or high >= nr_types:
+    return np.bincount(np.where(unknown, nr_types, types).ravel(), minlength=nr_types + 1)
+
+
+def describe_unknown(counts: np.ndarray, types_are_made: bool = False) -> str | None:
+    """Say how much of the training patches has no type, in one line; `None` where all has.
+
+    Args:
+        counts: what `check_patches` returned for a typed network.
+        types_are_made: training gives nuclei types of its own (`restain` in the recipe).
+
+    Raises:
+        ValueError: a typed network, and not one nucleus has a type.
+    """
+    known, unknown = int(counts[:, 1:-1].sum()), int(counts[:, -1].sum())
+    if not unknown:
+        return None
+    if not known and not types_are_made:
         raise ValueError(
-            f"{path} has type id {low if low < 0 else high}; nr_type = {nr_types} in config.py allows 0 to "
-            f"{nr_types - 1}"
+            "no patch of train_dir_list has types; set type_classification = False in config.py, or extract patches "
+            "with types"
         )
-    return np.bincount(types.astype(np.int64).ravel(), minlength=nr_types)
+    patches = np.count_nonzero(counts[:, -1])
+    share = unknown / (known + unknown)
+    but = ", but where they are re-stained" if types_are_made else ""
+    return (
+        f"types are unknown in {patches} training patches, {share:.0%} of nuclear pixels: left out of the TP loss{but}"
+    )
 
 
 def source_images(patches: Sequence[Path]) -> list[str]:
     """Return the names of the images that patches were cut from: `<name>_<number>.npy`."""
-    return sorted({path.stem.rpartition("_")[0] or path.stem for path in patches})
+    return sorted({source_image(path) for path in patches})
+
+
+def source_image(patch: Path) -> str:
+    """Return the name of the image that a patch was cut from."""
+    return patch.stem.rpartition("_")[0] or patch.stem
 
 
 def type_sampling_weights(counts: np.ndarray, power: float) -> np.ndarray:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import torch
 
-from .plain_values import plain_scalar
+from misc.type_info import load_type_info
+
+from .plain_values import plain_scalar, storable
 
 # State of a schedule that changes while it runs, and so is no configuration.
 _SCHEDULE_STATE = ("last_epoch", "lr_lambdas")
@@ -35,6 +37,18 @@ def describe_config(config, phase: dict, nets: dict) -> dict:
         "engines": plain(config.model_config["run_engine"]),
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
     }
+
+
+def meta_of_config(config, nr_types: int | None) -> dict:
+    """Return what the configuration wants every checkpoint to say, as values that a checkpoint can hold."""
+    meta = storable(getattr(config, "meta", None) or {}, "meta in config.py")
+    if not isinstance(meta, dict):
+        raise ValueError(f"meta in config.py must be a dictionary, got {meta!r}")
+    path = getattr(config, "type_info_path", None)
+    if path and nr_types is not None:
+        info = load_type_info(path, nr_types)
+        meta["types"] = {str(key): [name, list(rgb)] for key, (name, rgb) in info.items() if key is not None}
+    return meta
 
 
 def _describe_net(info: dict, recipe: dict) -> dict:

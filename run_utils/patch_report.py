@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from dataloader.patch_files import count_nuclei
 from misc.machine import cpu_count
+from misc.type_info import UNKNOWN_TYPE
 
 from .checks import check_patches
 
@@ -92,7 +93,8 @@ def _check_values(patch: np.ndarray, nr_types: int | None) -> None:
     if patch[..., 3].min() < 0:
         raise ValueError(f"has the instance id {patch[..., 3].min()}; ids are 1 and more, 0 for background")
     if patch.shape[2] == 5:
-        low, high = int(patch[..., 4].min()), int(patch[..., 4].max())
+        types = patch[..., 4][patch[..., 4] != UNKNOWN_TYPE]
+        low, high = int(types.min(initial=0)), int(types.max(initial=0))
         if low < 0 or (nr_types is not None and high >= nr_types):
             allowed = "0 and more" if nr_types is None else f"0 to {nr_types - 1}"
             raise ValueError(f"has the type id {low if low < 0 else high}; {allowed} are allowed")
@@ -107,7 +109,7 @@ def _oddities(rgb: np.ndarray, label: np.ndarray, nuclei: Counter) -> list[str]:
         inst, types = label[..., 0], label[..., 1]
         if nuclei[0]:
             found.append("nuclei of type 0 (background)")
-        if types[inst == 0].any():
+        if (types[inst == 0] % UNKNOWN_TYPE).any():  # an unknown one there is ground that nobody looked at
             found.append("a type where no nucleus is")
         pairs = np.unique(np.stack([inst[inst > 0], types[inst > 0]], axis=-1), axis=0)
         if len(pairs) > nuclei.total():

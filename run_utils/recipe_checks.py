@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import torch
 from torch import optim
 
+from dataloader.restain import CLASS_COUNTS
 from models.hovernet.encoder_init import check_pretrained
 from models.hovernet.losses import BRANCH_LOSSES, MSGE_AXES
 from models.hovernet.net_desc import PATCH_SHAPES, output_size
@@ -39,7 +40,7 @@ def check_recipe(model_config: dict, nr_types: int | None, first_fresh: int = 0)
         if name not in engines:
             raise ValueError(f"the recipe has no `{name}` engine in `run_engine`")
     for name, engine in engines.items():
-        _check_engine(name, engine, engines)
+        _check_engine(name, engine, engines, nr_types)
     for index, phase in enumerate(model_config["phase_list"]):
         where = f"phase {index}"
         _check_phase(phase, where, engines)
@@ -88,6 +89,9 @@ def check_extra(extra: dict, nr_types: int | None, where: str) -> None:
         raise ValueError(f"{where}: msge_axis must be one of {', '.join(MSGE_AXES)}, got `{axis}`")
     for name in PRECISIONS:
         check_precision(name, extra)
+    decay = extra.get("ema")
+    if decay is not None and not (_is_weight(decay) and 0 < decay < 1):
+        raise ValueError(f"{where}: ema must be a number between 0 and 1, e.g. 0.999, or None, got {decay!r}")
     clip = extra.get("clip_grad_norm")
     if clip is not None and not (_is_weight(clip) and clip > 0):
         raise ValueError(f"{where}: clip_grad_norm must be a number above 0, or None, got {clip!r}")
@@ -120,13 +124,14 @@ def make_optimizer(net_info: dict, parameters: Iterable, nr_steps: int):
     return optimizer, schedule(optimizer, nr_steps) if by_step else schedule(optimizer)
 
 
-def _check_engine(name: str, engine: dict, engines: dict) -> None:
+def _check_engine(name: str, engine: dict, engines: dict, nr_types: int | None) -> None:
     _need(engine, _ENGINE_KEYS, f"engine `{name}`")
     if not isinstance(engine["nr_procs"], int) or engine["nr_procs"] < 0:
         raise ValueError(f"engine `{name}`: nr_procs must be a whole number from 0 up, got {engine['nr_procs']!r}")
     power = engine.get("type_sampling")
     if power is not None and not _is_weight(power):
         raise ValueError(f"engine `{name}`: type_sampling must be a number from 0 up, or None, got {power!r}")
+    _check_restain(engine.get("restain"), nr_types, f"engine `{name}`")
     for callback in (callback for callbacks in engine["callbacks"].values() for callback in callbacks):
         target = getattr(callback, "triggered_engine_name", None)
         if target is not None and target not in engines:
@@ -135,6 +140,21 @@ def _check_engine(name: str, engine: dict, engines: dict) -> None:
             value = getattr(callback, key, None)  # `per_n_step: None` saves by epoch
             if value is not None:
                 _need_count(value, f"engine `{name}`: {key} of {type(callback).__name__}")
+
+
+def _check_restain(options, nr_types: int | None, where: str) -> None:
+    if options is None:
+        return
+    numbers = [options.get(key) for key in ("share", "mpp")] if isinstance(options, dict) else [None]
+    right = all(map(_is_weight, numbers)) and numbers[0] <= 1 and numbers[1] > 0
+    if not right or options.get("classes") not in (None, *CLASS_COUNTS) or options.keys() - {"share", "classes", "mpp"}:
+        wanted = '{"share": 0 to 1, "classes": 2, 4 or None, "mpp": um/px}'
+        raise ValueError(f"{where}: restain must be {wanted}, or None, got {options!r}")
+    classes = options.get("classes")
+    if classes and nr_types not in (None, classes + 1):
+        raise ValueError(
+            f"{where}: restain makes {classes} classes, so nr_type is {classes + 1} with the background, got {nr_types}"
+        )
 
 
 def _check_phase(phase: dict, where: str, engines: dict) -> None:

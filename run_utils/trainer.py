@@ -15,22 +15,29 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from dataloader.train_loader import FileLoader
-from misc.files import full_stem, write_atomic
+from misc.files import write_atomic
 from misc.machine import reused_memory_pages
-from misc.type_info import load_type_info
 from models.hovernet.devices import parse_devices
 from models.hovernet.encoder_init import load_for_finetuning, load_pretrained
 
 from . import checkpoint_io, distributed
-from .callbacks.base import AverageBuffers
-from .checks import check_patches, list_patches, source_images, type_sampling_weights
-from .describe import check_same_course, describe_config, differences
+from .averaging import make_average, scored_network
+from .callbacks.base import AverageBuffers, AverageWeights
+from .checks import (
+    check_patches,
+    describe_unknown,
+    folder_weights,
+    list_patches,
+    source_images,
+    type_sampling_weights,
+)
+from .describe import check_same_course, describe_config, differences, meta_of_config
 from .disk_full import SaveError, closing, is_disk_full, writing
 from .engine import Events, RunEngine
+from .held_out import describe_overlap
 from .loaders import build_loader
 from .log_files import truncate_logs
 from .log_folder import find_moment, held, tidy
-from .plain_values import storable
 from .recipe_checks import check_recipe, check_shapes, make_optimizer
 from .sampling import EpochBatchSampler
 from .seeding import check_manual_seed
@@ -59,10 +66,11 @@ class Trainer:
         net = _described_net(config)
         self.nr_types = net.nr_types
         check_shapes(config.shape_info, net.mode)
-        self.meta = _meta_of_config(config, self.nr_types)
+        self.meta = meta_of_config(config, self.nr_types)
         self.seed = check_manual_seed(config.seed) if config.seed is not None else None
         self.files: dict[str, list[Path]] = {}
-        self.type_counts: dict[str, np.ndarray | None] = {}
+        self.type_counts: dict[str, np.ndarray | None] = {}  # pixels by patch and type, unknown ones last
+        self.weights: np.ndarray | None = None  # how often each training patch is drawn
         self.image_validator: ImageValidator | None = None
 
     def run(self) -> None:
@@ -144,8 +152,9 @@ class Trainer:
         phase = self.config.model_config["phase_list"][0]
         draw, options = phase["target_info"]["viz"]
         opt = {**phase, "batch_size": {mode: batch_size}}
+        engine = {**self.config.model_config["run_engine"][mode], "nr_procs": 0}
         self._list(mode)
-        for batch in self._loader(mode, opt, {"nr_procs": 0}, check_manual_seed(self.seed)):
+        for batch in self._loader(mode, opt, engine, check_manual_seed(self.seed)):
             yield draw({name: value.numpy() for name, value in batch.items()}, is_batch=True, **options)
 
     def _choose_seed(self, moment: checkpoint_io.Resume) -> int:
@@ -164,26 +173,32 @@ class Trainer:
             check_pairs(self.image_validator.pairs)
         names = ", ".join(str(device) for device in self.devices)
         self._say(f"{len(self.files['train'])} training and {len(self.files['valid'])} validation patches, on {names}")
+        if self.nr_types is not None:
+            restain = self.config.model_config["run_engine"]["train"].get("restain") or {}
+            if unknown := describe_unknown(self.type_counts["train"], bool(restain.get("classes"))):
+                self._say(unknown)
         if self.device.type == "cpu":
             self._say("no GPU: training on the CPU; after a few steps you are told how long an epoch takes")
-        both = sorted(set(source_images(self.files["train"])) & set(self._held_out()))
-        if both:
-            self._say(f"warning: {len(both)} images are both trained on and validated on ({both[0]}, ...)")
-
-    def _held_out(self) -> list[str]:
-        whole = self.image_validator.pairs if self.image_validator else []
-        return [*source_images(self.files["valid"]), *(full_stem(pair.image) for pair in whole)]
+        whole = [pair.image for pair in self.image_validator.pairs] if self.image_validator else []
+        for line in distributed.on_main(describe_overlap, self.files["train"], self.files["valid"], whole):
+            self._say(line)
 
     def _list(self, name: str) -> None:
         folders = getattr(self.config, f"{name}_dir_list")
         self.files[name] = list_patches(folders, f"{name}_dir_list")
+        weights = folder_weights(folders, self.files[name], f"{name}_dir_list")
+        if name == "train":
+            self.weights = weights
+        elif weights is not None:
+            raise ValueError(f"{name}_dir_list in config.py has weights; they are for training alone")
         self.type_counts[name] = check_patches(self.files[name], self.nr_types, show=distributed.is_main())
 
     def _loader(self, name: str, opt: dict, engine: dict, seed: int):
         training = name == "train"
-        weights = None
+        weights = self.weights if training else None
         if training and engine.get("type_sampling") is not None and self.type_counts["train"] is not None:
-            weights = type_sampling_weights(self.type_counts["train"], engine["type_sampling"])
+            by_type = type_sampling_weights(self.type_counts["train"][:, :-1], engine["type_sampling"])
+            weights = by_type if weights is None else weights * by_type
         dataset = FileLoader(
             self.files[name],
             mode=name,
@@ -191,6 +206,7 @@ class Trainer:
             target_gen=opt["target_info"]["gen"],
             seed=seed,
             stain_jitter=training and engine.get("stain_jitter", False),
+            restain=engine.get("restain"),
             **self.config.shape_info[name],
         )
         sampler = EpochBatchSampler(
@@ -217,6 +233,7 @@ class Trainer:
         optimizer, schedule = make_optimizer(net_info, net.parameters(), nr_steps)
         return {
             "desc": self._wrap(net),
+            "average": make_average(net, net_info["extra_info"].get("ema")),
             "optimizer": optimizer,
             "lr_scheduler": schedule,
             "extra_info": net_info["extra_info"],
@@ -278,12 +295,13 @@ class Trainer:
         return {**meta, **self.meta, "images": images, "config": described}
 
     def _engines(self, options: dict, loaders: dict, nets: dict, log_info: dict, log_dir: Path, seed: int) -> dict:
+        scored = {name: {**info, "desc": scored_network(info)} for name, info in nets.items()}
         engines = {
             name: RunEngine(
                 engine_name=name,
                 dataloader=loaders[name],
                 run_step=option["run_step"],
-                run_info=nets,
+                run_info=nets if name == "train" else scored,
                 log_info=log_info,
                 seed=seed if name == "train" else None,
             )
@@ -295,6 +313,8 @@ class Trainer:
             if name == "train":
                 # before anything evaluates or saves, every rank takes the mean of the batch-norm statistics
                 engine.add_event_handler(Events.EPOCH_COMPLETED, AverageBuffers())
+                if any(info["average"] is not None for info in nets.values()):
+                    engine.add_event_handler(Events.STEP_COMPLETED, AverageWeights())
             for event, callbacks in options[name]["callbacks"].items():
                 for callback in callbacks:
                     callback.reset()
@@ -335,18 +355,6 @@ def _described_net(config) -> nn.Module:
     net_info = next(iter(config.model_config["phase_list"][0]["run_info"].values()))
     with torch.device("meta"):
         return net_info["desc"]()
-
-
-def _meta_of_config(config, nr_types: int | None) -> dict:
-    """Return what the configuration wants every checkpoint to say, as values that a checkpoint can hold."""
-    meta = storable(getattr(config, "meta", None) or {}, "meta in config.py")
-    if not isinstance(meta, dict):
-        raise ValueError(f"meta in config.py must be a dictionary, got {meta!r}")
-    path = getattr(config, "type_info_path", None)
-    if path and nr_types is not None:
-        info = load_type_info(path, nr_types)
-        meta["types"] = {str(key): [name, list(rgb)] for key, (name, rgb) in info.items() if key is not None}
-    return meta
 
 
 def _last_weights(log_dir: str | Path, name: str) -> tuple[Path, dict[str, torch.Tensor]]:

@@ -77,6 +77,7 @@ def get_config(nr_type: int | None, mode: str) -> dict:
                 "msge_axis": "upstream",  # or "paper": differentiate x along x and y along y
                 "tp_class_weights": None,  # one weight a type, background first, e.g. [1, 2, 1, 1, 5]
                 "clip_grad_norm": None,  # largest norm of the gradient, e.g. 5.0
+                "ema": None,  # or a decay, 0.999: validate and save the moving average of the weights
                 "amp": "bf16",  # precision of the forward pass on CUDA: "bf16", "fp16", None for float32
                 "amp_cpu": None,  # on a CPU: "bf16" halves the time where the processor knows it
             },
@@ -116,6 +117,9 @@ def get_engines(nr_type: int | None, keep_every: int = 10) -> dict:
             "reset_per_run": False,
             "type_sampling": None,  # or a power: 0.5 draws patches of rare types more often, 1.0 evens types out
             "stain_jitter": False,  # or True: change the amounts of haematoxylin, eosin and DAB too
+            # or {"share": 0.6, "classes": 2, "mpp": 0.5}: re-stain that share of the samples with haematoxylin and DAB;
+            # their types are then negative and positive (4: and weak, moderate, strong; None: those of the patches)
+            "restain": None,
             "callbacks": {
                 Events.STEP_COMPLETED: [
                     ScalarMovingAverage(),

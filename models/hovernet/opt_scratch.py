@@ -1,4 +1,4 @@
-"""The recipe of the checkpoint that ships: a narrow network from random weights, affordable on a CPU.
+"""The recipe of the checkpoints that ship: a narrow network from random weights, affordable on a CPU.
 
 From shared/checkpoints/README.md of the project's start: AdamW with warm-up and cosine decay, clipped gradients, twice
 the HV error, and `msge` along the paper's axes, with which the HV branch learns at once. Made for patches of 0.5 um/px.
@@ -22,12 +22,27 @@ WARMUP_STEPS = 60
 KEEP_EVERY = 2  # epochs between checkpoints that stay, for a learning curve
 
 
-def get_config(nr_type: int | None, mode: str) -> dict:
-    """Return the recipe; arguments as in `opt.get_config`."""
+def get_config(
+    nr_type: int | None,
+    mode: str,
+    width: float | None = None,
+    phases: tuple[tuple[int, float], ...] | None = None,
+    ema: float | None = None,
+    restain: dict | None = None,
+) -> dict:
+    """Return the recipe.
+
+    Args:
+        nr_type, mode: as in `opt.get_config`.
+        width: share of HoVer-Net's channels; `WIDTH` if left out.
+        phases: as `PHASES`, which is taken if left out.
+        ema: decay of the moving average of the weights.
+        restain: as in `opt.get_engines`; validation is re-stained as training is.
+    """
 
     def phase(index: int, nr_epochs: int, learning_rate: float) -> dict:
         net = {
-            "desc": lambda: create_model(input_ch=3, nr_types=nr_type, freeze=False, mode=mode, width=WIDTH),
+            "desc": lambda: create_model(input_ch=3, nr_types=nr_type, freeze=False, mode=mode, width=width or WIDTH),
             "optimizer": [optim.AdamW, {"lr": learning_rate, "weight_decay": 1.0e-4}],
             "lr_scheduler": lambda optimizer, nr_steps: warmup_cosine(optimizer, nr_steps, WARMUP_STEPS),
             "extra_info": {
@@ -39,6 +54,7 @@ def get_config(nr_type: int | None, mode: str) -> dict:
                 "msge_axis": "paper",
                 "tp_class_weights": None,
                 "clip_grad_norm": 5.0,
+                "ema": ema,
                 "amp": "bf16",
                 "amp_cpu": "bf16",  # halves the time where the processor knows it
             },
@@ -54,12 +70,15 @@ def get_config(nr_type: int | None, mode: str) -> dict:
 
     engines = get_engines(nr_type, KEEP_EVERY)
     engines["train"]["stain_jitter"] = True
+    engines["train"]["restain"] = engines["valid"]["restain"] = restain
     # by step, not by epoch: the schedule is the same for any number of patches
     events = engines["train"]["callbacks"]
     events[Events.EPOCH_COMPLETED] = [c for c in events[Events.EPOCH_COMPLETED] if not isinstance(c, ScheduleLr)]
     events[Events.STEP_COMPLETED].insert(0, ScheduleLr())
-    phases = [phase(index, *values) for index, values in enumerate(PHASES)]
-    return {"phase_list": phases, "run_engine": engines}
+    return {
+        "phase_list": [phase(index, *values) for index, values in enumerate(phases or PHASES)],
+        "run_engine": engines,
+    }
 
 
 def warmup_cosine(optimizer: optim.Optimizer, nr_steps: int, warmup: int) -> optim.lr_scheduler.LambdaLR:

@@ -10,8 +10,9 @@ import numpy as np
 from scipy import ndimage
 from skimage.measure import label
 
+from misc.type_info import UNKNOWN_TYPE
 from misc.utils import cropping_center
-from misc.viz_utils import colorize
+from misc.viz_utils import colorize, colorize_types
 
 # A nucleus with fewer px in the crop than this gets no distances (upstream).
 MIN_CROP_PX = 30
@@ -114,7 +115,7 @@ def gen_targets(ann: np.ndarray, crop_shape, **kwargs) -> dict[str, np.ndarray]:
 
 
 def prep_sample(data: dict, is_batch: bool = False, **kwargs) -> np.ndarray:
-    """Draw what the loader makes: the image, then NP, HV x, HV y and, where there is one, TP, in rainbow colours.
+    """Draw what the loader makes: the image, then NP, HV x, HV y and maybe TP, in rainbow colours, unknown types grey.
 
     Args:
         data: `img` (H, W, 3), `np_map` (h, w), `hv_map` (h, w, 2), maybe `tp_map` (h, w); with `is_batch`, a batch of
@@ -128,13 +129,13 @@ def prep_sample(data: dict, is_batch: bool = False, **kwargs) -> np.ndarray:
     if is_batch:
         samples = ({name: value[i] for name, value in data.items()} for i in range(len(data["img"])))
         return np.concatenate([prep_sample(sample) for sample in samples], axis=0)
-    planes = [(np.squeeze(data["np_map"]), 0, 1)]
-    planes += [(data["hv_map"][..., channel], -1, 1) for channel in (0, 1)]
+    planes = [colorize(np.squeeze(data["np_map"]), 0, 1)]
+    planes += [colorize(np.asarray(data["hv_map"][..., channel]), -1, 1) for channel in (0, 1)]
     if "tp_map" in data:
         types = np.squeeze(data["tp_map"])
-        planes.append((types, 0, max(1, int(types.max()))))
+        planes.append(colorize_types(types, int(np.where(types == UNKNOWN_TYPE, 0, types).max(initial=1))))
     shape = data["img"].shape[:2]
-    drawn = [_in_the_middle(colorize(np.asarray(plane), low, high), shape) for plane, low, high in planes]
+    drawn = [_in_the_middle(plane, shape) for plane in planes]
     return np.concatenate([np.asarray(data["img"], np.uint8), *drawn], axis=1)
 
 

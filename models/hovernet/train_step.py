@@ -1,7 +1,8 @@
 """One training step, one validation step, and what is reported of them.
 
 Batches are what `FileLoader` makes: `img` (B, H, W, 3) uint8, `np_map` (B, h, w), `hv_map` (B, h, w, 2), and for a
-typed network `tp_map` (B, h, w). `run_info` is `(nets, where)` as `RunEngine` passes it.
+typed network `tp_map` (B, h, w), of which pixels of `UNKNOWN_TYPE` take no part in loss and scores. `run_info` is
+`(nets, where)` as `RunEngine` passes it.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from misc.type_info import UNKNOWN_TYPE
 from misc.utils import cropping_center
-from misc.viz_utils import colorize
+from misc.viz_utils import colorize, colorize_types
 
 from .losses import LOSSES
 from .net_utils import unwrapped
@@ -100,7 +102,7 @@ def weighted_loss(true: dict[str, Tensor], pred: dict[str, Tensor], extra: dict)
     """Sum the loss terms that a recipe names.
 
     Args:
-        true: `np` (B, h, w), `hv` (B, h, w, 2), maybe `tp` (B, h, w).
+        true: `np` (B, h, w), `hv` (B, h, w, 2), maybe `tp` (B, h, w), and `known` (B, h, w) where types are unknown.
         pred: `np` (B, h, w, 2), `hv` (B, h, w, 2), maybe `tp` (B, h, w, T): probabilities, and HV as it is.
         extra: `loss` {branch: {term: weight}}, of which terms of weight 0 are not computed; maybe `msge_axis`,
             `tp_class_weights`.
@@ -109,11 +111,17 @@ def weighted_loss(true: dict[str, Tensor], pred: dict[str, Tensor], extra: dict)
         The weighted sum, and `{"loss_<branch>_<term>": unweighted term}`.
     """
     focus = (true["np"] > 0).float()
+    if "known" in true:  # the TP branch sees a row of the pixels that have a type, (1, 1, M)
+        known = true["known"]
+        true = {**true, "tp": true["tp"][known][None, None]}
+        pred = {**pred, "tp": pred["tp"][known][None, None]}
     targets = {name: F.one_hot(true[name], pred[name].shape[-1]).float() for name in pred if name != "hv"}
     targets["hv"] = true["hv"]
     total, terms = 0.0, {}
     for branch in pred:
         weights = {name: weight for name, weight in extra["loss"][branch].items() if weight != 0}
+        if not pred[branch].numel():  # not one known type in the batch
+            weights = {}
         if not weights:  # DistributedDataParallel waits for the gradients of every branch
             total = total + 0.0 * pred[branch].sum()
         for name, weight in weights.items():
@@ -159,8 +167,9 @@ def proc_valid_step_output(raw_data: dict, nr_types: int | None = None) -> dict:
     """Turn what `valid_step` counted over a data set into scores.
 
     Returns:
-        `scalar`: `np_acc`, `np_dice`, `tp_dice_<type>` for every type (0 included), `hv_mse` (sum over both maps, mean
-        over pixels), as upstream; `image`: `output`, a picture, where there are samples.
+        `scalar`: `np_acc`, `np_dice`, `tp_dice_<type>` for every type (0 included; none where all nuclei are of unknown
+        type), `hv_mse` (sum over both maps, mean over pixels), as upstream; `image`: `output`, a picture, where there
+        are samples.
     """
     total = {name: np.sum(value, axis=0) for name, value in raw_data.items() if name != "sample"}
 
@@ -168,7 +177,9 @@ def proc_valid_step_output(raw_data: dict, nr_types: int | None = None) -> dict:
         return 2 * total[f"{branch}_overlap"] / (total[f"{branch}_area"] + _DICE_EPSILON)
 
     scalar = {"np_acc": float(total["np_correct"] / total["pixels"]), "np_dice": float(dice("np"))}
-    if nr_types is not None:
+    # where no nucleus has a type, there is nothing to score
+    is_untyped = total.get("tp_unknown", 0) > 0 and total["tp_nuclear"] == 0
+    if nr_types is not None and not is_untyped:
         scalar.update({f"tp_dice_{type_id}": float(value) for type_id, value in enumerate(dice("tp"))})
     scalar["hv_mse"] = float(total["hv_squared_error"] / total["pixels"])
     samples = raw_data.get("sample", [])[:NR_VALID_PICTURES]
@@ -200,7 +211,7 @@ def viz_step_output(raw_data: dict, nr_types: int | None = None) -> np.ndarray:
             ]
             if "tp" in raw_data:
                 tp = raw_data["tp"][side][index]
-                tiles.append(colorize(tp, 0, nr_types or max(1, int(tp.max()))))
+                tiles.append(colorize_types(tp, nr_types or max(1, int(tp.max()))))
             rows.append(np.concatenate(tiles, axis=1))
     return np.concatenate(rows, axis=0)
 
@@ -214,6 +225,8 @@ def _to_device(batch_data: dict, device: torch.device, nr_types: int | None) -> 
     true = {"np": batch_data["np_map"].to(device, non_blocking=True).long().reshape(plane), "hv": hv}
     if nr_types is not None:
         true["tp"] = batch_data["tp_map"].to(device, non_blocking=True).long().reshape(plane)
+        if (batch_data["tp_map"] == UNKNOWN_TYPE).any():  # asked where the batch came from: no GPU is waited for
+            true["known"] = true["tp"] != UNKNOWN_TYPE
     return imgs, true
 
 
@@ -250,9 +263,15 @@ def _count(true: dict[str, Tensor], pred: dict[str, Tensor]) -> dict[str, Tensor
     }
     if "tp" in pred:
         nr_types = pred["tp"].shape[-1]
-        chosen, wanted = (F.one_hot(x, nr_types) for x in (pred["tp"].argmax(-1), true["tp"]))  # (B, h, w, T)
+        known = true["tp"] != UNKNOWN_TYPE
+        # (B, h, w, T), all 0 where the type is unknown
+        chosen, wanted = (
+            F.one_hot(types * known, nr_types) * known[..., None] for types in (pred["tp"].argmax(-1), true["tp"])
+        )
         counts["tp_overlap"] = (chosen * wanted).sum(plane)
         counts["tp_area"] = chosen.sum(plane) + wanted.sum(plane)
+        counts["tp_unknown"] = (~known).sum(plane)
+        counts["tp_nuclear"] = wanted[..., 1:].sum((1, 2, 3))
     return counts
 
 

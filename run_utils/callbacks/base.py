@@ -7,7 +7,9 @@ import operator
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from models.hovernet.net_utils import unwrapped
 from run_utils import checkpoint_io, distributed
+from run_utils.averaging import scored_network
 from run_utils.log_files import log_epoch, read_stats
 
 _COMPARATORS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
@@ -37,7 +39,16 @@ class AverageBuffers(BaseCallbacks):
 
     def run(self, state, event) -> None:
         for net_info in state.run_info.values():
-            distributed.average_buffers(net_info["desc"])
+            _share_buffers(net_info)
+
+
+class AverageWeights(BaseCallbacks):
+    """Take the weights of a step into their moving average; a training engine that has one does it before all else."""
+
+    def run(self, state, event) -> None:
+        for net_info in state.run_info.values():
+            if net_info.get("average") is not None:
+                net_info["average"].update_parameters(unwrapped(net_info["desc"]))
 
 
 class TrackLr(BaseCallbacks):
@@ -214,15 +225,21 @@ class ValidateImages(BaseCallbacks):
         due = state.curr_epoch % self.per_n_epoch == 0 or state.curr_epoch == state.nr_epochs
         if validator is None or not due:
             return
-        scores = validator.score(state.run_info["net"]["desc"])
+        scores = validator.score(scored_network(state.run_info["net"]))
         if state.logging:
             log_epoch(state.log_info, state.curr_epoch, "valid", {"scalar": scores, "image": {}})
+
+
+def _share_buffers(net_info: dict) -> None:
+    for key in ("desc", "average"):
+        if net_info.get(key) is not None:
+            distributed.average_buffers(net_info[key])
 
 
 def _save(state, what: str, extra_meta: dict | None = None) -> None:
     """Save every network of a run as `<net>_<what>.tar`."""
     for net_name, net_info in state.run_info.items():
-        distributed.average_buffers(net_info["desc"])
+        _share_buffers(net_info)
         if state.logging:
             meta = {**state.log_info.get("meta", {}), "epoch": state.curr_epoch, **(extra_meta or {})}
             path = Path(state.log_dir) / f"{net_name}_{what}.tar"

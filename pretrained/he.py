@@ -1,0 +1,58 @@
+"""The configuration of the typed H&E checkpoint: python run_train.py --config=pretrained/he.py
+
+Kumar's 16 training images (no types) and CoNSeP's 27 (four types) train one network at 0.5 um/px. Their patches:
+
+    python extract_patches.py --dataset=kumar --no_type --scale=0.5 --mode=fast --step_size=82 \
+        --img_dir=kumar/Train/Images --ann_dir=kumar/Train/Labels
+    python extract_patches.py --dataset=consep --type --type_info=pretrained/he_types.json --scale=0.5 --mode=fast \
+        --step_size=82 --img_dir=consep/Train/Images --ann_dir=consep/Train/Labels
+    python extract_patches.py --dataset=mat --no_type --scale=0.5 --mode=fast --extract_type=whole --split=valid \
+        --img_dir=others/Images --ann_dir=others/Labels
+
+The last ones are of other archives (PanNuke's breast patches): looked at, nothing is chosen by them. More typed sets
+join the same way, their types matched by name: MoNuSAC with --rename_types=lymphocyte:inflammatory,...
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from models.hovernet import opt_scratch
+from models.hovernet.opt import SHAPES
+
+FOLDER = Path(__file__).resolve().parent
+NR_TYPES = 5  # background, and the four of he_types.json
+WIDTH = 0.25  # of HoVer-Net's channels
+PHASES = ((20, 2.0e-3),)  # (epochs, learning rate)
+EMA = 0.999
+PATCHES = "dataset/training_data"
+
+
+class Config:
+    """Attributes as in the root config.py."""
+
+    def __init__(self):
+        self.seed = 10
+        self.logging = True
+        self.debug = False
+        self.type_classification = True
+        self.dataset_name = "consep"
+        self.log_dir = "logs/he"
+
+        self.train_dir_list = [
+            f"{PATCHES}/kumar/kumar/train/540x540_82x82",
+            (f"{PATCHES}/consep/consep/train/540x540_82x82", 1.0),
+        ]
+        self.valid_dir_list = [f"{PATCHES}/mat/mat/valid/whole"]
+        self.valid_image_dir_list = []
+        self.type_info_path = FOLDER / "he_types.json"
+        self.meta = {
+            "mpp": 0.5,
+            "licence": "CC BY-NC-SA 4.0 (Kumar); CoNSeP for research",
+            "data": "Kumar et al. (2017), 16 training images; Graham et al. (2019), CoNSeP, 27 training images",
+        }
+
+        mode = "fast"
+        shape = {"input_shape": [SHAPES[mode].act] * 2, "mask_shape": [SHAPES[mode].out] * 2}
+        self.shape_info = {"train": shape, "valid": shape}
+        self.model_config = opt_scratch.get_config(NR_TYPES, mode, WIDTH, PHASES, EMA)

@@ -1,0 +1,60 @@
+"""The configuration of the checkpoint for DAB: python run_train.py --config=pretrained/ihc.py
+
+No label of immunohistochemistry: the H&E images of `he.py`, of which a share is re-stained with haematoxylin and DAB
+while they are loaded, so that positive nuclei are known (`dataloader/restain.py`). Nuclei that stay H&E have no type.
+The patches of Kumar are those of `he.py`; CoNSeP's without types:
+
+    python extract_patches.py --dataset=consep --no_type --scale=0.5 --mode=fast --step_size=82 \
+        --save_root=dataset/training_data/consep_untyped --img_dir=consep/Train/Images --ann_dir=consep/Train/Labels
+
+Validation is on Kumar's test images, re-stained the same way; nothing is chosen by them:
+
+    python extract_patches.py --dataset=kumar --no_type --scale=0.5 --mode=fast --extract_type=valid --step_size=164 \
+        --split=test --win_size=256 --img_dir=kumar/Test_same/Images --ann_dir=kumar/Test_same/Labels
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from models.hovernet import opt_scratch
+from models.hovernet.opt import SHAPES
+
+FOLDER = Path(__file__).resolve().parent
+MPP = 0.5
+NR_TYPES = 3  # background, negative, positive
+RESTAIN = {"share": 0.6, "classes": NR_TYPES - 1, "mpp": MPP}
+WIDTH = 0.25  # of HoVer-Net's channels
+PHASES = ((20, 2.0e-3),)  # (epochs, learning rate)
+EMA = 0.999
+PATCHES = "dataset/training_data"
+
+
+class Config:
+    """Attributes as in the root config.py."""
+
+    def __init__(self):
+        self.seed = 10
+        self.logging = True
+        self.debug = False
+        self.type_classification = True
+        self.dataset_name = "kumar"
+        self.log_dir = "logs/ihc"
+
+        self.train_dir_list = [
+            f"{PATCHES}/kumar/kumar/train/540x540_82x82",
+            f"{PATCHES}/consep_untyped/consep/train/540x540_82x82",
+        ]
+        self.valid_dir_list = [f"{PATCHES}/kumar/kumar/test/256x256_164x164"]
+        self.valid_image_dir_list = []
+        self.type_info_path = FOLDER / "ihc_types.json"
+        self.meta = {
+            "mpp": MPP,
+            "licence": "CC BY-NC-SA 4.0 (Kumar); CoNSeP for research",
+            "data": "Kumar et al. (2017), 16 training images; Graham et al. (2019), CoNSeP, 27; re-stained in part",
+        }
+
+        mode = "fast"
+        shape = {"input_shape": [SHAPES[mode].act] * 2, "mask_shape": [SHAPES[mode].out] * 2}
+        self.shape_info = {"train": shape, "valid": shape}
+        self.model_config = opt_scratch.get_config(NR_TYPES, mode, WIDTH, PHASES, EMA, RESTAIN)

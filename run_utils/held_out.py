@@ -1,0 +1,51 @@
+"""Whether images are both trained on and validated on, whatever they are called."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dataloader.leakage import same_pictures
+from misc.files import full_stem
+from misc.slides.images import read_image
+
+from .checks import source_image
+
+# Pairs of pictures that are compared before a run, some 10 ms each; with more, names alone are.
+MAX_PAIRS = 1000
+
+
+def describe_overlap(train: Sequence[Path], valid: Sequence[Path], whole: Sequence[Path]) -> list[str]:
+    """Say, a line each, which images are both trained on and validated on: by their names, and by what they show.
+
+    Of each image that patches were cut from, the middle one of the patches is compared.
+
+    Args:
+        train, valid: patches.
+        whole: validation images.
+    """
+    trained, validated = _middle_patches(train), _middle_patches(valid) | {full_stem(path): path for path in whole}
+    both, lines = sorted(trained.keys() & validated.keys()), []
+    if both:
+        lines.append(f"warning: {len(both)} images are both trained on and validated on ({both[0]}, ...)")
+    trained, validated = ([p for name, p in files.items() if name not in both] for files in (trained, validated))
+    if len(trained) * len(validated) <= MAX_PAIRS and (pairs := same_pictures(validated, trained, _read)):
+        shown = " and ".join(path.name for path in pairs[0])
+        lines.append(f"warning: {len(pairs)} validation pictures show tissue that is trained on ({shown}, ...)")
+    return lines
+
+
+def _middle_patches(patches: Sequence[Path]) -> dict[str, Path]:
+    """Return a patch from the middle of each image."""
+    by_image: dict[str, list[Path]] = {}
+    for path in patches:
+        by_image.setdefault(source_image(path), []).append(path)
+    return {name: paths[len(paths) // 2] for name, paths in by_image.items()}
+
+
+def _read(path: Path) -> np.ndarray:
+    if path.suffix != ".npy":
+        return read_image(path)
+    return np.ascontiguousarray(np.load(path, allow_pickle=False)[..., :3], np.uint8)

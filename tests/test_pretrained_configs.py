@@ -1,0 +1,34 @@
+"""The configurations in `pretrained/` are whole: recipe, shapes and types fit each other."""
+
+from __future__ import annotations
+
+import torch
+from conftest import ROOT
+
+import run_train
+from misc.type_info import load_type_info
+from run_utils.recipe_checks import check_recipe
+from run_utils.trainer import Trainer
+
+
+def test_every_configuration_that_ships_can_be_trained():
+    paths = sorted((ROOT / "pretrained").glob("*.py"))
+    assert {path.stem for path in paths} >= {"config", "he", "ihc"}
+    for path in paths:
+        manager = run_train.load_manager(path)()
+        trainer = Trainer(manager, [torch.device("cpu")])  # checks shapes and types
+        check_recipe(manager.model_config, trainer.nr_types)
+        assert trainer.meta["mpp"] == 0.5
+        assert trainer.meta["licence"]
+
+
+def test_types_that_ship_are_those_that_training_makes():
+    from dataset import CoNSeP
+    from misc.ihc.scores import NEGATIVE
+    from misc.type_info import types_by_name
+
+    he, ihc = (load_type_info(ROOT / "pretrained" / f"{name}_types.json") for name in ("he", "ihc"))
+    assert types_by_name(CoNSeP.type_names, he) == {type_id: type_id for type_id in CoNSeP.type_names}
+    assert {type_id: name for type_id, (name, _) in ihc.items() if type_id} == {NEGATIVE: "negative", 2: "positive"}
+    restain = run_train.load_manager(ROOT / "pretrained" / "ihc.py")().model_config["run_engine"]["train"]["restain"]
+    assert restain["classes"] == len([type_id for type_id in ihc if type_id])
