@@ -25,7 +25,7 @@ from infer.grid import (
 from misc.slides.tissue import TissueMask
 
 # Side of what is read at once, px: large enough for the margins to cost little, small enough to read several ahead.
-READ_SIDE_PX = 3072
+READ_SIDE_PX = 2048
 
 
 @dataclass(frozen=True)

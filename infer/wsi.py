@@ -140,7 +140,7 @@ class _SlideRun(Run):
         tasks = todo = [SlideTask(self, path) for path in slides]
         try:
             while todo:
-                pool = WorkerPool(workers, limit=workers + 2)  # each that waits holds the maps of a block
+                pool = WorkerPool(workers, limit=workers + 1)  # each that waits holds the maps of a block
                 self.execute(todo, pool, self.readers(), 1, memory)
                 todo = [task for task in todo if task.busy]
                 for task in todo:

@@ -95,8 +95,10 @@ def limit_workers(option: str, asked: int, useful: int = 1 << 30) -> int:
 class _Memory:
     """Unnamed memory that several processes map; it is gone when the last of them is.
 
+    Who made it keeps it mapped, since its first pages are what costs; a worker maps it for as long as a job takes.
+
     Args:
-        key: its number, the same in all of them.
+        key: its number, the same in all processes.
         size: bytes.
         fd: of memory that another process made.
     """
@@ -106,7 +108,10 @@ class _Memory:
         self.fd = os.memfd_create("maps") if fd is None else fd
         weakref.finalize(self, os.close, self.fd)
         os.ftruncate(self.fd, size)
-        self.map = mmap.mmap(self.fd, size)
+        self._kept = mmap.mmap(self.fd, size) if fd is None else None
+
+    def map(self) -> mmap.mmap:
+        return self._kept or mmap.mmap(self.fd, self.size)
 
 
 class SharedArray:
@@ -122,7 +127,7 @@ class SharedArray:
         if memory is None:
             self.array = np.empty(shape, dtype)
         else:
-            self.array = np.frombuffer(memory.map, dtype, math.prod(shape)).reshape(shape)
+            self.array = np.frombuffer(memory.map(), dtype, math.prod(shape)).reshape(shape)
 
     def __reduce__(self):
         if self.memory is None:

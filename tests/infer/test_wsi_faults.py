@@ -120,7 +120,7 @@ def test_p02_a_network_that_fails_names_its_slides_and_a_passing_fault_is_surviv
 
 
 def test_p17_p20_as_many_blocks_are_under_way_as_there_is_memory_for(manager, tmp_path, monkeypatch, caplog):
-    """Maps of blocks are large: the network waits when one a worker, and two more, are under way."""
+    """Maps of blocks are large: the network waits when one a worker, and one more, are under way."""
     monkeypatch.setattr(misc.workers, "cpu_count", lambda: 8)
     monkeypatch.setattr(infer.wsi, "available_memory", lambda: 2 * 300 * 328**2)
     paint(tmp_path, shape=(300, 200))
@@ -134,7 +134,7 @@ def test_p17_p20_as_many_blocks_are_under_way_as_there_is_memory_for(manager, tm
     with caplog.at_level("INFO"):
         assert run(manager, tmp_path, nr_post_proc_workers=8, tile_shape=200, ambiguous_size=64).done == ["a"]
     assert "--nr_post_proc_workers=8 -> 2: each may take" in caplog.text
-    assert made == [(2, 4)]
+    assert made == [(2, 3)]
 
 
 # ---------------------------------------------------------------------------------------------- locks, names, leftovers
