@@ -38,10 +38,13 @@ class Run:
 
 def slide(upstream: Upstream, path: Path, device: str, mag: float) -> Iterator[Pair]:
     """Segment a slide with the shipped weights at `mag`."""
+    from models.hovernet.checkpoint import load_checkpoint, save_weights
+
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         (root / "in").mkdir()
         (root / "in" / path.name).symlink_to(path.resolve())
+        save_weights(root / "net.tar", load_checkpoint(SHIPPED).state_dict)  # and nothing that they say of themselves
         theirs = measured(run_theirs, root, upstream.folder, device, mag)
         ours = measured(run_ours, root, upstream.folder, device, mag)
         # the original writes beside json/ unless it writes thumbnails or masks, too
@@ -82,7 +85,7 @@ def run_ours(root: Path, _: Path, device: str, mag: float) -> None:
     """Segment the slides in `root/in`."""
     from infer.wsi import InferManager
 
-    manager = InferManager({"model_path": SHIPPED}, gpu="" if device == "cpu" else "0")
+    manager = InferManager({"model_path": root / "net.tar"}, gpu="" if device == "cpu" else "0")
     options = {"input_dir": root / "in", "output_dir": root / "ours", "cache_path": root / "cache"}
     workers = {"nr_inference_workers": 2, "nr_post_proc_workers": 1}
     if manager.process_wsi_list({**options, **workers, "proc_mag": mag, "batch_size": 4}).exit_code:
@@ -93,18 +96,15 @@ def run_theirs(root: Path, folder: Path, device: str, mag: float) -> None:
     """The same with the original; its helper processes become threads, since they could not import it."""
     from multiprocessing.pool import ThreadPool
 
-    import torch
-
     from models.hovernet.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(SHIPPED)
-    torch.save({"desc": checkpoint.state_dict}, root / "theirs.tar")
     upstream = Upstream(folder, device)
     for name in ("theirs", "cache"):
         (root / name).mkdir(exist_ok=True)
     module = upstream.load("infer.wsi")
     module.Pool = ThreadPool
-    method = {"model_path": str(root / "theirs.tar"), "model_args": {"nr_types": None, "mode": checkpoint.mode}}
+    method = {"model_path": str(root / "net.tar"), "model_args": {"nr_types": None, "mode": checkpoint.mode}}
     run_args = {
         "batch_size": 4,
         "nr_inference_workers": 0,
