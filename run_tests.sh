@@ -6,4 +6,5 @@ cd "$(dirname "$0")"
 setup_venv
 ruff check .
 ruff format --check .
-exec python -m pytest "$@"
+# a file is one process's: what its tests share is made once
+exec python -m pytest -n auto --dist loadfile "$@"

@@ -83,6 +83,7 @@ def _run(weights: Path, options: dict, kill: Kill, alive: Path) -> None:
     from misc.slides.tissue import whole_mask
 
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which is ignored where the tests run in the background
     os.dup2(os.open(alive, os.O_WRONLY), 1)  # which the workers inherit
     watch(kill)
     infer.wsi.otsu_mask = lambda thumb: whole_mask()

@@ -149,6 +149,8 @@ def test_memory_does_not_grow_with_the_number_of_images(weights, tmp_path):
 
 # The network stops after forty of its 68 batches, says so, and waits until nobody writes to it any more.
 STOPPING_STUB = (
+    # SIGINT is ignored where the tests run in the background
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
     "manager.net = StubNet(); forward = manager.net.forward; "
     "manager.net.forward = lambda imgs: (print('here', flush=True), sys.stdin.read()) "
     "if len(manager.net.batch_sizes) == 40 else forward(imgs)"
