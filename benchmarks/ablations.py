@@ -77,9 +77,11 @@ def inference(args: dict, folders: list[Path]) -> Iterator[tuple[str, np.ndarray
     """Yield name, (6, N) scores and seconds an image of each way to use a checkpoint."""
     from infer.tile import InferManager
     from models.hovernet import post_proc
+    from models.hovernet.net_desc import PATCH_SHAPES
 
     def score(precision: str = "fp32", **options) -> tuple[np.ndarray, float]:
         manager = InferManager({"model_path": args["--model_path"]}, gpu=args["--gpu"], precision=precision)
+        options = {"patch_input_shape": PATCH_SHAPES[manager.mode][0], **options}  # whatever the checkpoint recommends
         return scored(manager, folders, {"mpp": float(args["--mpp"]), "nr_post_proc_workers": 0, **options})
 
     yield "as it is: patch of the mode, fp32", *score()

@@ -55,20 +55,10 @@ class PatchGrid:
         """(N, 2) top left of what each patch predicts; the first and last row and column may reach beyond the image."""
         return self.output_corners((0, self.rows), (0, self.cols))
 
-    @cached_property
-    def input_tl_yx(self) -> np.ndarray:
-        """(N, 2) top left of what each reads; negative at the top and left, where the image is reflected."""
-        return self.output_tl_yx - self.margin
-
     def output_corners(self, rows: Range, cols: Range) -> np.ndarray:
         """Return `output_tl_yx` of some rows and columns alone, row-major: a slide has millions of patches."""
         axes = (np.arange(*rows) * self.patch_output + self.start, np.arange(*cols) * self.patch_output + self.start)
         return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2)
-
-    def output_box(self, rows: Range, cols: Range) -> Box:
-        """Return what a block of patches predicts, cut at the image."""
-        low, high = (np.array((r, c)) * self.patch_output + self.start for r, c in zip(rows, cols, strict=True))
-        return *np.maximum(low, 0).tolist(), *np.minimum(high, self.shape_yx).tolist()
 
     def input_box(self, rows: Range, cols: Range) -> Box:
         """Return what a block of patches reads; it may reach outside the image on any side."""

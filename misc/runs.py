@@ -112,11 +112,6 @@ def find_regions(runs: Runs) -> Regions:
     return Regions(runs.value[start], np.stack([y0, x0, y1, x1], axis=1), areas, centroids)
 
 
-def box_slices(boxes: np.ndarray) -> list[tuple[slice, slice]]:
-    """Return (N, 4) boxes y0, x0, y1, x1 as pairs of slices."""
-    return [(slice(y0, y1), slice(x0, x1)) for y0, x0, y1, x1 in boxes.tolist()]
-
-
 def pack_boxes(sizes: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
     """Place boxes on shelves, the highest first, in about a square.
 

@@ -102,7 +102,7 @@ def _read_npy(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read_hdf5(path: Path) -> dict[str, np.ndarray]:
-    """Read MATLAB 7.3, which is HDF5 with the axes in the other order; cells and structures are passed over."""
+    """Read MATLAB 7.3, which is HDF5 with the axes in the other order; cells and structures are left out."""
     import h5py  # here, as hardly a label needs it
 
     try:

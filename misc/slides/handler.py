@@ -142,7 +142,7 @@ class FileHandler:
             size_wh: (width, height), px, at least 1.
 
         Returns:
-            (height, width, 3) uint8, RGB; transparent pixels are laid on white.
+            (height, width, 3) uint8, RGB; transparent pixels are shown on white.
 
         Raises:
             ValueError: the region does not lie inside the plane; see `read_reflect` for those that do not.
@@ -154,19 +154,6 @@ class FileHandler:
         """Return the whole slide, (H, W, 3) uint8, read in pieces; arguments and errors as in `get_dimensions`."""
         plane = self._choose(read_mag, read_mpp)
         return self._read(plane, (0, 0), (plane.axis_x.target, plane.axis_y.target))
-
-    def upsampling(self, read_mag: float | None = None, read_mpp=None) -> str | None:
-        """Return a warning with both numbers when the slide would have to be enlarged, else `None`."""
-        plane = self._choose(read_mag, read_mpp)
-        factor = plane.axis_x.target / plane.axis_x.source
-        if factor <= 1 or plane.level > 0:
-            return None
-        base_mag, base_mpp = self.metadata["base_mag"], self.metadata["base_mpp"][0]
-        asked = f"{read_mag:g}x" if read_mpp is None else f"{np.ravel(read_mpp)[0]:g} um/px"
-        return (
-            f"was scanned at {base_mag:g}x ({base_mpp:.4g} um/px), asked for is {asked}: "
-            f"it is enlarged {factor:.3g} times, which adds no detail; --proc_mag={base_mag:g} reads it as it is"
-        )
 
     def _choose(self, read_mag: float | None, read_mpp) -> _Plane:
         scale_xy = self._scale(read_mag, read_mpp)

@@ -49,7 +49,7 @@ def no_image_because(path: Path) -> str | None:
 def read_image(path: Path) -> np.ndarray:
     """Read an image.
 
-    16-bit images are scaled to 8 bits, grey ones get three equal channels, transparent ones are laid on white
+    16-bit images are scaled to 8 bits, grey ones get three equal channels, transparent ones are shown on white
     (where nothing was scanned there is glass, not tissue). The log says where a file has more pages than the one that
     is read, and where 16 bits are mostly dark. A JPEG is turned as its EXIF entry says; all others, TIFF among them,
     are read as they are stored.

@@ -35,7 +35,7 @@ from misc.slides.picture import JPEG, PNG, ImageSource, is_picture
 from misc.slides.pixels import ImageError, on_white
 from misc.slides.tiff import RESOLUTION_UM, TAGS_SAY, TiffSource, unread_pages
 
-# Files that are taken for slides whatever they hold, so that a broken one is reported and not passed over.
+# Files that are taken for slides whatever they hold, so that a broken one is reported and not left out.
 SLIDE_SUFFIXES = frozenset(
     ".svs .tif .tiff .ndpi .vms .vmu .scn .mrxs .svslide .bif .czi .dcm .qptiff .png .jpg .jpeg".split()
 )

@@ -27,9 +27,8 @@ def test_a_grid_by_hand():
     grid = patch_grid((90, 170), 270, 80)
     assert (grid.rows, grid.cols, len(grid)) == (2, 3, 6)
     assert grid.output_tl_yx.tolist() == [[0, 0], [0, 80], [0, 160], [80, 0], [80, 80], [80, 160]]
-    assert grid.input_tl_yx[0].tolist() == [-95, -95]
-    assert grid.input_tl_yx[-1].tolist() == [-15, 65]
-    assert grid.output_box((0, 2), (1, 3)) == (0, 80, 90, 170)
+    assert grid.input_box((0, 1), (0, 1)) == (-95, -95, 175, 175)
+    assert grid.input_box((1, 2), (2, 3)) == (-15, 65, 255, 335)
     assert grid.input_box((0, 2), (1, 3)) == (-95, -15, 255, 335)
     assert grid.touching((79, 80, 81, 160)) == ((0, 2), (1, 2))
 
@@ -41,7 +40,7 @@ def test_patches_lie_where_the_reference_lays_them():
         grid = patch_grid((length, 1), *window)
         steps = math.ceil((length - window[1]) / window[1]) + 1
         assert grid.output_tl_yx[:, 0].tolist() == [k * window[1] for k in range(steps)]
-        assert (grid.input_tl_yx == grid.output_tl_yx - (window[0] - window[1]) // 2).all()
+        assert grid.input_box((0, 1), (0, 1))[0] == -((window[0] - window[1]) // 2)
 
 
 def test_slide_patches_lie_where_the_reference_lays_them():

@@ -143,15 +143,6 @@ def write_aperio(path, description: str) -> None:
     )
 
 
-def test_p24_enlarging_is_said_with_both_numbers(tmp_path):
-    write_pyramid(tmp_path / "a.tif", (1, 2), mpp=0.5)
-    with get_file_handler(tmp_path / "a.tif") as handler:
-        assert handler.upsampling(read_mag=20) is None
-        text = handler.upsampling(read_mag=40)
-    assert "20x" in text
-    assert "40x" in text
-
-
 def test_p21_a_resolution_that_is_none_is_named_in_the_refusal(tmp_path):
     """72 dpi is what editors write; that the file "does not say its resolution" alone is not what a viewer shows."""
     write_pyramid(tmp_path / "a.tif", (1,), mpp=25400 / 72)
