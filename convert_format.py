@@ -12,7 +12,9 @@ Options:
                            tsv: points for QuPath, <name>.tsv.
                            qupath: both of these.
                            sedeen: a session for Sedeen, <name>.session.xml.
-                           csv: a table of shape and stain, <name>.csv. [default: geojson]
+                           csv: a table of shape and stain, <name>.csv.
+                           parquet: the table and outlines, <name>.parquet (GeoParquet for geopandas, DuckDB, QGIS;
+                           needs requirements-parquet.txt). [default: geojson]
   --gz                     Compress GeoJSON (<name>.geojson.gz, which QuPath reads).
   --type_info_path=<path>  JSON with name and colour of each type. Left out: what the file says, else a palette.
   --scale=<n>              Level-0 pixels per pixel of the JSON. Left out: what the file says, else the magnification of
@@ -36,7 +38,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,7 +57,10 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "qupath": (".geojson", ".tsv"),
     "sedeen": (".session.xml",),
     "csv": (".csv",),
+    "parquet": (".parquet",),
 }
+# Formats that say more with the image beside the JSON, and take longer for it.
+_WITH_IMAGE = (".xml", ".csv", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -196,8 +201,11 @@ def convert(path: Path, targets: list[Path], options: Options, progress=lambda c
 
     from misc.formats.nuclei_json import iter_json
 
-    writers = {".geojson": _to_geojson, ".gz": _to_geojson, ".tsv": _to_tsv, ".xml": _to_sedeen, ".csv": _to_csv}
-    source = open_source(path, options, with_image=any(t.suffix in (".xml", ".csv") for t in targets))
+    writers = {
+        **dict.fromkeys((".geojson", ".gz"), _to_geojson),
+        **{".tsv": _to_tsv, ".xml": _to_sedeen, ".csv": _to_csv, ".parquet": _to_parquet},
+    }
+    source = open_source(path, options, with_image=any(t.suffix in _WITH_IMAGE for t in targets))
     for note in source.facts.notes:
         tqdm.write(f"{path.name}: {note}")
     count = 0
@@ -270,10 +278,19 @@ def _to_tsv(target: Path, parts: Iterator[Nuclei], source: Source, options: Opti
 def _to_csv(target: Path, parts: Iterator[Nuclei], source: Source, options: Options) -> int:
     from misc.formats.csv_table import write_csv
 
+    return _write_table(write_csv, target, parts, source, options)
+
+
+def _to_parquet(target: Path, parts: Iterator[Nuclei], source: Source, options: Options) -> int:
+    from misc.formats.parquet import write_parquet
+
+    return _write_table(write_parquet, target, parts, source, options)
+
+
+def _write_table(write: Callable, target: Path, parts: Iterator[Nuclei], source: Source, options: Options) -> int:
     facts = source.facts
     mpp = None if facts.mpp_xy is None else sum(facts.mpp_xy) / 2
-    parts = _inside(parts, facts)
-    return write_csv(target, parts, source.type_info, facts.scale, mpp, source.image, options.stain)
+    return write(target, _inside(parts, facts), source.type_info, facts.scale, mpp, source.image, options.stain)
 
 
 def _to_sedeen(target: Path, parts: Iterator[Nuclei], source: Source, options: Options) -> int:

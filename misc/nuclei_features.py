@@ -72,10 +72,12 @@ def touches_itself(nuclei: Nuclei) -> np.ndarray:
     along = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
     points = np.repeat(nuclei.points_xy, count, axis=0) + np.repeat(stride, count, axis=0) * along[:, None]
     owner = np.repeat(np.repeat(np.arange(len(nuclei)), np.diff(nuclei.offsets)), count)
-    order = np.lexsort((points[:, 0], points[:, 1], owner))
-    rows = np.column_stack([owner, points])[order]
+    local = points - _boxes_of_contours(nuclei)[owner, 0, ::-1]
+    # one number a point: numbers sort ten times as fast as rows
+    sides = local.max(axis=0, initial=0) + 1
+    keys = np.sort((owner * sides[0] + local[:, 0]) * sides[1] + local[:, 1])
     twice = np.zeros(len(nuclei), bool)
-    twice[rows[1:][(rows[1:] == rows[:-1]).all(axis=1), 0]] = True
+    twice[keys[1:][keys[1:] == keys[:-1]] // sides.prod()] = True
     return twice
 
 

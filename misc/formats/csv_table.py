@@ -62,32 +62,43 @@ def write_csv(
         ValueError: `type_info` lacks a type, or there is no such stain.
     """
     count = 0
-    parts = [nuclei] if isinstance(nuclei, Nuclei) else nuclei
-    stains = [f"{name}_mean_od" for name in STAINS[stain]] if image else []
     with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as out:
-        table = csv.writer(out, lineterminator="\n")
-        table.writerow([*COLUMNS, *stains])
-        for part in parts:
-            for start in range(0, len(part), WRITE_NUCLEI):
-                piece = part.select(slice(start, start + WRITE_NUCLEI))
-                table.writerows(_rows(piece, type_info, scale, mpp, image, stain))
-            count += len(part)
+        rows = csv.writer(out, lineterminator="\n")
+        rows.writerow([*COLUMNS, *stain_columns(image, stain)])
+        for piece in in_pieces(nuclei):
+            table = columns(piece, type_info, scale, mpp, image, stain)
+            table["name"] = [safe_cell(name) for name in table["name"]]
+            rows.writerows(zip(*table.values(), strict=True))
+            count += len(piece)
     return count
 
 
-def _rows(
+def in_pieces(nuclei: Nuclei | Iterable[Nuclei]) -> Iterator[Nuclei]:
+    """Yield nuclei, at most `WRITE_NUCLEI` at a time."""
+    for part in [nuclei] if isinstance(nuclei, Nuclei) else nuclei:
+        for start in range(0, len(part), WRITE_NUCLEI):
+            yield part.select(slice(start, start + WRITE_NUCLEI))
+
+
+def stain_columns(image: SlideImage | None, stain: str) -> list[str]:
+    """Return the names of the columns of optical densities; there are none without an image."""
+    return [f"{name}_mean_od" for name in STAINS[stain]] if image else []
+
+
+def columns(
     nuclei: Nuclei, type_info: TypeInfo, scale: float, mpp: float | None, image: SlideImage | None, stain: str
-) -> Iterator[tuple]:
+) -> dict[str, list]:
+    """Return the columns of the table by name, `None` where a value is not known; arguments as of `write_csv`."""
     types = [None] * len(nuclei) if nuclei.types is None else nuclei.types.tolist()
     check_types(set(types), type_info)
     blank = np.full(len(nuclei), np.nan)
     um = np.nan if mpp is None else mpp
     shape = shapes(nuclei)
     x, y = ((nuclei.centroids_xy + 0.5) * scale).T
-    columns = [
+    values = [
         nuclei.ids.tolist(),
         types,
-        [safe_cell(type_info[t][0]) for t in types],
+        [type_info[t][0] for t in types],
         _numbers(blank if nuclei.type_prob is None else nuclei.type_prob, SHARE_DECIMALS),
         *(_numbers(v, LENGTH_DECIMALS) for v in (x - 0.5, y - 0.5, x * um, y * um)),
         *(_numbers(shape.area * scale**2 * unit, LENGTH_DECIMALS) for unit in (1, um**2)),
@@ -101,8 +112,8 @@ def _rows(
     if image is not None:
         at_level0 = nuclei if scale == 1 else nuclei.scale(scale, scale)
         densities = nuclear_densities(at_level0, image.read, (image.height, image.width), stain)
-        columns.extend(_numbers(v, SHARE_DECIMALS) for v in densities.T)
-    return zip(*columns, strict=True)
+        values.extend(_numbers(v, SHARE_DECIMALS) for v in densities.T)
+    return dict(zip([*COLUMNS, *stain_columns(image, stain)], values, strict=True))
 
 
 def _numbers(values: np.ndarray, decimals: int) -> list[float | None]:

@@ -160,15 +160,10 @@ def _features(
     types = [None] * len(nuclei) if nuclei.types is None else nuclei.types.tolist()
     check_types(set(types), type_info)
     classes = {t: {"name": type_info[t][0], "color": list(type_info[t][1])} for t in set(types)}
-    points = qupath_xy(nuclei.points_xy, scale, origin_xy)
-    # each ring ends with its first point; arrays, since a Python list per point costs most of the time of writing
-    closed = np.insert(points, nuclei.offsets[1:], points[nuclei.offsets[:-1]], axis=0)
-    ends = (nuclei.offsets + np.arange(len(nuclei) + 1)).tolist()
-    touching = np.flatnonzero(touches_itself(nuclei))
-    apart = {i: qupath_xy(simple_ring(nuclei.contour(i)), scale, origin_xy) for i in touching}
-    rows = zip(nuclei.ids.tolist(), types, _measurements(nuclei, type_info, scale), strict=True)
-    for i, (nucleus_id, type_id, measurements) in enumerate(rows):
-        ring = apart[i] if i in apart else closed[ends[i] : ends[i + 1]]
+    # arrays, since a Python list per point costs most of the time of writing
+    rings = valid_rings(nuclei, scale, origin_xy)
+    rows = zip(nuclei.ids.tolist(), types, rings, _measurements(nuclei, type_info, scale), strict=True)
+    for nucleus_id, type_id, ring, measurements in rows:
         yield {
             "type": "Feature",
             "id": str(uuid.uuid5(namespace, str(nucleus_id))),
@@ -179,6 +174,20 @@ def _features(
                 "measurements": measurements,
             },
         }
+
+
+def valid_rings(nuclei: Nuclei, scale: float = 1.0, origin_xy: tuple[int, int] = (0, 0)) -> list[np.ndarray]:
+    """Return each outline as a ring that ends with its first point and never touches itself.
+
+    Returns:
+        N arrays (M, 2) float64 in QuPath's coordinates (`qupath_xy`).
+    """
+    points = qupath_xy(nuclei.points_xy, scale, origin_xy)
+    closed = np.insert(points, nuclei.offsets[1:], points[nuclei.offsets[:-1]], axis=0)
+    rings = np.split(closed, (nuclei.offsets + np.arange(len(nuclei) + 1))[1:])[:-1]  # the last one is the empty rest
+    for i in np.flatnonzero(touches_itself(nuclei)):
+        rings[i] = qupath_xy(simple_ring(nuclei.contour(i)), scale, origin_xy)
+    return rings
 
 
 def simple_ring(contour_xy: np.ndarray) -> np.ndarray:
