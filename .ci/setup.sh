@@ -1,5 +1,5 @@
 # Sourced by run_tile.sh and run_tests.sh: makes .venv beside this checkout, once, and activates it.
-# Installs again only when requirements.txt changes.
+# Installs again only when a file of requirements changes.
 
 find_python() {
     local name
@@ -14,20 +14,21 @@ find_python() {
 }
 
 setup_venv() {
-    local root python
+    local root python wanted
     root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-    if ! cmp -s "$root/requirements.txt" "$root/.venv/installed.txt"; then
+    wanted=("$root/requirements.txt" "$root/requirements-test.txt")
+    if ! cat "${wanted[@]}" | cmp -s - "$root/.venv/installed.txt"; then
         python=$(find_python) || return 1
         echo "Setting up $root/.venv (once, some minutes) ..."
         "$python" -m venv "$root/.venv" || return 1
-        "$root/.venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$root/requirements.txt" || return 1
+        "$root/.venv/bin/python" -m pip install --quiet --disable-pip-version-check "${wanted[@]/#/-r}" || return 1
         # Servers without a display lack libGL; the headless build of OpenCV is the same without its windows.
         if ! "$root/.venv/bin/python" -c 'import cv2' 2>/dev/null; then
             "$root/.venv/bin/python" -m pip uninstall --quiet --yes opencv-python || return 1
             "$root/.venv/bin/python" -m pip install --quiet --no-deps \
                 "$(sed -n 's/^opencv-python==/opencv-python-headless==/p' "$root/requirements.txt")" || return 1
         fi
-        cp "$root/requirements.txt" "$root/.venv/installed.txt"
+        cat "${wanted[@]}" >"$root/.venv/installed.txt"
     fi
     . "$root/.venv/bin/activate"
 }

@@ -1,0 +1,51 @@
+"""The scripts as commands of an installed package: `hovernet-infer` is `run_infer.py`, and so on.
+
+The tree is installed as it is, as the folder `hovernet_toolkit`. Its modules name each other from that folder
+(`from infer.run import ...`), as they do in a checkout, so it is put first on the path.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent
+
+
+def run(script: str) -> int:
+    """Run a script's `main` with the arguments of this process; return its exit code."""
+    sys.path.insert(0, str(FOLDER))
+    return importlib.import_module(script).main()
+
+
+def infer() -> int:
+    return run("run_infer")
+
+
+def train() -> int:
+    return run("run_train")
+
+
+def patches() -> int:
+    return run("extract_patches")
+
+
+def masks() -> int:
+    return run("GenerateMasks")
+
+
+def stats() -> int:
+    return run("compute_stats")
+
+
+def convert() -> int:
+    return run("convert_format")
+
+
+def heat_map() -> int:
+    return run("plot_heat_map")
+
+
+def convert_checkpoint() -> int:
+    return run("convert_chkpt_tf2pytorch")
