@@ -1,0 +1,137 @@
+"""What a report page holds, and how it becomes one HTML file that needs nothing but itself.
+
+Pictures are data in the page. Its Content-Security-Policy allows what is inline, by hash, and nothing else: the page
+asks for no file and no address. Names come from the files of users, so everything is escaped by the template engine.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import jinja2
+
+from misc.files import write_atomic
+
+STATIC = Path(__file__).resolve().parent / "static"
+SCRIPTS = ("sortable.min.js", "sortable.a11y.min.js", "page.js")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture: its data URI, what it shows (`alt`, for those who do not see it), and the words below it."""
+
+    uri: str
+    alt: str
+    caption: str = ""
+    wide: bool = False
+
+
+@dataclass(frozen=True)
+class Bars:
+    """A bar chart of counts; `colours` are (r, g, b) or left out."""
+
+    title: str
+    labels: Sequence[str]
+    counts: Sequence[float]
+    colours: Sequence[tuple[int, int, int]] = ()
+    unit: str = ""
+
+    @property
+    def shares(self) -> list[float]:
+        """Length of each bar, 0 to 100."""
+        most = max(self.counts, default=0) or 1
+        return [round(100 * count / most, 1) for count in self.counts]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as its CSV file has it: texts, row by row. `links` holds an address or nothing for each row."""
+
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    links: Sequence[str] = ()
+
+    def is_number(self, column: int) -> bool:
+        """Tell whether a column is right-aligned: all that is in it are numbers."""
+        cells = [row[column] for row in self.rows if row[column] != ""]
+        return bool(cells) and all(_is_number(cell) for cell in cells)
+
+
+@dataclass
+class Section:
+    """A part of the page, in the order in which it is shown.
+
+    Attributes:
+        key: its address in the page.
+        facts: what there is to know, as pairs of words.
+        notes: warnings.
+        galleries: rows of pictures, each with a title.
+    """
+
+    key: str
+    title: str
+    facts: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    bars: list[Bars] = field(default_factory=list)
+    galleries: list[tuple[str, list[Picture]]] = field(default_factory=list)
+
+
+@dataclass
+class Page:
+    """A page; `back` is the address of the page that it belongs to, where it is one of many."""
+
+    title: str
+    subtitle: str
+    sections: list[Section]
+    back: str = ""
+
+
+def write_page(path: Path, page: Page) -> None:
+    """Write a page; the file is whole or not there."""
+    write_atomic(path, render(page))
+
+
+def render(page: Page) -> str:
+    """Return a page as HTML."""
+    style, script = _static("page.css"), "\n".join(_static(name) for name in SCRIPTS)
+    policy = (
+        f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    return _template().render(page=page, style=style, script=script, policy=policy)
+
+
+def data_uri(data: bytes, kind: str) -> str:
+    """Return a file of a kind (`image/jpeg`) as an address."""
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+@cache
+def _static(name: str) -> str:
+    return (STATIC / name).read_text(encoding="utf-8")
+
+
+def _digest(text: str) -> str:
+    """Return the hash by which a policy allows an inline element of exactly this text."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+@cache
+def _template() -> jinja2.Template:
+    engine = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return engine.from_string(_static("page.html.j2"))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
