@@ -47,5 +47,9 @@ def heat_map() -> int:
     return run("plot_heat_map")
 
 
+def report() -> int:
+    return run("make_report")
+
+
 def convert_checkpoint() -> int:
     return run("convert_chkpt_tf2pytorch")
