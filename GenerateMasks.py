@@ -42,7 +42,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from docopt import docopt
+from misc.cli import run_command
 
 if TYPE_CHECKING:
     import numpy as np
@@ -97,10 +97,7 @@ class Report:
 
 
 def main(argv: list[str] | None = None) -> int:
-    from misc.batch import run_script
-
-    args = docopt(__doc__, argv=argv)
-    return run_script("GenerateMasks.py", lambda: run(read_options(args)))
+    return run_command(__doc__, lambda args: run(read_options(args)), argv)
 
 
 def read_options(args: dict) -> Options:

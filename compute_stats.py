@@ -31,7 +31,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from docopt import docopt
+from misc.cli import run_command
 
 TYPE_COLUMNS = ("F1 detection", "accuracy of type")
 # Options that say something of types.
@@ -57,10 +57,7 @@ def run_nuclei_type_stat(pred_dir, true_dir, type_uid_list=None, exhaustive=True
 
 
 def main(argv: list[str] | None = None) -> int:
-    from misc.batch import run_script
-
-    args = docopt(__doc__, argv=argv)
-    return run_script("compute_stats.py", lambda: run(args))
+    return run_command(__doc__, run, argv)
 
 
 def run(args: dict) -> int:

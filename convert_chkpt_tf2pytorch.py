@@ -22,14 +22,11 @@ import json
 import sys
 from pathlib import Path
 
-from docopt import docopt
+from misc.cli import run_command
 
 
-def main() -> int:
-    from misc.batch import run_script
-
-    args = docopt(__doc__)
-    return run_script("convert_chkpt_tf2pytorch.py", lambda: convert(args))
+def main(argv: list[str] | None = None) -> int:
+    return run_command(__doc__, convert, argv)
 
 
 def convert(args: dict) -> int:

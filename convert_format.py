@@ -41,7 +41,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from docopt import docopt
+from misc.cli import run_command
 
 if TYPE_CHECKING:
     from misc.formats.slide_facts import SlideFacts
@@ -94,10 +94,7 @@ def to_qupath(file_path, nuc_pos_list, nuc_type_list, type_info_dict) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    from misc.batch import run_script
-
-    args = docopt(__doc__, argv)
-    return run_script("convert_format.py", lambda: convert_all(parse(args)))
+    return run_command(__doc__, lambda args: convert_all(parse(args)), argv)
 
 
 def parse(args: dict) -> Options:

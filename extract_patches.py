@@ -57,7 +57,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from docopt import docopt
+from misc.cli import run_command
 
 if TYPE_CHECKING:
     from dataloader.extraction import Cut, Report, Split
@@ -94,10 +94,7 @@ class Options:
 
 
 def main(argv: list[str] | None = None) -> int:
-    from misc.batch import run_script
-
-    args = docopt(__doc__, argv)
-    return run_script("extract_patches.py", lambda: run(args))
+    return run_command(__doc__, run, argv)
 
 
 def run(args: dict) -> int:

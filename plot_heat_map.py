@@ -50,7 +50,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from docopt import docopt
+from misc.cli import read, run_command
 
 if TYPE_CHECKING:
     from misc.ihc.run import Options, Report
@@ -77,7 +77,7 @@ def plot_density_map(json_path, output_dir, wsi_path=None, **changes) -> Report:
     from misc.ihc.run import run
 
     argv = [f"--json_dir={json_path}", f"--output_dir={output_dir}"]
-    options = parse(docopt(__doc__, argv + ([f"--wsi_dir={wsi_path}"] if wsi_path else [])))
+    options = parse(read(__doc__, argv + ([f"--wsi_dir={wsi_path}"] if wsi_path else [])))
     unknown = changes.keys() - vars(options).keys()
     if unknown:
         raise ValueError(f"no such option: {', '.join(sorted(unknown))}")
@@ -123,10 +123,7 @@ def create_xml(base_name, h, w, bounding_box, output_dir, image_name=None, pixel
 
 
 def main(argv: list[str] | None = None) -> int:
-    from misc.batch import run_script
-
-    args = docopt(__doc__, argv)
-    return run_script("plot_heat_map.py", lambda: map_all(args))
+    return run_command(__doc__, map_all, argv)
 
 
 def map_all(args: dict) -> int:

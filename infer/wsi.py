@@ -17,12 +17,13 @@ import numpy as np
 
 from infer.options import WsiOptions
 from infer.plan import READ_SIDE_PX, Plan, plan_slide
-from infer.provenance import RUN_KEY, VERSION, was_made_so
+from infer.provenance import RUN_KEY, was_made_so
 from infer.run import POST_PROC_BYTES_PX, Report, Run, RunTask
 from infer.run import InferManager as BaseManager
 from infer.sinks import BlockJob, SlideJob, write_slide_qupath
 from infer.source import SlideSource
 from infer.spool import Spool, remove_finished
+from misc.cli import VERSION
 from misc.files import file_digest, printable, remove_if_empty, remove_parts, short_stem
 from misc.formats.nuclei_json import iter_json
 from misc.locks import locked
