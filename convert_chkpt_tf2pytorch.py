@@ -23,6 +23,7 @@ import sys
 from pathlib import Path
 
 from misc.cli import run_command
+from misc.text import counted
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -44,7 +45,7 @@ def convert(args: dict) -> int:
     target.parent.mkdir(parents=True, exist_ok=True)
     save_weights(target, weights, meta)
     print(
-        f"{target}: {checkpoint.family} -> {checkpoint.mode}, {checkpoint.nr_types or 0} types, "
+        f"{target}: {checkpoint.family} -> {checkpoint.mode}, {counted(checkpoint.nr_types or 0, 'type')}, "
         f"width {checkpoint.width:g}, {len(checkpoint.state_dict)} tensors"
     )
     return 0

@@ -23,7 +23,7 @@ import os
 import sys
 import time
 
-from misc.cli import run_command
+from misc.cli import number, run_command
 from misc.text import counted
 
 
@@ -97,14 +97,9 @@ def method_options(args: dict) -> dict:
         raise ValueError("--model_path=<checkpoint> is missing")
     if args["--gpu"].lower() == "mps":  # read when PyTorch is loaded: what Apple's GPU lacks is computed on the CPU
         os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
-    model_args = {"mode": args["--model_mode"], "nr_types": args["--nr_types"]}
-    given = {name: value for name, value in model_args.items() if value not in (None, "")}
-    if "nr_types" in given and not given["nr_types"].isdecimal():
-        raise ValueError(f"--nr_types takes a whole number, got `{given['nr_types']}`")
-    return {
-        "model_path": args["--model_path"],
-        "model_args": given | ({"nr_types": int(given["nr_types"])} if "nr_types" in given else {}),
-    }
+    nr_types = number(args, "--nr_types", int, zero=True) if args["--nr_types"] else None
+    model_args = {"mode": args["--model_mode"] or None, "nr_types": nr_types}
+    return {"model_path": args["--model_path"], "model_args": model_args}
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ import sys
 from pathlib import Path
 
 from config import Config
-from misc.cli import run_command
+from misc.cli import number, run_command
 
 
 class Commands:
@@ -99,7 +99,7 @@ def run(args: dict) -> int:
     default = Path(args["--config"]) == Path("config.py")
     manager = (TrainManager if default else load_manager(args["--config"]))()
     if args["--seed"] is not None:
-        manager.seed = _whole_number("--seed", args["--seed"])
+        manager.seed = number(args, "--seed", int, zero=True)
     if args["--view"] is None:
         manager.run(args["--gpu"], args["--resume"])
     elif args["--view"] in ("train", "valid"):
@@ -107,12 +107,6 @@ def run(args: dict) -> int:
     else:
         raise ValueError(f"--view takes train or valid, got `{args['--view']}`")
     return 0
-
-
-def _whole_number(option: str, text: str) -> int:
-    if not text.isdigit():
-        raise ValueError(f"{option} takes a whole number, got `{text}`")
-    return int(text)
 
 
 if __name__ == "__main__":

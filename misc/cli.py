@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from misc.batch import run_script
 from misc.usage import UsageError, explain, option_names, program
@@ -92,6 +93,38 @@ def read_commands(text: str, argv: list[str], common: str, commands: Mapping[str
         sys.exit()
     own = ["--help"] if args["--help"] else args["<args>"]
     return args | read(commands[command], [command, *own], dict.fromkeys(option_names(text), f"before `{command}`"))
+
+
+def numbers(args: Mapping[str, Any], option: str, kind: type = float) -> list | None:
+    """Return the numbers of an option, separated by commas; `None` where it was left out.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    try:
+        return [kind(text) for text in args[option].split(",")] if args[option] is not None else None
+    except ValueError:
+        what = "whole numbers" if kind is int else "numbers"
+        raise ValueError(f"{option} takes {what}, got `{args[option]}`") from None
+
+
+def number(args: Mapping[str, Any], option: str, kind: type = float, zero: bool = False) -> Any:
+    """Return the number of an option, above 0, or from 0 on with `zero`; `None` where it was left out.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    text = args[option]
+    if text is None:
+        return None
+    try:
+        value = kind(text)
+    except ValueError:
+        value = float("nan")
+    if not (0 < value < float("inf") or (zero and value == 0)):
+        what = "whole number" if kind is int else "number"
+        raise ValueError(f"{option} is a {what} {'from 0 on' if zero else 'above 0'}, got `{text}`")
+    return value
 
 
 def _ask_for_environment(name: str, why: str) -> int:

@@ -40,7 +40,7 @@ def test_a_run_ends_with_one_line_that_says_it_all(images, capsys):
     assert call(images, f"--model_path={MODEL}") == 0
     line = capsys.readouterr().out.strip()
     nuclei = json.loads((images.parent / "out" / "json" / "TCGA-1.2 x.json").read_text())["nuc"]
-    assert line.startswith(f"{len(nuclei)} nuclei (nucleus {len(nuclei)}) in 1 images, 0 skipped, 0 failed")
+    assert line.startswith(f"{len(nuclei)} nuclei (nucleus {len(nuclei)}) in 1 image, 0 skipped, 0 failed")
     assert line.endswith(str(images.parent / "out" / "overlay"))
     assert len(nuclei) > 5
 
@@ -79,7 +79,7 @@ def test_bad_input_is_one_line_and_exit_code_1(images, capsys):
         ([], [], "--model_path"),
         (["--model_path=nowhere.tar"], [], "nowhere.tar"),
         ([model, "--nr_types=5"], [], "--nr_types=5"),
-        ([model, "--nr_types=some"], [], "--nr_types takes a whole number"),
+        ([model, "--nr_types=some"], [], "--nr_types is a whole number from 0 on, got `some`"),
         ([model, "--model_mode=original"], [], "`fast` network"),
         ([model, "--batch_size=many"], [], "--batch_size takes a whole number"),
         ([model, "--type_info_path=nowhere.json"], [], "nowhere.json"),
@@ -203,7 +203,7 @@ def test_as_a_process_with_spawned_workers(images, tmp_path):
     )
     assert ended.returncode == 1, ended.stderr
     assert "broken.png" in ended.stderr
-    assert "1 images, 0 skipped, 1 failed" in ended.stdout
+    assert "1 image, 0 skipped, 1 failed" in ended.stdout
     assert (tmp_path / "out" / "mat" / "TCGA-1.2 x.mat").is_file()
 
 

@@ -146,7 +146,7 @@ def test_p25_a_folder_with_side_files_and_bad_slides_does_the_good_ones(slides, 
         "empty [1].tif": "failed",
         "größe 日本.tif": "done",
     }
-    listed = [record.message for record in caplog.records if "are no slides" in record.message]
+    listed = [record.message for record in caplog.records if "left out, no slide" in record.message]
     assert len(listed) == 1
     assert listed[0].startswith("2 files")
     assert "notes.txt" in listed[0]
