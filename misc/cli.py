@@ -47,6 +47,9 @@ def run_command(
     except UsageError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return MISUSED
+    except BrokenPipeError:  # --help | head: who reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except ModuleNotFoundError as error:
         return _ask_for_environment(name, f"{error.name} is not installed for this Python")
 

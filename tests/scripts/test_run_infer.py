@@ -15,6 +15,7 @@ from conftest import ROOT
 from skimage.data import immunohistochemistry
 
 import run_infer
+from infer.options import COMMON_TEXT, TILE_TEXT, WSI_TEXT
 from infer.run import Report
 from models.hovernet.checkpoint import save_weights
 from models.hovernet.net_desc import create_model
@@ -107,7 +108,7 @@ def test_apple_s_gpu_may_leave_to_the_cpu_what_it_lacks(images, capsys, monkeypa
 
 
 def test_p28_no_default_is_a_pair_of_quotes():
-    for text in (run_infer.TEXT, run_infer.TILE_TEXT, run_infer.WSI_TEXT):
+    for text in (COMMON_TEXT, TILE_TEXT, WSI_TEXT):
         assert "[default: '']" not in text
         assert '[default: ""]' not in text
 
