@@ -43,7 +43,8 @@ Options:
   --wsi_dir=<dir>        Folder with the slides.
   --size=<px>            Side of a field. [default: 1000]
   --per_slide=<n>        Fields of each slide. [default: 5]
-  --mpp=<um>             Micrometres per pixel of the fields. Left out: the slide's own.
+  --mpp=<um>             Micrometres per pixel of the fields. Left out: the slide's own. A slide that does not say its
+                         own has these.
   --seed=<n>             Another number, other fields. [default: 0]
   --pattern=<glob>       Which files of the folder are slides. [default: *]
   --recursive            Look into its folders too.

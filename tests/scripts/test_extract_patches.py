@@ -368,6 +368,19 @@ def test_rois_of_dicom_series(tmp_path, shared):
     assert {path.name.split("_x")[0] for path in (tmp_path / "out").glob("*.png")} == {"b1", "c", "case.1"}
 
 
+def test_rois_of_a_slide_that_does_not_say_its_pixel_size(tmp_path, capsys):
+    tissue = np.random.default_rng(0).integers(60, 200, (1000, 1000, 3)).astype(np.uint8) // (1, 2, 1)
+    (tmp_path / "slides" / "case").mkdir(parents=True)
+    cv2.imwrite(str(tmp_path / "slides" / "case" / "a.tif"), tissue.astype(np.uint8))
+    rois = ["rois", f"--wsi_dir={tmp_path / 'slides'}", "--recursive", "--size=200", f"--output_dir={tmp_path / 'out'}"]
+    assert extract_patches.main(rois) == 1
+    assert "does not say its resolution; give it with --mpp (um/px)\n" in capsys.readouterr().err
+    assert extract_patches.main([*rois, "--mpp=0.5", "--overwrite"]) == 0
+    field = cv2.imread(str(next((tmp_path / "out").glob("a_x*.png"))))
+    x, y = (int(part[1:]) for part in next((tmp_path / "out").glob("a_x*.png")).stem.split("_")[1:])
+    assert np.array_equal(field, tissue[y : y + 200, x : x + 200])
+
+
 def test_rois_without_slides(tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("side file")
     assert extract_patches.main(["rois", f"--wsi_dir={tmp_path}", f"--output_dir={tmp_path / 'out'}"]) == 1
