@@ -42,7 +42,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from docopt import docopt
+from misc.batch import print_failed, recorded
+from misc.cli import number, numbers, run_command
+from misc.text import counted, first_names
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,8 +57,6 @@ if TYPE_CHECKING:
 
 # Files that may hold contours; what they are is told by their content.
 ANNOTATION_SUFFIXES = (".xml", ".geojson", ".json", ".gz")
-# Names of a folder that an error lists.
-LISTED = 3
 
 
 @dataclass(frozen=True)
@@ -97,10 +97,7 @@ class Report:
 
 
 def main(argv: list[str] | None = None) -> int:
-    from misc.batch import run_script
-
-    args = docopt(__doc__, argv=argv)
-    return run_script("GenerateMasks.py", lambda: run(read_options(args)))
+    return run_command(__doc__, lambda args: run(read_options(args)), argv)
 
 
 def read_options(args: dict) -> Options:
@@ -113,13 +110,7 @@ def read_options(args: dict) -> Options:
 
     if not args["--intensity"] and (args["--kmeans"] or args["--keep_negative"]):
         raise ValueError("--kmeans and --keep_negative need --intensity")
-    try:
-        scale = float(args["--scale"])
-        thresholds = check_thresholds([float(part) for part in args["--thresholds"].split(",")])
-    except ValueError as error:
-        raise ValueError(f"--scale takes a number and --thresholds three that rise: {error}") from error
-    if not 0 < scale < float("inf"):
-        raise ValueError(f"--scale must be positive, got {args['--scale']}")
+    thresholds = check_thresholds(numbers(args, "--thresholds"))
     mapping, names = read_types(args)
     return Options(
         image_dir=Path(args["--image_dir"]),
@@ -127,7 +118,7 @@ def read_options(args: dict) -> Options:
         output_dir=Path(args["--output_dir"]),
         pattern=args["--pattern"],
         overwrite=args["--overwrite"],
-        scale=scale,
+        scale=number(args, "--scale"),
         mapping=mapping,
         names=names,
         unknown=1 if args["--intensity"] and not args["--keep_negative"] else None,
@@ -164,7 +155,6 @@ def run(options: Options) -> int:
     """Make all label maps, and say what was found."""
     from tqdm import tqdm
 
-    from misc.batch import recorded
     from misc.ihc.label_scores import Measured, grade
 
     pairs, unpaired, broken = pair_files(options)
@@ -212,7 +202,6 @@ def pair_files(options: Options) -> tuple[list[tuple[Path, Path]], list[str], di
         FileNotFoundError, ValueError: a folder is missing, or two files have one stem, or nothing pairs.
     """
     from dataloader.extraction import ROIS_TABLE
-    from misc.batch import recorded
     from misc.files import check_unique_stems, full_stem, list_files
     from misc.formats.annotations import read_annotations
 
@@ -243,17 +232,13 @@ def pair_files(options: Options) -> tuple[list[tuple[Path, Path]], list[str], di
                 break
     alone = [path.name for path in images if path not in pairs] + [path.name for path in by_stem.values()]
     if not pairs:
+        named = [first_names([path.name for path in paths]) or "no such file" for paths in (annotations, images)]
         reasons = "".join(f"; {reason}" for reason in broken.values())
         raise ValueError(
-            f"no annotation in {options.annotation_dir} ({some(annotations)}) belongs to an image in "
-            f"{options.image_dir} ({some(images)}){reasons}"
+            f"no annotation in {options.annotation_dir} ({named[0]}) belongs to an image in {options.image_dir} "
+            f"({named[1]}){reasons}"
         )
     return list(pairs.items()), alone, broken
-
-
-def some(paths: list[Path]) -> str:
-    """Return the first names of a folder."""
-    return ", ".join([path.name for path in paths[:LISTED]] + ["..."] * (len(paths) > LISTED)) or "no such file"
 
 
 def paint(image: Path, annotation: Path, options: Options, report: Report) -> tuple[LabelMask, np.ndarray | None]:
@@ -305,14 +290,13 @@ def count(mask: LabelMask, report: Report) -> None:
 
 def print_report(report: Report, options: Options) -> None:
     """Say what was painted, what lies under what, and what was left out."""
-    from misc.batch import print_failed
     from misc.type_info import type_name
 
     print("type   nuclei")
-    for type_id, number in sorted(report.nuclei.items()):
-        print(f"{type_id:4d} {number:8d}  {type_name(type_id, options.names)}")
+    for type_id, nuclei in sorted(report.nuclei.items()):
+        print(f"{type_id:4d} {nuclei:8d}  {type_name(type_id, options.names)}")
     print(
-        f"{report.hidden_px} px hidden under smaller nuclei, {report.buried} contours wholly hidden, "
+        f"{report.hidden_px} px hidden under smaller nuclei, {counted(report.buried, 'contour')} wholly hidden, "
         f"{report.clipped} cut at the edge of the image, {report.outside} outside of it, "
         f"{report.too_small} too small for a pixel, {report.left_out} left out"
     )
@@ -325,7 +309,8 @@ def print_report(report: Report, options: Options) -> None:
         print(f"without a partner: {', '.join(report.unpaired)}")
     print_failed("GenerateMasks.py", report.failed)
     print(
-        f"{sum(report.nuclei.values())} nuclei in {report.made} label maps, {len(report.skipped)} there already "
+        f"{counted(sum(report.nuclei.values()), 'nucleus')} in {counted(report.made, 'label map')}, "
+        f"{len(report.skipped)} there already "
         f"(--overwrite makes them anew), {len(report.failed)} failed; in {options.output_dir}"
     )
 

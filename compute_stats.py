@@ -31,7 +31,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from docopt import docopt
+from misc.batch import print_failed
+from misc.cli import run_command
+from misc.text import print_table
 
 TYPE_COLUMNS = ("F1 detection", "accuracy of type")
 # Options that say something of types.
@@ -57,10 +59,7 @@ def run_nuclei_type_stat(pred_dir, true_dir, type_uid_list=None, exhaustive=True
 
 
 def main(argv: list[str] | None = None) -> int:
-    from misc.batch import run_script
-
-    args = docopt(__doc__, argv=argv)
-    return run_script("compute_stats.py", lambda: run(args))
+    return run_command(__doc__, run, argv)
 
 
 def run(args: dict) -> int:
@@ -80,7 +79,7 @@ def run(args: dict) -> int:
         rows = _type_table(scores)
     else:
         raise ValueError(f"--mode must be `instance` or `type`, got `{args['--mode']}`")
-    _print_table([rows[0], rows[-1]])
+    print_table([rows[0], rows[-1]])
     _print_problems(scores, args["--mode"])
     if args["--out"]:
         _write(Path(args["--out"]), rows, scores.failed)
@@ -141,16 +140,7 @@ def _print_array(values) -> None:
     print(np.array2string(np.asarray(values), formatter={"float": "{: 0.5f}".format}))
 
 
-def _print_table(rows: list[list]) -> None:
-    cells = [[f"{v:.5f}" if isinstance(v, float) else str(v) for v in row] for row in rows]
-    widths = [max(len(row[k]) for row in cells) for k in range(len(cells[0]))]
-    for row in cells:
-        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
-
-
 def _print_problems(scores, mode: str) -> None:
-    from misc.batch import print_failed
-
     if mode == "instance" and scores.undefined():
         names = ", ".join(scores.undefined())
         print(f"no nucleus in truth and prediction, so no score, left out of the mean: {names}", file=sys.stderr)

@@ -22,14 +22,12 @@ import json
 import sys
 from pathlib import Path
 
-from docopt import docopt
+from misc.cli import run_command
+from misc.text import counted
 
 
-def main() -> int:
-    from misc.batch import run_script
-
-    args = docopt(__doc__)
-    return run_script("convert_chkpt_tf2pytorch.py", lambda: convert(args))
+def main(argv: list[str] | None = None) -> int:
+    return run_command(__doc__, convert, argv)
 
 
 def convert(args: dict) -> int:
@@ -47,7 +45,7 @@ def convert(args: dict) -> int:
     target.parent.mkdir(parents=True, exist_ok=True)
     save_weights(target, weights, meta)
     print(
-        f"{target}: {checkpoint.family} -> {checkpoint.mode}, {checkpoint.nr_types or 0} types, "
+        f"{target}: {checkpoint.family} -> {checkpoint.mode}, {counted(checkpoint.nr_types or 0, 'type')}, "
         f"width {checkpoint.width:g}, {len(checkpoint.state_dict)} tensors"
     )
     return 0

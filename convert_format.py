@@ -43,7 +43,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from docopt import docopt
+from misc.batch import print_failed, recorded
+from misc.cli import number, run_command
+from misc.text import counted
 
 if TYPE_CHECKING:
     from misc.formats.slide_facts import SlideFacts
@@ -99,10 +101,7 @@ def to_qupath(file_path, nuc_pos_list, nuc_type_list, type_info_dict) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    from misc.batch import run_script
-
-    args = docopt(__doc__, argv)
-    return run_script("convert_format.py", lambda: convert_all(parse(args)))
+    return run_command(__doc__, lambda args: convert_all(parse(args)), argv)
 
 
 def parse(args: dict) -> Options:
@@ -131,8 +130,8 @@ def parse(args: dict) -> Options:
         output_dir=Path(args["--output_dir"]),
         suffixes=tuple(s + ".gz" * (args["--gz"] and s == ".geojson") for s in FORMATS[target]),
         type_info=load_type_info(type_info) if type_info else None,
-        scale=_positive(args["--scale"], "--scale"),
-        mpp=_positive(args["--mpp"], "--mpp"),
+        scale=number(args, "--scale"),
+        mpp=number(args, "--mpp"),
         image_dir=Path(image_dir) if image_dir else None,
         stain=args["--stain"],
         lab_pens=args["--pens"] == "lab",
@@ -161,7 +160,6 @@ def convert_all(options: Options) -> int:
     """Convert one file after the other; what fails is reported, the others are done."""
     from tqdm import tqdm
 
-    from misc.batch import print_failed, recorded
     from misc.files import full_stem
 
     files = find_inputs(options)
@@ -180,10 +178,10 @@ def convert_all(options: Options) -> int:
                 done, total, left_out = done + 1, total + nuclei, left_out + without_outline
     print_failed("convert_format.py", failed)
     if left_out:
-        print(f"{left_out} nuclei with fewer than three contour points have no outline and were left out")
+        print(f"left out for want of an outline: {counted(left_out, 'nucleus')} with fewer than three contour points")
     print(
-        f"{done} of {len(files)} files converted ({total} nuclei, {time.perf_counter() - start:.1f} s), "
-        f"{skipped} were there already, {len(failed)} failed; results in {options.output_dir}"
+        f"{done} of {counted(len(files), 'file')} converted ({counted(total, 'nucleus')}, "
+        f"{time.perf_counter() - start:.1f} s), {skipped} there already, {len(failed)} failed; in {options.output_dir}"
     )
     return 1 if failed else 0
 
@@ -308,18 +306,6 @@ def _to_sedeen(target: Path, parts: Iterator[Nuclei], source: Source, options: O
     pens = LAB_PENS if options.lab_pens else None
     graphics = nuclei_graphics(_inside(parts, facts), source.type_info, facts.scale, pens)
     return write_session(target, facts.name, facts.width, facts.height, facts.mpp_xy, graphics)
-
-
-def _positive(text: str | float | None, option: str) -> float | None:
-    if text is None:
-        return None
-    try:
-        value = float(text)
-    except (ValueError, TypeError):
-        value = float("nan")
-    if not 0 < value < float("inf"):
-        raise ValueError(f"{option} is a positive number, got {text!r}")
-    return value
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ Usage:
   extract_patches.py --check=<dir> [--nr_types=<n>]
   extract_patches.py unpack --images=<file> --masks=<file> --output_dir=<dir> [--overwrite]
   extract_patches.py rois --wsi_dir=<dir> --output_dir=<dir> [--size=<px>] [--per_slide=<n>] [--mpp=<um>]
-                     [--seed=<n>] [--pattern=<glob>] [--overwrite]
+                     [--seed=<n>] [--pattern=<glob>] [--recursive] [--overwrite]
   extract_patches.py (-h | --help)
 
 Options:
@@ -43,9 +43,11 @@ Options:
   --wsi_dir=<dir>        Folder with the slides.
   --size=<px>            Side of a field. [default: 1000]
   --per_slide=<n>        Fields of each slide. [default: 5]
-  --mpp=<um>             Micrometres per pixel of the fields. Left out: the slide's own.
+  --mpp=<um>             Micrometres per pixel of the fields. Left out: the slide's own. A slide that does not say its
+                         own has these.
   --seed=<n>             Another number, other fields. [default: 0]
   --pattern=<glob>       Which files of the folder are slides. [default: *]
+  --recursive            Look into its folders too.
 """
 
 from __future__ import annotations
@@ -57,7 +59,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from docopt import docopt
+from misc.batch import print_failed, recorded
+from misc.cli import number, numbers, run_command
+from misc.text import counted, first_names, print_table
 
 if TYPE_CHECKING:
     from dataloader.extraction import Cut, Report, Split
@@ -94,10 +98,7 @@ class Options:
 
 
 def main(argv: list[str] | None = None) -> int:
-    from misc.batch import run_script
-
-    args = docopt(__doc__, argv)
-    return run_script("extract_patches.py", lambda: run(args))
+    return run_command(__doc__, run, argv)
 
 
 def run(args: dict) -> int:
@@ -142,10 +143,10 @@ def parse(args: dict) -> Options:
         type_ids=type_ids,
         splits=find_splits(args["--split"], args["--img_dir"], args["--ann_dir"]),
         cut=Cut(
-            win_size=_size(args["--win_size"], "--win_size") or (window, window),
-            step_size=_size(args["--step_size"], "--step_size") or (step, step),
+            win_size=_size(args, "--win_size") or (window, window),
+            step_size=_size(args, "--step_size") or (step, step),
             extract_type=extract_type,
-            scale=_number(args["--scale"], "--scale"),
+            scale=number(args, "--scale"),
         ),
         save_root=Path(args["--save_root"] or f"dataset/training_data/{name.lower()}"),
         overwrite=args["--overwrite"],
@@ -212,13 +213,14 @@ def extract(options: Options) -> int:
         )
         reports.append(report)
         _complain(f"no partner: {path}" for path in split.lone)
-        _complain(f"failed: {name}: {reason}" for name, reason in report.failed.items())
+        print_failed("extract_patches.py", report.failed)
     print_reports(reports, options.type_names)
     failed, lone = sum(len(r.failed) for r in reports), sum(len(s.lone) for s in options.splits)
     folders = ", ".join(str(options.out_dir(split)) for split in options.splits)
     print(
-        f"{sum(r.new for r in reports)} patches written, {sum(r.there for r in reports)} were there already, "
-        f"{failed} images failed, {lone} files without partner, {time.perf_counter() - start:.1f} s; in {folders}"
+        f"{counted(sum(r.new for r in reports), 'patch')} written, {sum(r.there for r in reports)} there already, "
+        f"{counted(failed, 'image')} failed, {counted(lone, 'file')} without partner, "
+        f"{time.perf_counter() - start:.1f} s; in {folders}"
     )
     return 1 if failed else 0
 
@@ -230,17 +232,16 @@ def print_reports(reports: list[Report], type_names: dict[int, str]) -> None:
     type_names = {**type_names, UNKNOWN_TYPE: "unknown"}
     types = sorted({t for r in reports for t in r.nuclei if t is not None} | set(type_names) - {UNKNOWN_TYPE})
     header = ["split", "images", "patches", "nuclei", *(f"{t} {type_names.get(t, '')}".strip() for t in types)]
-    print_table(
-        header,
-        [[r.split, r.images, r.new + r.there, r.nuclei.total(), *(r.nuclei[t] for t in types)] for r in reports],
-    )
+    rows = [[r.split, r.images, r.new + r.there, r.nuclei.total(), *(r.nuclei[t] for t in types)] for r in reports]
+    print_table([header, *rows])
     for report in reports:
         if report.nuclei[0]:
-            print(f"{report.split}: {report.nuclei[0]} nuclei of type 0, which training takes for background")
+            print(f"{report.split}: {counted(report.nuclei[0], 'nucleus')} of type 0, background to the training")
         if report.empty:
-            print(f"{report.split}: {len(report.empty)} images without a nucleus: {_some(report.empty)}")
+            empty = counted(len(report.empty), "image")
+            print(f"{report.split}: {empty} without a nucleus: {first_names(report.empty)}")
         if report.vanished:
-            print(f"{report.split}: {report.vanished} nuclei vanished when scaled")
+            print(f"{report.split}: {counted(report.vanished, 'nucleus')} vanished when scaled")
 
 
 def check(args: dict) -> int:
@@ -249,10 +250,10 @@ def check(args: dict) -> int:
     from run_utils.checks import list_patches
     from run_utils.patch_report import report_patches
 
-    nr_types = args["--nr_types"] and _number(args["--nr_types"], "--nr_types", int)
+    nr_types = number(args, "--nr_types", int)
     files = list_patches([args["--check"]], "--check")
     report = report_patches(files, nr_types)
-    _complain(f"failed: {name}: {reason}" for name, reason in report.failed.items())
+    print_failed("extract_patches.py", report.failed)
     total, pixels = max(report.nuclei.total(), 1), max(report.pixels.total(), 1)
     rows = [["all", report.nuclei.total(), "", "", ""]]
     for t in sorted(report.pixels):
@@ -266,15 +267,16 @@ def check(args: dict) -> int:
                 f"{report.pixels[t] / pixels:.1%}",
             ]
         )
-    print_table(["type", "nuclei", "share", "pixels", "share"], rows)
+    print_table([["type", "nuclei", "share", "pixels", "share"], *rows])
     if report.nuclei[None]:
         print("no types: beside typed patches, a typed network takes the types of these nuclei for unknown")
     for names, what in ((report.empty, "no nucleus"), *((names, what) for what, names in report.odd.items())):
         if names:
-            print(f"{len(names)} patches with {what}: {_some(names)}")
+            print(f"{counted(len(names), 'patch')} with {what}: {first_names(names)}")
     print(
-        f"{len(files)} patches ({_counts(report.shapes)}; {_counts(report.dtypes)}; {report.size / 1e6:.1f} MB), "
-        f"{len(report.failed)} errors; a nucleus counts in every patch that shows it"
+        f"{counted(len(files), 'patch')} ({_counts(report.shapes)}; {_counts(report.dtypes)}; "
+        f"{report.size / 1e6:.1f} MB), {counted(len(report.failed), 'error')}; "
+        "a nucleus counts in every patch that shows it"
     )
     return 1 if report.failed else 0
 
@@ -293,8 +295,8 @@ def unpack(args: dict) -> int:
         track=lambda numbers: tqdm(numbers, unit=" images", disable=None),
     )
     print(
-        f"{written} images written, {there} were there already, {hidden} nuclei hidden under others; "
-        f"in {Path(args['--output_dir']) / 'Images'} and Labels"
+        f"{counted(written, 'image')} written, {there} there already, {counted(hidden, 'nucleus')} hidden under "
+        f"others; in {Path(args['--output_dir']) / 'Images'} and Labels"
     )
     return 0
 
@@ -306,19 +308,17 @@ def rois(args: dict) -> int:
     from tqdm import tqdm
 
     from dataloader.extraction import ROIS_TABLE
-    from misc.batch import recorded
     from misc.files import CsvWriter, write_atomic
     from misc.slides.folder import find_slides
     from misc.slides.rois import extract_rois
 
-    size, count = _number(args["--size"], "--size", int), _number(args["--per_slide"], "--per_slide", int)
-    mpp = _number(args["--mpp"], "--mpp") if args["--mpp"] else None
-    seed = _number(args["--seed"], "--seed", int, zero=True)
-    files, out_dir = find_slides(args["--wsi_dir"], args["--pattern"]), Path(args["--output_dir"])
+    size, count, mpp = number(args, "--size", int), number(args, "--per_slide", int), number(args, "--mpp")
+    seed = number(args, "--seed", int, zero=True)
+    files, out_dir = find_slides(args["--wsi_dir"], args["--pattern"], args["--recursive"]), Path(args["--output_dir"])
     if not files.slides:
         reasons = "".join(f"; {reason}" for reason in files.unusable.values())
-        nr_files = len(files.others) + len(files.unusable)
-        raise ValueError(f"no slide among the {nr_files} files of {args['--wsi_dir']} ({args['--pattern']}){reasons}")
+        there = counted(len(files.others) + len(files.unusable), "file")
+        raise ValueError(f"no slide among the {there} of {args['--wsi_dir']} ({args['--pattern']}){reasons}")
     table = out_dir / ROIS_TABLE
     if table.exists() and not args["--overwrite"]:
         raise ValueError(f"{table} is there; --overwrite crops anew, another --output_dir keeps both")
@@ -332,32 +332,19 @@ def rois(args: dict) -> int:
     rows.writerow(["slide", "file", "x_level0_px", "y_level0_px", "size_px", "mpp_um"])
     rows.writerows([roi.slide, Path(roi.file).name, roi.x, roi.y, size, roi.mpp] for roi in found)
     write_atomic(table, text.getvalue())
-    _complain(f"failed: {name}: {reason}" for name, reason in failed.items())
+    print_failed("extract_patches.py", failed)
     _complain(f"no slide, skipped: {path}" for path in files.others)
     nr_slides = len(files.slides) + len(files.unusable) - len(failed)
     print(
-        f"{len(found)} fields of {size} px from {nr_slides} slides, {len(failed)} failed, "
-        f"{len(files.others)} other files skipped; listed in {table}"
+        f"{counted(len(found), 'field')} of {size} px from {counted(nr_slides, 'slide')}, {len(failed)} failed, "
+        f"{counted(len(files.others), 'other file')} skipped; listed in {table}"
     )
     return 1 if failed else 0
-
-
-def print_table(header: list, rows: list[list]) -> None:
-    """Print rows under a header: the first column to the left, the others to the right."""
-    columns = [[str(row[i]) for row in (header, *rows)] for i in range(len(header))]
-    widths = [max(map(len, column)) for column in columns]
-    for first, *others in zip(*columns, strict=True):
-        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
-        print("  ".join([first.ljust(widths[0]), *cells]).rstrip())
 
 
 def _complain(lines) -> None:
     for line in lines:
         print(f"extract_patches.py: {line}", file=sys.stderr)
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _counts(counter: Counter) -> str:
@@ -367,31 +354,14 @@ def _counts(counter: Counter) -> str:
     return ", ".join(f"{count} {key}" for key, count in counter.most_common(3)) + ", ..." * (len(counter) > 3)
 
 
-def _size(text: str | None, option: str) -> tuple[int, int] | None:
+def _size(args: dict, option: str) -> tuple[int, int] | None:
     """Read `540` or `540,480`."""
-    if text is None:
+    sides = numbers(args, option, int)
+    if sides is None:
         return None
-    try:
-        sides = [int(part) for part in text.split(",")]
-    except ValueError:
-        sides = []
     if len(sides) not in (1, 2) or min(sides) < 1:
-        raise ValueError(f"{option} is one positive number, or height,width, got `{text}`")
+        raise ValueError(f"{option} is one whole number above 0, or height,width, got `{args[option]}`")
     return sides[0], sides[-1]
-
-
-def _number(text: str, option: str, kind=float, zero: bool = False):
-    """Read a positive number, or one that may be 0."""
-    try:
-        value = kind(text)
-    except ValueError:
-        value = float("nan")
-    if not (0 < value < float("inf") or (zero and value == 0)):
-        raise ValueError(
-            f"{option} is a {'whole number' if kind is int else 'number'} {'of 0 or more' if zero else 'above 0'}, "
-            f"got `{text}`"
-        )
-    return value
 
 
 if __name__ == "__main__":

@@ -45,12 +45,13 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from docopt import docopt
+from misc.batch import print_failed
+from misc.cli import number, numbers, read, run_command
+from misc.text import counted
 
 if TYPE_CHECKING:
     from misc.ihc.run import Options, Report
@@ -77,7 +78,7 @@ def plot_density_map(json_path, output_dir, wsi_path=None, **changes) -> Report:
     from misc.ihc.run import run
 
     argv = [f"--json_dir={json_path}", f"--output_dir={output_dir}"]
-    options = parse(docopt(__doc__, argv + ([f"--wsi_dir={wsi_path}"] if wsi_path else [])))
+    options = parse(read(__doc__, argv + ([f"--wsi_dir={wsi_path}"] if wsi_path else [])))
     unknown = changes.keys() - vars(options).keys()
     if unknown:
         raise ValueError(f"no such option: {', '.join(sorted(unknown))}")
@@ -123,15 +124,11 @@ def create_xml(base_name, h, w, bounding_box, output_dir, image_name=None, pixel
 
 
 def main(argv: list[str] | None = None) -> int:
-    from misc.batch import run_script
-
-    args = docopt(__doc__, argv)
-    return run_script("plot_heat_map.py", lambda: map_all(args))
+    return run_command(__doc__, map_all, argv)
 
 
 def map_all(args: dict) -> int:
     """Check the options, map the slides, and say what came of it."""
-    from misc.batch import print_failed
     from misc.ihc.run import run
 
     start = time.perf_counter()
@@ -139,12 +136,12 @@ def map_all(args: dict) -> int:
     report = run(options)
     print_failed("plot_heat_map.py", report.failed)
     if report.kept:
-        print(f"{len(report.kept)} pictures and sessions were there already and are kept; --overwrite redoes them")
+        print(f"kept: {counted(len(report.kept), 'file')} of earlier runs; --overwrite redoes them")
     good = [row for row in report.summary if not row["failed"]]
     print(
-        f"{len(good)} of {len(report.summary)} slides mapped ({sum(row['nuclei'] for row in good)} nuclei, "
-        f"{len(report.hot_spots)} hot spots, {time.perf_counter() - start:.1f} s), {len(report.failed)} failed; "
-        f"results in {options.output_dir}"
+        f"{len(good)} of {counted(len(report.summary), 'slide')} mapped "
+        f"({counted(sum(row['nuclei'] for row in good), 'nucleus')}, {counted(len(report.hot_spots), 'hot spot')}, "
+        f"{time.perf_counter() - start:.1f} s), {len(report.failed)} failed; results in {options.output_dir}"
     )
     return report.exit_code
 
@@ -160,18 +157,18 @@ def parse(args: dict) -> Options:
             json_dir=Path(args["--json_dir"]),
             output_dir=Path(args["--output_dir"]),
             wsi_dir=Path(args["--wsi_dir"]) if args["--wsi_dir"] else None,
-            tile_size=_number(args, "--tile_size", int),
+            tile_size=number(args, "--tile_size", int),
             positive_types=positive if positive in ("all", "dab") else split_types(positive) or None,
             type_info=load_type_info(type_info) if type_info else None,
-            top_k=_number(args, "--top_k", int),
-            hotspot_size=_number(args, "--hotspot_size", float),
-            hotspot_um=_number(args, "--hotspot_um", float),
-            sigma=_number(args, "--sigma", float),
-            mpp=_number(args, "--mpp", float),
-            scale=_number(args, "--scale", float),
+            top_k=number(args, "--top_k", int),
+            hotspot_size=number(args, "--hotspot_size"),
+            hotspot_um=number(args, "--hotspot_um"),
+            sigma=number(args, "--sigma", zero=True),
+            mpp=number(args, "--mpp"),
+            scale=number(args, "--scale"),
             ome_tiff=args["--ome_tiff"],
             score=args["--score"],
-            thresholds=tuple(_list(args, "--thresholds", float)),
+            thresholds=tuple(numbers(args, "--thresholds")),
             kmeans=args["--kmeans"],
             pattern=args["--pattern"],
             overwrite=args["--overwrite"],
@@ -202,21 +199,6 @@ def check(options: Options) -> Options:
     if not options.score and (options.kmeans or options.positive_types == "dab"):
         raise ValueError("--kmeans and --positive_types=dab need --score")
     return replace(options, thresholds=check_thresholds(options.thresholds))
-
-
-def _number(args: dict, name: str, kind: Callable):
-    values = _list(args, name, kind)
-    if values is not None and len(values) != 1:
-        raise ValueError(f"{name} is one number, got {args[name]!r}")
-    return values and values[0]
-
-
-def _list(args: dict, name: str, kind: Callable) -> list | None:
-    try:
-        return None if args[name] is None else [kind(value) for value in args[name].split(",")]
-    except ValueError:
-        what = "whole numbers" if kind is int else "numbers"
-        raise ValueError(f"{name} takes {what}, got {args[name]!r}") from None
 
 
 if __name__ == "__main__":

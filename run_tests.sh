@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Sets up .venv (once), checks the style, and runs all tests. Arguments go to pytest: ./run_tests.sh tests/models
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # sh run_tests.sh
 set -euo pipefail
-cd "$(dirname "$0")"
+cd "$(dirname "$(readlink -f "$0")")"
 . .ci/setup.sh
 setup_venv
 ruff check .

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Segments the nuclei of every image in a folder. Runs as it is on a fresh machine: it sets up .venv (once), makes
 # two sample images and segments them with the checkpoint in pretrained/. Edit the block below for your own.
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # sh run_tile.sh
 
 # ------------------------------------------------------------------------------------------------ what to edit
 INPUT_DIR=dataset/sample_tiles/imgs/      # images; the sample is made here when the folder is not there
@@ -24,7 +25,7 @@ OVERWRITE=no                              # yes: do again what is there (the sam
 # -------------------------------------------------------------------------------------------------------------
 
 set -euo pipefail
-cd "$(dirname "$0")"
+cd "$(dirname "$(readlink -f "$0")")"
 . .ci/setup.sh
 setup_venv
 SAMPLE_DIR=dataset/sample_tiles/imgs/

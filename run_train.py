@@ -22,16 +22,11 @@ Several processes, on one machine or many: torchrun --nproc_per_node=4 run_train
 from __future__ import annotations
 
 import importlib.util
-import os
 import sys
 from pathlib import Path
 
-from docopt import docopt
-
 from config import Config
-
-VERSION = "HoVer-Net v1.0"
-ERRORS = (ValueError, OSError, FloatingPointError)
+from misc.cli import number, run_command
 
 
 class Commands:
@@ -95,29 +90,24 @@ def load_manager(path: str | Path) -> type:
     return type("TrainManager", (Commands, module.Config), {})
 
 
-def main(args: dict) -> None:
-    """Run what the command line asks for."""
+def main(argv: list[str] | None = None) -> int:
+    return run_command(__doc__, run, argv)
+
+
+def run(args: dict) -> int:
+    """Train, or show batches."""
     default = Path(args["--config"]) == Path("config.py")
     manager = (TrainManager if default else load_manager(args["--config"]))()
     if args["--seed"] is not None:
-        manager.seed = _whole_number("--seed", args["--seed"])
+        manager.seed = number(args, "--seed", int, zero=True)
     if args["--view"] is None:
         manager.run(args["--gpu"], args["--resume"])
     elif args["--view"] in ("train", "valid"):
         manager.view_dataset(args["--view"], args["--view_path"])
     else:
         raise ValueError(f"--view takes train or valid, got `{args['--view']}`")
-
-
-def _whole_number(option: str, text: str) -> int:
-    if not text.isdigit():
-        raise ValueError(f"{option} takes a whole number, got `{text}`")
-    return int(text)
+    return 0
 
 
 if __name__ == "__main__":
-    try:
-        main(docopt(__doc__, version=VERSION))
-    except ERRORS as error:
-        rank = os.environ.get("RANK", "0")
-        sys.exit(f"error: {error}" if rank == "0" else f"error (process {rank}): {error}")
+    sys.exit(main())

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Segments the nuclei of every whole slide in a folder. The same command goes on after an interruption, and two runs on
 # one output folder share the slides. Edit the block below for your own.
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # sh run_wsi.sh
 
 # ------------------------------------------------------------------------------------------------ what to edit
 INPUT_DIR=dataset/sample_wsis/wsi/        # slides; other files are left out
@@ -28,7 +29,7 @@ OVERWRITE=no                              # yes: do again what is there
 # -------------------------------------------------------------------------------------------------------------
 
 set -euo pipefail
-cd "$(dirname "$0")"
+cd "$(dirname "$(readlink -f "$0")")"
 . .ci/setup.sh
 setup_venv
 COMMON=()

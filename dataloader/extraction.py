@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from misc.files import check_unique_stems, full_stem, list_files
 from misc.patch_extractor import PatchExtractor
+from misc.text import counted
 
 from .patch_files import write_patches
 
@@ -100,9 +101,11 @@ def pair_files(name: str, img: tuple[str, str | Path], ann: tuple[str, str | Pat
     images, labels = found
     pairs = {stem: (images[stem], labels[stem]) for stem in labels if stem in images}
     if not pairs:
+        swapped = ann[0] and any(path.name.lower().endswith(ann[0].lower()) for path in list_files(img[1]))
         raise ValueError(
             f"no image in {img[1]} (*{img[0]}) has a label of its name in {ann[1]} (*{ann[0]}): "
-            f"{len(images)} images, {len(labels)} labels"
+            f"{counted(len(images), 'image')}, {counted(len(labels), 'label')}"
+            f"{'; are the two folders swapped?' if swapped else ''}"
         )
     lone = [path for own in found for stem, path in own.items() if stem not in pairs]
     return Split(name, pairs, lone)

@@ -8,9 +8,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
-from docopt import parse_options
-
 from misc.files import printable, unusable_name
+from misc.usage import option_names
 
 COMMON_TEXT = """
   --gpu=<id>                  Comma-separated GPU ids; mps for Apple's; empty for the CPU. [default: 0]
@@ -37,7 +36,9 @@ COMMON_TEXT = """
 TILE_TEXT = """Segment and classify nuclei in images.
 
 Usage:
-  tile (--input_dir=<path>) (--output_dir=<path>) [options]
+  run_infer.py tile --input_dir=<path> --output_dir=<path> [options]
+
+Options of both commands, --model_path among them, go before `tile`: see run_infer.py --help.
 
 Options:
   -h --help              Show this text.
@@ -60,7 +61,9 @@ Options:
 WSI_TEXT = """Segment and classify nuclei in whole slides.
 
 Usage:
-  wsi (--input_dir=<path>) (--output_dir=<path>) [options]
+  run_infer.py wsi --input_dir=<path> --output_dir=<path> [options]
+
+Options of both commands, --model_path among them, go before `wsi`: see run_infer.py --help.
 
 Options:
   -h --help                Show this text.
@@ -204,7 +207,7 @@ class WsiOptions(RunOptions):
 
 def _defaults(text: str, known: Mapping[str, str]) -> dict[str, Any]:
     """Return the defaults of a help text, for the options that a class knows."""
-    values = {option.name.lstrip("-"): option.value for option in parse_options(text)}
+    values = {name.lstrip("-"): option.value for name, option in option_names(text).items()}
     return {name: value for name, value in values.items() if name in known and value is not None}
 
 

@@ -9,7 +9,6 @@ from typing import Any
 from misc.formats.nuclei_json import read_header
 from models.hovernet import post_proc
 
-VERSION = "1.0.0"
 # Key of the JSON header that holds what the results depend on.
 RUN_KEY = "run"
 

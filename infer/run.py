@@ -17,16 +17,18 @@ from infer.grid import cut_window
 from infer.options import RunOptions
 from infer.plan import Plan
 from infer.predictor import Predictor
-from infer.provenance import VERSION, post_proc_constants
+from infer.provenance import post_proc_constants
 from infer.stream import PLANNED, Stream, Task
+from misc.cli import VERSION
 from misc.files import file_digest
 from misc.formats.nuclei_json import types_to_header
 from misc.machine import reused_memory_pages
+from misc.text import counted
 from misc.threads import Budget
 from misc.type_info import TypeInfo, default_type_info, load_type_info
 from misc.workers import Job, Outcome, WorkerPool, limit_workers
 from models.hovernet.checkpoint import build_model, check_options, load_checkpoint
-from models.hovernet.devices import choose_precision, parse_devices
+from models.hovernet.devices import choose_precision, device_names, parse_devices
 from models.hovernet.net_desc import PATCH_SHAPES, WINDOW_STEP, output_size
 
 logger = logging.getLogger(__name__)
@@ -79,10 +81,11 @@ class InferManager:
         self.devices = parse_devices(gpu)
         self.precision = choose_precision(precision, self.checkpoint.meta.get("precision"), self.devices[0])
         self.type_info_dict = self._type_info(type_info_path)
-        types = f"{self.nr_types} types" if self.nr_types else "no types"
-        devices = ", ".join(str(device) for device in self.devices)
-        name, width = self.checkpoint.path.name, self.checkpoint.width
-        logger.info("%s: `%s`, %s, width %g, on %s in %s", name, self.mode, types, width, devices, self.precision)
+        logger.info(
+            "HoVer-Net toolkit %s: %s (`%s`, %s, width %g) on %s in %s",
+            *(VERSION, self.checkpoint.path.name, self.mode, counted(self.nr_types or 0, "type")),
+            *(self.checkpoint.width, device_names(self.devices, gpu), self.precision),
+        )
 
     @property
     def trained_at(self) -> float | None:

@@ -5,6 +5,7 @@ The jobs here run in the worker processes.
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -59,7 +60,7 @@ class ImageSpec:
         paths = {"mat": out / "mat" / f"{name}.mat", "overlay": out / "overlay" / f"{name}.png"}
         for kind in ("tsv", "geojson"):
             path = out / "qupath" / f"{name}.{kind}"
-            if self.options.save_qupath or path.exists():
+            if self.options.save_qupath or os.path.exists(path):  # False for a name that is too long
                 paths[kind] = path
         return {**paths, "json": out / "json" / f"{name}.json"}
 

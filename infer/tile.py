@@ -17,9 +17,18 @@ from infer.run import POST_PROC_BYTES_PX, Report, Run, RunTask
 from infer.run import InferManager as BaseManager
 from infer.sinks import CompleteImageJob, ImageJob, ImageResult, ImageSpec
 from infer.source import ImageSource, network_shape
-from misc.files import check_unique_stems, full_stem, list_files, printable, remove_parts, unusable_name
+from misc.files import (
+    check_name_lengths,
+    check_unique_stems,
+    full_stem,
+    list_files,
+    printable,
+    remove_parts,
+    unusable_name,
+)
 from misc.machine import available_memory
 from misc.slides.images import no_image_because, probe_size
+from misc.text import counted
 from misc.workers import Job, SharedArray, WorkerPool
 
 logger = logging.getLogger(__name__)
@@ -103,12 +112,13 @@ class _ImageRun(Run):
     def so_far(self) -> str:
         # what workers finished meanwhile is done too, though nobody took their results
         done = sum(self._written_at(task) not in (None, at) for task, at in self._before.items())
-        return f": {done} of {len(self._before)} images done"
+        return f": {done} of {counted(len(self._before), 'image')} done"
 
     def _tasks(self, images: list[Path]) -> Iterator[ImageTask]:
         """Find out what there is to do for each image."""
         for path in images:
             try:
+                check_name_lengths(self.spec.paths(full_stem(path)).values())
                 missing = frozenset({"json"}) if self.options.overwrite else self.spec.missing(full_stem(path))
                 if not missing:
                     self.report.skipped.append(full_stem(path))
@@ -139,9 +149,9 @@ class _ImageRun(Run):
 
     def log_summary(self, nr_inputs: int) -> None:
         if self.dropped:
-            logger.info("%d specks of under three outline points are in the instance maps only", self.dropped)
+            logger.info("in the instance maps only: %s of under three points", counted(self.dropped, "speck"))
         if failed := self.report.failed:
-            logger.error("%d of %d images failed:", len(failed), nr_inputs)
+            logger.error("%d of %s failed:", len(failed), counted(nr_inputs, "image"))
             for name, reason in sorted(failed.items()):
                 logger.error("  %s: %s", name, reason)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import os
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -17,19 +18,21 @@ import numpy as np
 
 from infer.options import WsiOptions
 from infer.plan import READ_SIDE_PX, Plan, plan_slide
-from infer.provenance import RUN_KEY, VERSION, was_made_so
+from infer.provenance import RUN_KEY, was_made_so
 from infer.run import POST_PROC_BYTES_PX, Report, Run, RunTask
 from infer.run import InferManager as BaseManager
 from infer.sinks import BlockJob, SlideJob, write_slide_qupath
 from infer.source import SlideSource
 from infer.spool import Spool, remove_finished
-from misc.files import file_digest, printable, remove_if_empty, remove_parts, short_stem
+from misc.cli import VERSION
+from misc.files import check_name_lengths, file_digest, printable, remove_if_empty, remove_parts, short_stem
 from misc.formats.nuclei_json import iter_json
 from misc.locks import locked
 from misc.machine import available_memory
 from misc.slides.folder import find_slides, slide_files
 from misc.slides.tissue import TissueMask, load_mask, otsu_mask, save_png, thumbnail
 from misc.summary import Summary
+from misc.text import counted
 from misc.workers import Job, SharedArray, WorkerPool
 from models.hovernet.net_desc import PATCH_SHAPES
 
@@ -80,7 +83,7 @@ class InferManager(BaseManager):
         found = find_slides(options.input_dir, options.pattern, options.recursive, is_ours)
         if found.others:
             names = ", ".join(printable(path.name) for path in found.others)
-            logger.info("%d files are no slides and are left out: %s", len(found.others), names)
+            logger.info("%s left out, no slide: %s", counted(len(found.others), "file"), names)
         if not found.slides and not found.unusable:
             raise FileNotFoundError(f"no slide matches {options.pattern} in {options.input_dir}")
         run = _SlideRun(self, options)
@@ -122,7 +125,7 @@ class _SlideRun(Run):
         asked = {"qupath": options.save_qupath, "thumb": options.save_thumb, "mask": options.save_mask, "json": True}
         suffixes = {"qupath": "geojson", "json": "json"}
         paths = {kind: out / kind / f"{name}.{suffixes.get(kind, 'png')}" for kind in asked}
-        return {kind: path for kind, path in paths.items() if asked[kind] or path.exists()}
+        return {kind: path for kind, path in paths.items() if asked[kind] or os.path.exists(path)}
 
     def refuse(self, path: Path, reason: str) -> None:
         """Report a file that cannot be opened; its stem may be a slide's, so it goes by its whole name."""
@@ -184,6 +187,7 @@ class SlideTask(RunTask):
             return None
         # looked up under the lock, since another run may have been writing them before
         self._files = self.run.paths(self.name)
+        check_name_lengths(self._files.values())
         size = sum(path.stat().st_size for path in slide_files(self.path))
         slide = {"slide_bytes": size, "mask": self._mask_digest()}
         self._depends = self.run.fingerprint | slide
@@ -269,10 +273,10 @@ class SlideTask(RunTask):
         mpp, row = float(data["base_mpp"][0]), self.row
         row.mpp, row.magnification, row.tissue_share = round(mpp, 4), data["base_mag"], round(tissue.share, 4)
         logger.info(
-            "%s: %d x %d px at %.4g um/px (%s; %gx), read as %d x %d px, outlined at %gx, %.0f %% tissue (%s), "
-            "%d patches, %d blocks",
+            "%s: %d x %d px at %.4g um/px (%s; %gx), read as %d x %d px, outlined at %gx, %.0f %% tissue (%s), %s, %s",
             *(self.path.name, *data["base_shape"].tolist(), mpp, data["mpp_from"], data["base_mag"], net_w, net_h),
-            *(source.out_mag, 100 * tissue.share, tissue.source, int(plan.tissue.sum()), len(plan.expected)),
+            *(source.out_mag, 100 * tissue.share, tissue.source),
+            *(counted(int(plan.tissue.sum()), "patch"), counted(len(plan.expected), "block")),
         )
         self._notes = list(data["notes"])
         if enlarged := source.enlarged():
@@ -282,7 +286,7 @@ class SlideTask(RunTask):
         for note in self._notes:
             logger.warning("%s: %s", self.path.name, note)
         if plan.done:
-            self._notes.append(f"{len(plan.done)} of {len(plan.expected)} blocks were there already")
+            self._notes.append(f"{len(plan.done)} of {counted(len(plan.expected), 'block')} there already")
             logger.info("%s: %s", self.path.name, self._notes[-1])
 
     # ------------------------------------------------------------------------------------------ after the network
@@ -313,7 +317,7 @@ class SlideTask(RunTask):
         found, seconds = value
         self._spool.remove()
         self.row.nuclei = found.total()
-        logger.info("%s: %d nuclei; stitched and written in %.1f s", self.path.name, found.total(), seconds)
+        logger.info("%s: %s; written in %.1f s", self.path.name, counted(found.total(), "nucleus"), seconds)
         return found
 
     def close(self, outcome: str, reason: str) -> None:

@@ -73,7 +73,7 @@ def pair_files(pred_dir: str | Path, true_dir: str | Path, ext: str = ".mat") ->
     pred, true = ({full_stem(p): p for p in list_files(folder, f"*{ext}")} for folder in (pred_dir, true_dir))
     for folder, files in ((pred_dir, pred), (true_dir, true)):
         if not files:
-            raise FileNotFoundError(f"no *{ext} in {folder}")
+            raise FileNotFoundError(f"no *{ext} in {folder}; --ext says how labels and predictions end")
     lone = {name: f"no truth in {true_dir}" for name in pred.keys() - true.keys()}
     lone |= {name: f"no prediction in {pred_dir}" for name in true.keys() - pred.keys()}
     for name in pred.keys() & true.keys():

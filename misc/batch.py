@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 
 # What a shell expects of a program that Ctrl-C ended: 128 + SIGINT.
 INTERRUPTED = 130
+# Errors that say what a user can do; all others are defects of ours, or of a file in a batch.
+OF_USERS = (ValueError, OSError, FloatingPointError)
 
 logger = logging.getLogger(__name__)
 
@@ -20,12 +23,14 @@ def run_script(name: str, work: Callable[[], int]) -> int:
         name: of the script, as the line begins.
         work: all that the script does; returns the exit code.
     """
+    rank = os.environ.get("RANK", "0")  # torchrun starts a script several times
+    name += f" (process {rank})" * (rank != "0")
     try:
         return work()
     except KeyboardInterrupt:
         print(f"{name}: stopped by Ctrl-C; files that were finished are whole and stay", file=sys.stderr)
         return INTERRUPTED
-    except (ValueError, OSError, MemoryError) as error:
+    except (*OF_USERS, MemoryError) as error:
         print(f"{name}: {reason(error)}", file=sys.stderr)
         return 1
 
@@ -52,7 +57,7 @@ def reason(error: Exception) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError):
         return f"not enough memory{': ' if text else ''}{text}"
-    if isinstance(error, ValueError | OSError):
+    if isinstance(error, OF_USERS):
         return text
     return f"not as it should be: {type(error).__name__}: {text}"
 

@@ -18,7 +18,9 @@ from typing import TextIO
 
 # File names that end in two suffixes which belong together; `Path.stem` would leave the first one on.
 _DOUBLE_SUFFIXES = (".session.xml", ".geojson.gz", ".ome.tiff", ".ome.tif")
-# Bytes of a name that locks, temporary files and spools take over from the result's; a file system allows 255 in all.
+# Bytes of a name on the file systems in use.
+MAX_NAME_BYTES = 255
+# Bytes of a name that locks, temporary files and spools take over from the result's.
 MAX_STEM_BYTES = 150
 _DIGEST_LENGTH = 16
 
@@ -72,6 +74,19 @@ def unusable_name(path: str | Path) -> str | None:
     except UnicodeEncodeError:
         return "its name is not valid UTF-8; rename it"
     return None
+
+
+def check_name_lengths(paths: Iterable[Path]) -> None:
+    """Refuse names of results that no file can have, before there is anything to write.
+
+    Raises:
+        OSError: one is too long.
+    """
+    for path in paths:
+        if (length := len(os.fsencode(path.name))) > MAX_NAME_BYTES:
+            raise OSError(
+                f"its {path.suffix} file would have a name of {length} bytes, not {MAX_NAME_BYTES}; rename it"
+            )
 
 
 def printable(path: str | Path) -> str:

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from dataloader.patch_files import count_nuclei
 from misc.machine import cpu_count
+from misc.text import counted
 from misc.type_info import UNKNOWN_TYPE
 
 from .checks import check_patches
@@ -59,7 +60,9 @@ def report_patches(files: Sequence[Path], nr_types: int | None = None) -> PatchR
     for shape, count in report.shapes.items():
         channels[shape[2]] += count
     if len(channels) > 1:
-        report.failed["the folder"] = f"{channels[4]} patches without types and {channels[5]} with; extract all alike"
+        report.failed["the folder"] = (
+            f"{counted(channels[4], 'patch')} without types and {channels[5]} with; extract all alike"
+        )
     return report
 
 

@@ -102,7 +102,7 @@ def is_a_name_for_others(name: str) -> bool:
 def test_help_imports_nothing_heavy_and_tells_how_to_use_each_script():
     code = f"""
 import contextlib, io, runpy, sys
-for script in {[f"{name}.py" for name in SCRIPTS if "docopt" in SOURCE[name].read_text(encoding="utf-8")]!r}:
+for script in {[f"{name}.py" for name in SCRIPTS if "run_command" in SOURCE[name].read_text(encoding="utf-8")]!r}:
     sys.argv, out = [script, "--help"], io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
         runpy.run_path(script, run_name="__main__")

@@ -121,7 +121,7 @@ def run_here(config: Path, *options: str) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        run_train.main(arguments)
+        run_train.run(arguments)
     finally:
         torch.set_num_threads(threads)
 

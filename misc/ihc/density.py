@@ -10,6 +10,8 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
+from misc.text import counted
+
 # Bins of a slide at most, so that a map takes less than 1 GB: a slide of 200,000 x 200,000 px at the default tile size.
 # More is a wrong coordinate or a tile size of a few px.
 MAX_BINS = 16_000_000
@@ -56,8 +58,8 @@ def check_inside(xy: np.ndarray, width: int, height: int, slack_px: float = SLAC
     if outside.any():
         x, y = xy[outside][0]
         raise ValueError(
-            f"{outside.sum()} of {len(xy)} nuclei lie outside the slide of {width} x {height} px, the first at "
-            f"({x:.8g}, {y:.8g}): another slide, or another scale"
+            f"{outside.sum()} of {counted(len(xy), 'nucleus')} outside the slide of {width} x {height} px, the first "
+            f"at ({x:.8g}, {y:.8g}): another slide, or another scale"
         )
 
 

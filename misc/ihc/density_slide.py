@@ -22,6 +22,7 @@ from misc.ihc.scores import DAB, NEGATIVE, classify
 from misc.nuclei import Nuclei
 from misc.nuclei_features import nuclear_densities
 from misc.slides.image import SlideImage
+from misc.text import counted
 from misc.type_info import TypeInfo, differing_names, positive_ids, say_types, type_ids
 
 # Words that stand for a choice of positive nuclei other than by type.
@@ -160,7 +161,7 @@ def load_slide(
         progress(len(part))
     width, height = (facts.width, facts.height) if facts.width else _size(path, extent, notes)
     if missing := sum(int(np.isnan(values).sum()) for values in dab):
-        notes.append(f"{missing} nuclei lie outside the image or have no contour: their DAB density is not known")
+        notes.append(f"DAB density is not known of {counted(missing, 'nucleus')} outside the image or without contour")
     return SlideNuclei(
         name=full_stem(path),
         image_name=facts.name,

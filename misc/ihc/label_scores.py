@@ -15,6 +15,7 @@ from misc.formats.sedeen import LAB_TYPES
 from misc.ihc import plots
 from misc.ihc.scores import CLASS_NAMES, NEGATIVE, classify, cohort_thresholds, score
 from misc.ihc.tables import merge_table, score_columns
+from misc.text import counted
 
 _COLUMNS = ("image", "nucleus", "dab_od", "type", "class")
 
@@ -66,7 +67,7 @@ def grade(
     folder = next(iter(measured.values())).target.parent
     _write_tables(measured, types, thresholds, folder)
     scored = score(np.concatenate(list(types.values())))
-    title = f"{len(measured)} images"
+    title = counted(len(measured), "image")
     figure = plots.dab_histogram(np.concatenate([one.dab for one in measured.values()]), thresholds, scored, title)
     plots.save(figure, folder / "intensity.png")
     print(f"{title}: {plots.describe(scored)}")
@@ -78,7 +79,7 @@ def _find_thresholds(measured: dict[str, Measured], negative: dict, positive_fro
     positive = [one.dab if negative[n] is None else one.dab[~negative[n]] for n, one in measured.items()]
     thresholds = cohort_thresholds(positive, positive_from)
     limits = ", ".join(f"{t:.3f}" for t in thresholds)
-    print(f"k-means of {len(measured)} images: weak, moderate, strong from {limits}")
+    print(f"k-means of {counted(len(measured), 'image')}: weak, moderate, strong from {limits}")
     return thresholds
 
 

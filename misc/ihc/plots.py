@@ -16,6 +16,7 @@ import numpy as np
 from misc.files import atomic_path
 from misc.formats.sedeen import RANK_PENS
 from misc.ihc.scores import CLASS_NAMES, Score
+from misc.text import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -143,7 +144,7 @@ def describe(scored: Score) -> str:
     if not scored.measured:
         return "no nucleus was measured"
     return (
-        f"{scored.measured} nuclei, H-score {scored.h_score:.0f}, positive {100 * scored.index:.1f} % "
+        f"{counted(scored.measured, 'nucleus')}, H-score {scored.h_score:.0f}, positive {100 * scored.index:.1f} % "
         f"(95 % CI {100 * scored.index_low:.1f}-{100 * scored.index_high:.1f})"
     )
 

@@ -25,6 +25,7 @@ from misc.ihc.tables import (
     summary_row,
 )
 from misc.slides.image import find_image
+from misc.text import counted
 from misc.type_info import TypeInfo
 
 # Options that change no result: where things are, and what is done again.
@@ -160,7 +161,7 @@ def score_slides(options: Options, report: Report) -> None:
         if "--kmeans" in report.failed:
             return
         limits = f"moderate from {thresholds[1]:.3f}, strong from {thresholds[2]:.3f}"
-        print(f"k-means of {len(report.measured)} slides: {limits}")
+        print(f"k-means of {counted(len(report.measured), 'slide')}: {limits}")
     rows = {row["slide"]: row for row in report.summary}
     for name, measured in report.measured.items():
         spots = [row for row in report.hot_spots if row["slide"] == name]
@@ -173,8 +174,8 @@ def score_slides(options: Options, report: Report) -> None:
 def say(found: SlideMap | None, slide: SlideNuclei) -> None:
     """Print a slide's line, and what a person should know about it."""
     words = f" ({found.counted})" if found and found.counted else ""
-    positive = f", {found.positive.sum()} counted{words}, {len(found.sums)} hot spots" if found else ""
+    positive = f", {found.positive.sum()} counted{words}, {counted(len(found.sums), 'hot spot')}" if found else ""
     best = f" (the first holds {found.sums[0]})" if found and len(found.sums) else ""
-    tqdm.write(f"{slide.name}: {slide.width} x {slide.height} px, {len(slide)} nuclei{positive}{best}")
+    tqdm.write(f"{slide.name}: {slide.width} x {slide.height} px, {counted(len(slide), 'nucleus')}{positive}{best}")
     for note in slide.notes:
         tqdm.write(f"  {note}")

@@ -67,7 +67,7 @@ def check_thresholds(thresholds: Sequence[float]) -> tuple[float, float, float]:
     """
     values = tuple(float(t) for t in thresholds)
     if len(values) != 3 or not np.isfinite(values).all() or not values[0] < values[1] < values[2]:
-        raise ValueError(f"expected three rising DAB densities (weak, moderate, strong), got {list(thresholds)}")
+        raise ValueError(f"thresholds are three rising DAB densities (weak, moderate, strong), got {list(thresholds)}")
     return values
 
 

@@ -46,13 +46,13 @@ def extract_rois(
         output_dir: folder for the PNGs; made if it is not there.
         size_px: side of a field.
         count: how many; fewer come where there is not enough tissue.
-        mpp: um per px of the fields; `None` reads the slide as it was scanned.
+        mpp: um per px of the fields; `None` reads the slide as it was scanned. One that is silent has these itself.
         seed: which field comes first.
 
     Raises:
         SlideError, ValueError: the slide cannot be read, or is smaller than a field.
     """
-    with get_file_handler(slide_path) as handler:
+    with _open(slide_path, mpp) as handler:
         if mpp is not None:
             handler.prepare_reading(read_mpp=mpp)
         height, width = handler.shape_yx
@@ -61,6 +61,17 @@ def extract_rois(
         corners = choose_fields(otsu_mask(thumbnail(handler)), handler.shape_yx, size_px, count, seed)
         output_dir.mkdir(parents=True, exist_ok=True)
         return [_write(handler, output_dir, y, x, size_px) for y, x in corners.tolist()]
+
+
+def _open(slide_path: Path, mpp: float | None) -> FileHandler:
+    """Open a slide; one that does not say its um/px has those of the fields."""
+    handler = get_file_handler(slide_path)
+    if handler.metadata["base_mpp"] is not None:
+        return handler
+    handler.close()
+    if mpp is None:
+        raise ValueError(f"{slide_path}: does not say its resolution; give it with --mpp (um/px)")
+    return get_file_handler(slide_path, mpp=mpp)
 
 
 def choose_fields(tissue: TissueMask, slide_yx: tuple[int, int], size_px: int, count: int, seed: int) -> np.ndarray:

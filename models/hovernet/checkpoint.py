@@ -1,4 +1,4 @@
-"""Reading checkpoints: the original repository's, TensorFlow's, tiatoolbox's, MONAI's and our own.
+"""Reading checkpoints: the original repository's, TensorFlow's, tiatoolbox's, MONAI's, those of users, and our own.
 
 What a checkpoint is (mode, number of types, width) is read off its tensors; nobody has to remember it.
 """
@@ -6,7 +6,9 @@ What a checkpoint is (mode, number of types, width) is read off its tensors; nob
 from __future__ import annotations
 
 import pickle
+import re
 import tarfile
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,12 @@ import torch
 from misc.files import atomic_path
 
 from .net_desc import HoVerNet, create_model
-from .weight_names import from_monai, from_tensorflow
+from .numpy_scalars import numpy_scalars
+from .weight_names import NO_WEIGHTS, WEIGHT_KEYS, find_weights, from_monai, from_tensorflow, wrappers
 
 _KSIZE_TO_MODE = {5: "original", 3: "fast"}
 _STEM_CHANNELS = 64  # of conv0 at width 1
+MAX_NAMES = 100  # characters of the names that a message lists
 
 
 class CheckpointError(ValueError):
@@ -56,12 +60,10 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         CheckpointError: it is no checkpoint, or not one of a whole HoVer-Net.
     """
     path = Path(path)
-    if path.suffix == ".npz":
-        raw, meta = _read_npz(path), {}
-    else:
-        raw, meta = _read_torch(path)
+    raw, meta = read_tensors(path)
     family, state_dict = _rename(path, raw)
     mode, nr_types, width = _describe(path, state_dict)
+    _check_finite(path, state_dict)
     return Checkpoint(path, family, state_dict, mode, nr_types, width, meta)
 
 
@@ -131,9 +133,35 @@ def save_weights(path: str | Path, state_dict: dict[str, torch.Tensor], meta: di
         torch.save({"desc": dict(state_dict), **({"meta": meta} if meta else {})}, temporary)
 
 
-def _read_npz(path: Path) -> dict[str, torch.Tensor]:
+def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Return the weights of a file of any kind under the names that they have there, and what it says of itself.
+
+    Raises:
+        FileNotFoundError, CheckpointError: see `load_checkpoint`.
+    """
+    if path.is_dir():
+        raise CheckpointError(
+            f"{path} is a folder: a checkpoint named .tar is one file written by torch.save, do not unpack it"
+        )
     if not path.is_file():
         raise FileNotFoundError(f"no such checkpoint: {path}")
+    if path.suffix == ".npz":
+        return _read_npz(path), {}
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path), {}
+    return _read_torch(path)
+
+
+def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except Exception as error:  # its own class, besides those of a file that cannot be opened
+        raise CheckpointError(f"{path}: is damaged or no .safetensors file ({first_line(error)})") from error
+
+
+def _read_npz(path: Path) -> dict[str, torch.Tensor]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return {name: torch.from_numpy(np.asarray(arrays[name])) for name in arrays.files}
@@ -142,24 +170,21 @@ def _read_npz(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _read_torch(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    if path.is_dir():
-        raise CheckpointError(
-            f"{path} is a folder: a checkpoint named .tar is one file written by torch.save, do not unpack it"
-        )
-    if not path.is_file():
-        raise FileNotFoundError(f"no such checkpoint: {path}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with numpy_scalars():
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file makes the unpickler raise anything, struct.error included
         raise CheckpointError(f"{path}: {_why_unreadable(path, error)}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a state dict")
     meta = content.get("meta") if isinstance(content.get("meta"), dict) else {}
-    for key in ("desc", "state_dict", "model"):
-        if isinstance(content.get(key), dict):
-            content = content[key]
-            break
-    tensors = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
+    weights = find_weights(content)
+    tensors = {name: value for name, value in weights.items() if isinstance(value, torch.Tensor)}
+    if not tensors:
+        found = ", ".join(map(str, weights))[:MAX_NAMES] or "nothing"
+        raise CheckpointError(
+            f"{path}: no weights in it, but {found}; they are looked for there and under {', '.join(WEIGHT_KEYS)}"
+        )
     if not all(isinstance(name, str) for name in tensors):
         raise CheckpointError(f"{path}: holds tensors whose names are no text, so no weights of a network")
     return tensors, meta
@@ -173,17 +198,28 @@ def first_line(error: Exception) -> str:
 def _why_unreadable(path: Path, error: Exception) -> str:
     if tarfile.is_tarfile(path):
         return "is a tar archive; a HoVer-Net checkpoint is a file of torch.save that only happens to be named .tar"
+    if path.name == "data.pkl" or (zipfile.is_zipfile(path) and not _has_pickle(path)):
+        return "is one file of an unpacked checkpoint, or an archive of something else; name the file of torch.save"
     if "weights_only" in str(error).lower() or isinstance(error, pickle.UnpicklingError):
+        objects = re.search(r"GLOBAL ([\w.]+)", str(error))
         return (
-            "is damaged, or no checkpoint, or holds Python objects besides tensors, which are not loaded "
-            "because loading them can run code; save its state dict alone and try again"
+            f"is damaged, or no checkpoint, or holds Python objects{f' ({objects[1]})' if objects else ''} besides "
+            "tensors, which are not loaded because loading them can run code; save its state dict alone and try again"
         )
     return f"is damaged or no checkpoint of torch.save ({first_line(error)})"
 
 
+def _has_pickle(path: Path) -> bool:
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("data.pkl") for name in archive.namelist())
+
+
 def _rename(path: Path, raw: dict[str, torch.Tensor]) -> tuple[str, dict[str, torch.Tensor]]:
-    if raw and all(name.startswith("module.") for name in raw):  # saved by DataParallel
-        raw = {name.removeprefix("module."): value for name, value in raw.items()}
+    prefixes = wrappers(raw)
+    if len(prefixes) > 1:
+        under = " and ".join(f"`{prefix}...`" if prefix else "no name" for prefix in prefixes)
+        raise CheckpointError(f"{path}: holds several networks, under {under}; save one of them alone")
+    raw = {name.removeprefix(*prefixes or [""]): value for name, value in raw.items() if name not in NO_WEIGHTS}
     try:
         if path.suffix == ".npz" and "conv0/W:0" in raw:
             family = "tensorflow"
@@ -208,9 +244,20 @@ def _with_buffers(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return weights
 
 
+def _check_finite(path: Path, weights: dict[str, torch.Tensor]) -> None:
+    bad = [name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
+    if bad:
+        raise CheckpointError(
+            f"{path}: NaN or infinite numbers in {len(bad)} of {len(weights)} tensors (first: {bad[0]}): its training "
+            "diverged; take a checkpoint of an earlier epoch"
+        )
+
+
 def _describe(path: Path, weights: dict[str, torch.Tensor]) -> tuple[str, int | None, float]:
     if "conv0./.weight" not in weights:
-        raise CheckpointError(f"{path}: not a HoVer-Net checkpoint (no tensor `conv0./.weight`)")
+        raise CheckpointError(
+            f"{path}: not a HoVer-Net checkpoint: no tensor `conv0./.weight`, but {', '.join(weights)[:MAX_NAMES]}"
+        )
     if "decoder.np.u3.conva.weight" not in weights:
         raise CheckpointError(f"{path}: only an encoder (ImageNet weights); train it, or name a trained checkpoint")
     ksize = weights["decoder.np.u3.conva.weight"].shape[-1]

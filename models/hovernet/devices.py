@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
-
-logger = logging.getLogger(__name__)
 
 _PRECISIONS = {"tf32": torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # How PyTorch, cuBLAS and cuDNN say that memory ran out where they raise no exception of a class of its own, lower case:
@@ -37,13 +34,18 @@ def parse_devices(gpu: str) -> list[torch.device]:
     if not ids:
         return [torch.device("cpu")]
     if not torch.cuda.is_available():
-        logger.info("no CUDA device here: running on the CPU")
         return [torch.device("cpu")]
     count = torch.cuda.device_count()
     unknown = [i for i in ids if not 0 <= i < count]
     if unknown:
         raise ValueError(f"--gpu={gpu}: no GPU {unknown}; this machine has {count} (0 to {count - 1})")
     return [torch.device("cuda", i) for i in ids]
+
+
+def device_names(devices: Sequence[torch.device], gpu: str) -> str:
+    """Return what messages call the devices of `--gpu`; a GPU that was asked for in vain is said."""
+    names = ", ".join(str(device) for device in devices)
+    return f"{names} (no CUDA device here, --gpu={gpu} has no effect)" if names == "cpu" and gpu.strip() else names
 
 
 def choose_precision(asked: str, recommended: str | None, device: torch.device) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .checkpoint import CheckpointError, _read_torch, first_line, load_checkpoint
+from .checkpoint import CheckpointError, load_checkpoint, read_tensors
 from .net_desc import HoVerNet
 
 # What an ImageNet encoder cannot know of HoVer-Net.
@@ -200,23 +200,11 @@ def _read_encoder(path: Path) -> dict[str, Tensor] | None:
     """Read an encoder file; `None` where the file is something else."""
     if path.suffix == ".npz":
         return None
-    if path.suffix == ".safetensors":
-        tensors = _read_safetensors(path)
-    else:
-        tensors, _ = _read_torch(path)
+    tensors, _ = read_tensors(path)
     state = {name.removeprefix("module."): value for name, value in tensors.items()}
     is_timm = "stem.conv.weight" in state
     is_original = "conv0./.weight" in state and not any(name.startswith("decoder.") for name in state)
     return state if is_timm or is_original else None
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except Exception as error:  # its own class, besides those of a file that cannot be opened
-        raise CheckpointError(f"{path}: is damaged or no .safetensors file ({first_line(error)})") from error
 
 
 def _list(what: str, names: list[str]) -> str:

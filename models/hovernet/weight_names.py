@@ -8,6 +8,16 @@ Ours, which are the original PyTorch repository's: `d0.units.1.conv1/bn.weight`.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+
+# Keys under which people keep the weights in a checkpoint; the first that is there counts.
+WEIGHT_KEYS = ("desc", "state_dict", "model_state_dict", "model", "network", "net", "ema")
+_NESTED = 3  # how deep, e.g. model, then state_dict
+# Tensors of a wrapper of the network, beside its own: torch's averaged models count with it.
+NO_WEIGHTS = ("n_averaged",)
+# What DataParallel, torch.compile, Lightning and averaged models put before the names of weights.
+_WRAPPERS = re.compile(r"((module|model|network|net|ema|_orig_mod)\.)*")
+_STEMS = ("conv0./.weight", "conv0.conv.weight")  # ours and MONAI's
 
 _TF_VALUES = {
     "W": "weight",
@@ -67,6 +77,19 @@ _MONAI_RULES = [
         ),
     )
 ]
+
+
+def find_weights(content: dict) -> dict:
+    """Return the dictionary with the weights, of what a checkpoint holds; itself where none of the keys is there."""
+    for _ in range(_NESTED):
+        content = next((content[key] for key in WEIGHT_KEYS if isinstance(content.get(key), dict)), content)
+    return content
+
+
+def wrappers(names: Iterable[str]) -> list[str]:
+    """Return what stands before the names of each network among tensors: `module.`, `model._orig_mod.`, or nothing."""
+    heads = {name.removesuffix(stem) for name in names for stem in _STEMS if name.endswith(stem)}
+    return sorted(head for head in heads if _WRAPPERS.fullmatch(head))
 
 
 def from_tensorflow(name: str) -> str | None:

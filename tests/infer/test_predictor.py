@@ -18,7 +18,7 @@ from infer.predictor import (
     WrongResultError,
 )
 from models.hovernet.checkpoint import build_model, load_checkpoint
-from models.hovernet.devices import choose_precision, parse_devices
+from models.hovernet.devices import choose_precision, device_names, parse_devices
 from models.hovernet.net_desc import create_model
 from models.hovernet.run_desc import infer_step
 
@@ -243,12 +243,12 @@ def test_channels_are_type_nucleus_h_v_and_probabilities():
     assert untyped.channels == untyped(PATCHES[:1]).shape[1] == 3
 
 
-def test_devices(monkeypatch, caplog):
+def test_devices(monkeypatch):
     assert parse_devices("") == CPU
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with caplog.at_level(logging.INFO):
-        assert parse_devices("0,1") == CPU
-    assert "CPU" in caplog.text
+    assert parse_devices("0,1") == CPU
+    assert device_names(CPU, "0,1") == "cpu (no CUDA device here, --gpu=0,1 has no effect)"
+    assert device_names(CPU, "") == "cpu"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert parse_devices("0,1") == [torch.device("cuda", 0), torch.device("cuda", 1)]

@@ -297,7 +297,7 @@ def test_p29_both_names_of_the_mask_option(weights, tmp_path, capsys):
         argv += [f"--input_dir={tmp_path / 'in'}", f"--output_dir={out}", f"{option}={tmp_path / 'masks'}", "--mag=40"]
         assert run_infer.main(argv) == 0
         assert json.loads((out / "json" / "a.json").read_text())["nuc"] == {}
-        assert capsys.readouterr().out.startswith("0 nuclei (none) in 1 slides")
+        assert capsys.readouterr().out.startswith("0 nuclei (none) in 1 slide,")
 
 
 def test_p26_a_mask_of_another_aspect_is_refused(manager, tmp_path):

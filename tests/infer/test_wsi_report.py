@@ -301,7 +301,7 @@ def test_the_log_says_what_a_slide_is_and_where_the_time_went(manager, tmp_path,
         run(manager, tmp_path, mag=20, proc_mag=40)
     text = caplog.text
     assert "a.png: 300 x 400 px at 0.5 um/px (--mag; 20x), read as 600 x 800 px, outlined at 40x, 100 % tissue" in text
-    assert re.search(r"a.png: \d+ nuclei; stitched and written in [0-9.]+ s", text)
+    assert re.search(r"a.png: \d+ nuclei; written in [0-9.]+ s", text)
 
 
 def test_the_summary_says_what_is_odd_about_a_slide_that_is_done(manager, tmp_path, monkeypatch):
@@ -318,7 +318,7 @@ def test_the_summary_says_that_the_seconds_are_not_all(manager, tmp_path):
     paint(tmp_path, shape=(500, 200))
     interrupted_run(manager, tmp_path, 2)
     run(manager, tmp_path, **BLOCKS)
-    assert summary(tmp_path)["a.png"]["reason"] == "2 of 8 blocks were there already"
+    assert summary(tmp_path)["a.png"]["reason"] == "2 of 8 blocks there already"
 
 
 def test_a_summary_that_cannot_be_written_takes_no_result(manager, tmp_path, monkeypatch):

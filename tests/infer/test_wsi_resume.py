@@ -201,7 +201,7 @@ def test_a_drive_that_is_away_for_a_moment_takes_no_block(manager, tmp_path, mon
     assert "000003.npz" in report.failed["a"]
     assert len(spooled(tmp_path)) == 5
     assert run(manager, tmp_path, **BLOCKS).done == ["a"]
-    assert summary(tmp_path)["a.png"]["reason"] == "5 of 12 blocks were there already"
+    assert summary(tmp_path)["a.png"]["reason"] == "5 of 12 blocks there already"
 
 
 def test_blocks_of_other_post_processing_or_of_another_slide_are_not_gone_on_with(manager, tmp_path, monkeypatch):

@@ -55,13 +55,15 @@ def test_ctrl_c_ends_every_script_with_130():
     """In a process of its own for each: Ctrl-C comes where the work begins."""
     code = "import sys, {name}\ndef stop(*_): raise KeyboardInterrupt\n"
     code += "{name}.{work} = stop\nsys.exit({name}.main({argv}))"
-    folders = ["--pred_dir=a", "--true_dir=b"]
+    folders = ["--input_dir=a", "--output_dir=b"]
     for name, work, argv in (
-        ("compute_stats", "run", folders),
+        ("compute_stats", "run", ["--pred_dir=a", "--true_dir=b"]),
         ("GenerateMasks", "read_options", ["--image_dir=a", "--annotation_dir=b", "--output_dir=c"]),
         ("convert_format", "parse", ["--input=a", "--output_dir=b"]),
         ("plot_heat_map", "parse", ["--json_dir=a", "--output_dir=b"]),
         ("extract_patches", "parse", []),
+        ("run_infer", "run_tile", ["tile", *folders]),
+        ("run_train", "run", []),
     ):
         text = code.format(name=name, work=work, argv=argv)
         done = subprocess.run([sys.executable, "-c", text], cwd=ROOT, capture_output=True, text=True)

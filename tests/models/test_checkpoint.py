@@ -7,10 +7,12 @@ import pickle
 import re
 import struct
 import tarfile
+import zipfile
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from models.hovernet.checkpoint import CheckpointError, build_model, check_options, load_checkpoint, save_weights
 from models.hovernet.net_desc import create_model
@@ -59,6 +61,51 @@ def test_original_files_with_and_without_module_prefix_and_optimizer(tmp_path, n
     torch.save(net.state_dict(), tmp_path / "tiatoolbox.pth")
     for name in ("net_epoch=50.tar", "plain.tar", "tiatoolbox.pth"):
         assert_same_weights(load_checkpoint(tmp_path / name), net)
+
+
+def test_checkpoints_as_people_save_them(tmp_path, net, subtests):
+    """Under the keys and behind the wrappers of their frameworks; numbers of NumPy's beside the weights do no harm."""
+    weights = net.state_dict()
+    lightning = {f"model._orig_mod.{name}": value for name, value in weights.items()}
+    averaged = {"n_averaged": torch.tensor(3), **{f"module.{name}": value for name, value in weights.items()}}
+    scores = {"best": np.float64(0.7), "epoch": np.int64(3), "name": np.str_("x"), "ok": np.bool_(True)}
+    contents = {key: {key: weights} for key in ("net", "network", "model", "model_state_dict", "state_dict", "ema")}
+    contents |= {
+        "lightning": {"state_dict": lightning, "epoch": 3, "hyper_parameters": {"lr": 1e-4}},
+        "averaged": averaged,
+        "scores": {"epoch": 3, "net": {"state_dict": weights}, "scores": scores, "meta": {"mpp": np.float32(0.5)}},
+    }
+    for name, content in contents.items():
+        with subtests.test(name=name):
+            torch.save(content, tmp_path / "a.pth")
+            checkpoint = load_checkpoint(tmp_path / "a.pth")
+            assert checkpoint.state_dict.keys() == weights.keys()
+            assert all(torch.equal(checkpoint.state_dict[name], value) for name, value in weights.items())
+            assert checkpoint.meta == ({"mpp": 0.5} if name == "scores" else {})
+    save_file({name: value.contiguous() for name, value in weights.items()}, tmp_path / "a.safetensors")
+    assert_same_weights(load_checkpoint(tmp_path / "a.safetensors"), net)
+
+
+def test_what_cannot_be_loaded_names_what_was_found(tmp_path, net, subtests):
+    weights = net.state_dict()
+    diverged = {**weights, "conv_bot.weight": weights["conv_bot.weight"] * float("nan")}
+    both = {f"{prefix}.{name}": value for prefix in ("model", "ema") for name, value in weights.items()}
+    for content, said in (
+        ({"generator": weights, "epoch": 3}, "no weights in it, but generator, epoch; they are looked for .* desc, st"),
+        ({"state_dict": {f"student.{name}": value for name, value in weights.items()}}, "but student.conv0./.weight"),
+        (both, "several networks, under `ema....` and `model....`"),
+        ({"desc": diverged}, r"NaN or infinite numbers in 1 of \d+ tensors \(first: conv_bot.weight\): its training"),
+        ({"desc": weights, "options": Options()}, r"holds Python objects \(test_checkpoint.Options\) besides tensors"),
+    ):
+        with subtests.test(said=said):
+            torch.save(content, tmp_path / "a.pth")
+            with pytest.raises(CheckpointError, match=said) as error:
+                load_checkpoint(tmp_path / "a.pth")
+            assert "\n" not in str(error.value)
+
+
+class Options:
+    """What people store beside weights."""
 
 
 def tensorflow_name(name: str) -> str:
@@ -179,6 +226,11 @@ def test_p31_an_unpacked_or_real_archive_is_named(tmp_path):
         archive.addfile(tarfile.TarInfo("x"), io.BytesIO())
     with pytest.raises(CheckpointError, match="is a tar archive"):
         load_checkpoint(tmp_path / "real.tar")
+    torch.save({"a": torch.zeros(1)}, tmp_path / "b.tar")
+    with zipfile.ZipFile(tmp_path / "b.tar") as archive:
+        archive.extractall(tmp_path)
+    with pytest.raises(CheckpointError, match="one file of an unpacked checkpoint"):
+        load_checkpoint(tmp_path / "b" / "data.pkl")
 
 
 class Bomb:

@@ -191,7 +191,7 @@ def test_nuclei_outside_the_image_are_refused_in_one_line(tmp_path, capsys, targ
     write_json(tmp_path / "a.json", nuclei(), header={"slide": SLIDE | {"scale": 9.0}})
     assert run(tmp_path, f"--to={target}", source="a.json") == 1
     err = capsys.readouterr().err
-    assert "a.json: 2 of 2 nuclei lie outside the slide of 200 x 100 px, the first at (112, 211)" in err
+    assert "a.json: 2 of 2 nuclei outside the slide of 200 x 100 px, the first at (112, 211)" in err
     assert "another slide, or another scale" in err
     assert err.count("\n") == 1
     assert names(tmp_path) == []
@@ -243,7 +243,7 @@ def test_p05_results_are_skipped_unless_told_otherwise(folder, capsys):
     assert run(folder) == 0
     assert (folder / "out" / "a.geojson").read_text() == "mine"
     assert "1 of 2 files converted (3 nuclei" in (out := capsys.readouterr().out)
-    assert "1 were there already" in out
+    assert "1 there already" in out
     assert run(folder, "--overwrite") == 0
     assert len(features(folder / "out" / "a.geojson")) == 2
 
@@ -266,7 +266,7 @@ def test_no_nuclei_and_too_few_points(tmp_path, capsys):
     write_json(tmp_path / "a.json", line, header={"slide": SLIDE})
     capsys.readouterr()
     assert run(tmp_path, "--to=qupath", "--overwrite", source="a.json") == 0
-    assert capsys.readouterr().out.startswith("1 nuclei with fewer than three contour points")
+    assert capsys.readouterr().out.startswith("left out for want of an outline: 1 nucleus with fewer")
 
 
 def test_p30_untyped_and_types_without_type_info(tmp_path):
@@ -283,8 +283,8 @@ def test_bad_options_are_refused_before_any_work(folder, capsys, subtests):
     cases = [
         (["--to=xlsx"], "--to is one of geojson, tsv, qupath, sedeen, csv, parquet, got 'xlsx'"),
         (["--to=csv", "--gz"], "--gz compresses GeoJSON only"),
-        (["--scale=0"], "--scale is a positive number, got '0'"),
-        (["--mpp=x"], "--mpp is a positive number, got 'x'"),
+        (["--scale=0"], "--scale is a number above 0, got `0`"),
+        (["--mpp=x"], "--mpp is a number above 0, got `x`"),
         (["--stain=pas"], "--stain is one of he, hdab"),
         (["--pens=red"], "--pens is one of types, lab"),
         (["--image_dir=/no/such"], "no such folder: /no/such"),
@@ -320,7 +320,7 @@ def test_command_line(folder):
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.endswith(f"results in {folder / 'out'}\n")
+    assert done.stdout.endswith(f"; in {folder / 'out'}\n")
     done = subprocess.run(
         [*command, "--input=/no/such", "--output_dir=/tmp/x"], capture_output=True, text=True, check=False
     )

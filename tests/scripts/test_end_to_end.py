@@ -102,7 +102,7 @@ def test_contours_to_scores(tmp_path, kumar, capsys, monkeypatch):
         CONFIG.format(log_dir=str(log_dir), patches=str(folder), weights=str(SHIPPED))
     )
     options = {"--gpu": "", "--resume": False, "--seed": None, "--view": None}
-    run_train.main({**options, "--config": str(tmp_path / "config_run.py")})
+    run_train.run({**options, "--config": str(tmp_path / "config_run.py")})
     first, second = (losses(log_dir / phase) for phase in ("00", "01"))
     assert (len(first), len(second)) == tuple(4 * nr_epochs for nr_epochs, _ in PHASES)
     assert np.mean(second) < 0.9 * np.mean(first)

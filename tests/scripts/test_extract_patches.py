@@ -66,7 +66,7 @@ def test_patches_are_images_with_their_labels(labelled, capsys):
     assert np.array_equal(inside[..., 4], content["type_map"][:164, :164])
     out = capsys.readouterr().out
     assert "valid" in out
-    assert "1 images without a nucleus: empty" in out
+    assert "1 image without a nucleus: empty" in out
     assert f"{len(patches)} patches written" in out
 
 
@@ -142,7 +142,7 @@ def test_p05_what_is_there_is_kept(labelled, capsys):
     before = {p: p.stat().st_mtime_ns for p in (labelled / "out").rglob("*.npy")}
     (labelled / "out" / "mat" / "train" / "whole" / "notes.txt").write_text("mine")
     assert run(labelled, "--type", "--extract_type=whole") == 0
-    assert "0 patches written, 2 were there already" in capsys.readouterr().out
+    assert "0 patches written, 2 there already" in capsys.readouterr().out
     assert {p: p.stat().st_mtime_ns for p in before} == before
     assert run(labelled, "--no_type", "--extract_type=whole") == 1
     assert "differs from what these options give" in capsys.readouterr().err
@@ -250,7 +250,7 @@ def test_check_counts_what_is_in_a_folder(labelled, capsys):
     label = get_dataset("mat").load_ann(labelled / "Labels" / f"{NAME}.mat", True)
     row = next(line.split() for line in out.splitlines() if line.startswith("2 "))
     assert row[3] == str(np.count_nonzero(label[..., 1] == 2))
-    assert "1 patches with no nucleus: empty_000.npy" in out
+    assert "1 patch with no nucleus: empty_000.npy" in out
     assert "2 patches (" in out
     assert extract_patches.main([f"--check={folder}", "--nr_types=2"]) == 1
     assert f"failed: {NAME}_000.npy: has the type id 2; 0 to 1 are allowed" in capsys.readouterr().err
@@ -280,14 +280,14 @@ def test_check_names_every_error(tmp_path, capsys):
         ("flat_000.npy", "has shape (30, 30)"),
         ("float_000.npy", "holds float32"),
         ("cut_000.npy", "no readable .npy"),
-        ("the folder", "1 patches without types and 4 with"),
+        ("the folder", "1 patch without types and 4 with"),
     ):
         (line,) = (line for line in err.splitlines() if f"failed: {name}:" in line)
         assert reason in line
     assert "good" not in err
-    assert "1 patches with nuclei of type 0 (background): zero_000.npy" in out
-    assert "1 patches with a type where no nucleus is: stray_000.npy" in out
-    assert "1 patches with nuclei with several types: mixed_000.npy" in out
+    assert "1 patch with nuclei of type 0 (background): zero_000.npy" in out
+    assert "1 patch with a type where no nucleus is: stray_000.npy" in out
+    assert "1 patch with nuclei with several types: mixed_000.npy" in out
 
 
 def test_check_of_nothing(tmp_path, capsys):
@@ -325,7 +325,7 @@ def test_pannuke_arrays_to_patches(tmp_path, shared, capsys):
         assert patch[..., 3].max() == len(np.unique(content["inst_map"])) - 1
     capsys.readouterr()
     assert extract_patches.main(["unpack", *arrays, f"--output_dir={tmp_path}"]) == 0
-    assert "0 images written, 3 were there already" in capsys.readouterr().out
+    assert "0 images written, 3 there already" in capsys.readouterr().out
     assert extract_patches.main(["unpack", "--images=no.npy", "--masks=no.npy", f"--output_dir={tmp_path}"]) == 1
 
 
@@ -341,7 +341,7 @@ def test_rois_are_listed_where_they_lie(tmp_path, shared, capsys):
     out, err = capsys.readouterr()
     assert "failed: broken.svs: " in err
     assert f"no slide, skipped: {slides / 'notes.txt'}" in err
-    assert "3 fields of 300 px from 1 slides, 1 failed, 1 other files skipped" in out
+    assert "3 fields of 300 px from 1 slide, 1 failed, 1 other file skipped" in out
     with open(tmp_path / "rois" / "rois.csv", newline="") as handle:
         rows = list(csv.DictReader(handle))
     assert list(rows[0]) == ["slide", "file", "x_level0_px", "y_level0_px", "size_px", "mpp_um"]
@@ -368,8 +368,21 @@ def test_rois_of_dicom_series(tmp_path, shared):
     assert {path.name.split("_x")[0] for path in (tmp_path / "out").glob("*.png")} == {"b1", "c", "case.1"}
 
 
+def test_rois_of_a_slide_that_does_not_say_its_pixel_size(tmp_path, capsys):
+    tissue = np.random.default_rng(0).integers(60, 200, (1000, 1000, 3)).astype(np.uint8) // (1, 2, 1)
+    (tmp_path / "slides" / "case").mkdir(parents=True)
+    cv2.imwrite(str(tmp_path / "slides" / "case" / "a.tif"), tissue.astype(np.uint8))
+    rois = ["rois", f"--wsi_dir={tmp_path / 'slides'}", "--recursive", "--size=200", f"--output_dir={tmp_path / 'out'}"]
+    assert extract_patches.main(rois) == 1
+    assert "does not say its resolution; give it with --mpp (um/px)\n" in capsys.readouterr().err
+    assert extract_patches.main([*rois, "--mpp=0.5", "--overwrite"]) == 0
+    field = cv2.imread(str(next((tmp_path / "out").glob("a_x*.png"))))
+    x, y = (int(part[1:]) for part in next((tmp_path / "out").glob("a_x*.png")).stem.split("_")[1:])
+    assert np.array_equal(field, tissue[y : y + 200, x : x + 200])
+
+
 def test_rois_without_slides(tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("side file")
     assert extract_patches.main(["rois", f"--wsi_dir={tmp_path}", f"--output_dir={tmp_path / 'out'}"]) == 1
-    assert "no slide among the 1 files" in capsys.readouterr().err
+    assert "no slide among the 1 file" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

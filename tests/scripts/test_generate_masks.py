@@ -123,7 +123,7 @@ def test_broken_annotations_stop_nobody_else(tmp_path, capsys):
     printed = capsys.readouterr()
     assert "without a partner: alone.geojson\n" in printed.out
     assert "failed: deep.geojson: " in printed.err
-    assert "1 nuclei in 1 label maps, 0 there already (--overwrite makes them anew), 2 failed" in printed.out
+    assert "1 nucleus in 1 label map, 0 there already (--overwrite makes them anew), 2 failed" in printed.out
     assert "failed: null.png: " in printed.err
     assert "null.geojson: not GeoJSON: its features are no list" in printed.err
     assert "Traceback" not in printed.err
@@ -266,7 +266,7 @@ def test_intensities_of_images_whose_labels_are_there_stay_in_the_tables(stained
     capsys.readouterr()
     assert call(stained, "--intensity") == 0
     printed = capsys.readouterr().out
-    assert "3 nuclei in 1 label maps, 1 there already" in printed
+    assert "3 nuclei in 1 label map, 1 there already" in printed
     assert "2 images: 6 nuclei" in printed
     assert {name: (stained / "output" / name).read_bytes() for name in first} == first
     assert (stained / "output" / "a, b.mat").stat().st_mtime_ns == kept
@@ -324,8 +324,8 @@ def test_bad_options_are_one_line(tmp_path, capsys, subtests):
     cases = [
         (["--kmeans"], "need --intensity"),
         (["--scale=x"], "--scale"),
-        (["--scale=-1"], "positive"),
-        (["--intensity", "--thresholds=3,2,1"], "rise"),
+        (["--scale=-1"], "--scale is a number above 0, got `-1`"),
+        (["--intensity", "--thresholds=3,2,1"], "rising"),
         (["--type_info_path=no.json"], "no.json"),
         (["--mapping=a.json", "--untyped"], "--mapping has no effect with --untyped"),
         (["--type_info_path=a.json", "--untyped"], "--type_info_path has no effect"),

@@ -289,7 +289,7 @@ def test_one_bad_file_does_not_end_the_batch(folder, capsys, monkeypatch):
     )
     assert "failed: packed.png: " in printed.err
     assert "more text than 5 MB" in printed.err
-    assert "1 nuclei in 1 label maps" in printed.out
+    assert "1 nucleus in 1 label map" in printed.out
     for option, text, said in (
         ("type_info_path", '{"3000000000": ["x", [1, 2, 3]]}', "type ids are 0 to 2147483647"),
         ("type_info_path", "[" * 100_000, 'expected {"1":'),

@@ -65,7 +65,7 @@ def test_the_text_of_the_script_gives_these_options_and_defaults():
 def test_a_slide_with_everything_in_its_json(tmp_path, capsys):
     write_slide(tmp_path / "json", "one.two", FEW, 20, **SLIDE)
     assert run(tmp_path, "--hotspot_size=100", "--top_k=2", "--ome_tiff") == 0
-    assert "1 of 1 slides mapped (6 nuclei, 2 hot spots" in capsys.readouterr().out
+    assert "1 of 1 slide mapped (6 nuclei, 2 hot spots" in capsys.readouterr().out
     (row,) = table(tmp_path, "summary.csv")
     wanted = {"slide": "one.two", "nuclei": "6", "positive": "4", "positive_share": "0.666667", "area_mm2": "0.02"}
     wanted |= {"positive_per_mm2": "200", "hot_spots": "2", "hot_spot_share": "1", "failed": ""}
@@ -248,7 +248,7 @@ def test_p32_broken_json_is_named_and_the_others_are_done(tmp_path, capsys):
     rows = {row["slide"]: row for row in table(tmp_path, "summary.csv")}
     assert sorted(rows) == ["cut", "good", "list", "mpp", "outside"]
     assert [name for name, row in rows.items() if row["failed"]] == ["cut", "list", "mpp", "outside"]
-    assert "1 of 1 nuclei lie outside the slide of 400 x 200 px" in rows["outside"]["failed"]
+    assert "1 of 1 nucleus outside the slide of 400 x 200 px" in rows["outside"]["failed"]
     assert said.err.count("plot_heat_map.py: failed: ") == 4
     assert "Traceback" not in said.err
     assert "1 of 5 slides mapped" in said.out
@@ -256,14 +256,14 @@ def test_p32_broken_json_is_named_and_the_others_are_done(tmp_path, capsys):
 
 def test_bad_options_are_one_line(tmp_path, capsys, subtests):
     cases = [
-        ("--tile_size=0", "--tile_size is a positive number, got 0"),
-        ("--tile_size=x", "--tile_size takes whole numbers, got 'x'"),
-        ("--tile_size=1,2", "--tile_size is one number"),
+        ("--tile_size=0", "--tile_size is a whole number above 0, got `0`"),
+        ("--tile_size=x", "--tile_size is a whole number above 0, got `x`"),
+        ("--tile_size=1,2", "--tile_size is a whole number above 0, got `1,2`"),
         ("--positive_types=dab", "need --score"),
         ("--kmeans", "need --score"),
         ("--score", "give --wsi_dir"),
         ("--thresholds=0.3,0.2,0.6", "three rising DAB densities"),
-        ("--sigma=-1", "--sigma is a number from 0 on"),
+        ("--sigma=-1", "--sigma is a number from 0 on, got `-1`"),
         ("--wsi_dir=/no/such", "no such folder: /no/such"),
         ("--pattern=*.txt", "matches *.txt"),
     ]
@@ -292,7 +292,7 @@ def test_pictures_that_are_there_stay_and_overwrite_redoes_them(tmp_path, capsys
     session.write_text("edited by hand")
     assert run(tmp_path) == 0
     assert session.read_text() == "edited by hand"
-    assert "1 pictures and sessions were there already and are kept" in capsys.readouterr().out
+    assert "kept: 1 file of earlier runs" in capsys.readouterr().out
     assert run(tmp_path, "--overwrite") == 0
     assert read_session(session).width == 400
 
@@ -332,7 +332,7 @@ def test_slides_of_earlier_runs_stay_in_the_tables(tmp_path, capsys):
     options = ["--positive_types=2,3,4", "--top_k=2"]
     assert run(tmp_path, "--pattern=[bd]*", *options) == 0
     assert run(tmp_path, "--pattern=a*", *options) == 0
-    assert "1 of 1 slides mapped" in capsys.readouterr().out
+    assert "1 of 1 slide mapped" in capsys.readouterr().out
     assert [row["slide"] for row in table(tmp_path, "summary.csv")] == ["a", "b, c", "d"]
     assert [(row["slide"], row["rank"]) for row in table(tmp_path, "hotspots.csv")] == [("a", "1"), ("b, c", "1")]
     together = [(tmp_path / "out" / name).read_text() for name in ("summary.csv", "hotspots.csv")]

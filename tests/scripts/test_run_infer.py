@@ -15,6 +15,7 @@ from conftest import ROOT
 from skimage.data import immunohistochemistry
 
 import run_infer
+from infer.options import COMMON_TEXT, TILE_TEXT, WSI_TEXT
 from infer.run import Report
 from models.hovernet.checkpoint import save_weights
 from models.hovernet.net_desc import create_model
@@ -40,7 +41,7 @@ def test_a_run_ends_with_one_line_that_says_it_all(images, capsys):
     assert call(images, f"--model_path={MODEL}") == 0
     line = capsys.readouterr().out.strip()
     nuclei = json.loads((images.parent / "out" / "json" / "TCGA-1.2 x.json").read_text())["nuc"]
-    assert line.startswith(f"{len(nuclei)} nuclei (nucleus {len(nuclei)}) in 1 images, 0 skipped, 0 failed")
+    assert line.startswith(f"{len(nuclei)} nuclei (nucleus {len(nuclei)}) in 1 image, 0 skipped, 0 failed")
     assert line.endswith(str(images.parent / "out" / "overlay"))
     assert len(nuclei) > 5
 
@@ -79,7 +80,7 @@ def test_bad_input_is_one_line_and_exit_code_1(images, capsys):
         ([], [], "--model_path"),
         (["--model_path=nowhere.tar"], [], "nowhere.tar"),
         ([model, "--nr_types=5"], [], "--nr_types=5"),
-        ([model, "--nr_types=some"], [], "--nr_types takes a whole number"),
+        ([model, "--nr_types=some"], [], "--nr_types is a whole number from 0 on, got `some`"),
         ([model, "--model_mode=original"], [], "`fast` network"),
         ([model, "--batch_size=many"], [], "--batch_size takes a whole number"),
         ([model, "--type_info_path=nowhere.json"], [], "nowhere.json"),
@@ -107,7 +108,7 @@ def test_apple_s_gpu_may_leave_to_the_cpu_what_it_lacks(images, capsys, monkeypa
 
 
 def test_p28_no_default_is_a_pair_of_quotes():
-    for text in (run_infer.TEXT, run_infer.TILE_TEXT, run_infer.WSI_TEXT):
+    for text in (COMMON_TEXT, TILE_TEXT, WSI_TEXT):
         assert "[default: '']" not in text
         assert '[default: ""]' not in text
 
@@ -203,7 +204,7 @@ def test_as_a_process_with_spawned_workers(images, tmp_path):
     )
     assert ended.returncode == 1, ended.stderr
     assert "broken.png" in ended.stderr
-    assert "1 images, 0 skipped, 1 failed" in ended.stdout
+    assert "1 image, 0 skipped, 1 failed" in ended.stdout
     assert (tmp_path / "out" / "mat" / "TCGA-1.2 x.mat").is_file()
 
 

@@ -15,6 +15,7 @@ import torch
 from conftest import ROOT
 
 import run_infer
+from infer.options import COMMON_TEXT, WSI_TEXT
 from models.hovernet.checkpoint import save_weights
 from models.hovernet.net_desc import create_model
 
@@ -146,7 +147,7 @@ def test_p25_a_folder_with_side_files_and_bad_slides_does_the_good_ones(slides, 
         "empty [1].tif": "failed",
         "größe 日本.tif": "done",
     }
-    listed = [record.message for record in caplog.records if "are no slides" in record.message]
+    listed = [record.message for record in caplog.records if "left out, no slide" in record.message]
     assert len(listed) == 1
     assert listed[0].startswith("2 files")
     assert "notes.txt" in listed[0]
@@ -184,7 +185,7 @@ def test_bad_input_is_one_line_and_exit_code_1(slides, weights, capsys):
 def test_the_run_book_names_only_options_that_exist():
     text = (ROOT / "run_wsi.sh").read_text()
     options = re.findall(r"(--[a-z_]+)", text)
-    known = run_infer.TEXT + run_infer.WSI_TEXT
+    known = COMMON_TEXT + WSI_TEXT
     assert len(options) > 20
     assert not [option for option in options if not re.search(rf"{option}\b", known)]
     assert subprocess.run(["bash", "-n", str(ROOT / "run_wsi.sh")]).returncode == 0

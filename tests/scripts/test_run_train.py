@@ -138,17 +138,17 @@ def test_a_type_above_nr_type_is_named(tmp_path):
 
 def test_mistakes_are_one_line_on_the_command_line():
     process = start(["run_train.py", "--config=nowhere.py", "--gpu="])
-    assert process.communicate() == ("", "error: no such configuration file: nowhere.py\n")
+    assert process.communicate() == ("", "run_train.py: no such configuration file: nowhere.py\n")
     assert process.returncode == 1
 
 
 def test_view_writes_a_picture(project, tmp_path):
     arguments = {"--seed": "5", "--view": "train", "--view_path": str(tmp_path / "a" / "view.png")}
-    run_train.main({**arguments, "--config": str(project / "config_logs.py"), "--gpu": None, "--resume": False})
+    run_train.run({**arguments, "--config": str(project / "config_logs.py"), "--gpu": None, "--resume": False})
     picture = cv2.imread(str(tmp_path / "a" / "view.png"))
     assert picture.std() > 10
     with pytest.raises(ValueError, match="--view takes train or valid"):
-        run_train.main({**arguments, "--view": "test", "--config": "config.py", "--gpu": None, "--resume": False})
+        run_train.run({**arguments, "--view": "test", "--config": "config.py", "--gpu": None, "--resume": False})
 
 
 def test_p41_loaders_can_be_sent_to_spawned_workers(project):
@@ -162,10 +162,10 @@ def test_p41_loaders_can_be_sent_to_spawned_workers(project):
 
 def test_options_that_make_no_sense_are_named(tmp_path):
     arguments = {"--gpu": None, "--resume": False, "--seed": None, "--view": None, "--config": "config.py"}
-    with pytest.raises(ValueError, match="--seed takes a whole number, got `x`"):
-        run_train.main({**arguments, "--seed": "x"})
+    with pytest.raises(ValueError, match="--seed is a whole number from 0 on, got `x`"):
+        run_train.run({**arguments, "--seed": "x"})
     with pytest.raises(FileNotFoundError, match="no such configuration"):
-        run_train.main({**arguments, "--config": str(tmp_path / "c.py")})
+        run_train.run({**arguments, "--config": str(tmp_path / "c.py")})
     (tmp_path / "c.py").write_text("x = 1")
     with pytest.raises(ValueError, match="no class Config"):
-        run_train.main({**arguments, "--config": str(tmp_path / "c.py")})
+        run_train.run({**arguments, "--config": str(tmp_path / "c.py")})

@@ -57,7 +57,7 @@ def test_p45_bins_sum_to_the_number_of_nuclei(subtests):
 def test_rounding_outside_the_slide_counts_at_the_edge_and_more_is_refused():
     assert bin_counts([[-0.25, 100.9]], 100, 100, 50).tolist() == [[0, 0], [1, 0]]
     for xy in ([[101, 5]], [[5, -1.1]], [[np.nan, 5]], [[np.inf, 5]]):
-        with pytest.raises(ValueError, match="1 of 1 nuclei lie outside the slide of 100 x 100 px"):
+        with pytest.raises(ValueError, match="1 of 1 nucleus outside the slide of 100 x 100 px"):
             bin_index(xy, 100, 100, 50)
 
 

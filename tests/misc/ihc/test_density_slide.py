@@ -93,6 +93,6 @@ def test_dab_is_measured_in_the_image_and_what_lies_outside_is_said(tmp_path):
     assert slide.dab[0] > 0.1
     assert slide.dab[1] == 0
     assert np.isnan(slide.dab[2])
-    assert "1 nuclei lie outside the image" in slide.notes[0]
+    assert "1 nucleus outside the image" in slide.notes[0]
     with pytest.raises(ValueError, match="give --wsi_dir"):
         load_slide(tmp_path / "a.json", measure=True)
