@@ -20,7 +20,7 @@ from infer.predictor import Predictor
 from infer.provenance import VERSION, post_proc_constants
 from infer.stream import PLANNED, Stream, Task
 from misc.files import file_digest
-from misc.formats.nuclei_json import types_to_header
+from misc.formats.nuclei_json import types_from_header, types_to_header
 from misc.machine import reused_memory_pages
 from misc.threads import Budget
 from misc.type_info import TypeInfo, default_type_info, load_type_info
@@ -137,9 +137,7 @@ class InferManager:
         if path:
             return load_type_info(path, self.nr_types)
         info = default_type_info(self.nr_types)
-        for type_id, (name, rgb) in self.checkpoint.meta.get("types", {}).items():
-            info[int(type_id)] = (str(name), tuple(int(v) for v in rgb))
-        return info
+        return info | (types_from_header(self.checkpoint.meta) or {})
 
 
 class RunTask(Task):

@@ -6,7 +6,9 @@ What a checkpoint is (mode, number of types, width) is read off its tensors; nob
 from __future__ import annotations
 
 import pickle
+import struct
 import tarfile
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,17 @@ import numpy as np
 import torch
 
 from misc.files import atomic_path
+from misc.formats.nuclei_json import types_from_header
+from misc.machine import check_fits
 
 from .net_desc import HoVerNet, create_model
 from .weight_names import from_monai, from_tensorflow
 
 _KSIZE_TO_MODE = {5: "original", 3: "fast"}
 _STEM_CHANNELS = 64  # of conv0 at width 1
+MPP_UM = (0.01, 100)  # um/px that a network may say it reads: from beyond oil immersion to a thumbnail
+MAX_WINDOW = 1 << 14  # px
+MAX_UNPACKED = 20  # times its size that an archive of weights may unpack to; numbers hardly compress
 
 
 class CheckpointError(ValueError):
@@ -60,6 +67,9 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         raw, meta = _read_npz(path), {}
     else:
         raw, meta = _read_torch(path)
+    _check_kinds(path, raw)
+    check_fits(sum(4 * value.numel() for value in raw.values()), f"{path}: its weights")
+    _check_meta(path, meta)
     family, state_dict = _rename(path, raw)
     mode, nr_types, width = _describe(path, state_dict)
     return Checkpoint(path, family, state_dict, mode, nr_types, width, meta)
@@ -94,19 +104,21 @@ def build_model(checkpoint: Checkpoint, freeze: bool = False) -> HoVerNet:
     Raises:
         CheckpointError: weights are missing, superfluous or of another shape.
     """
-    net = create_model(
-        checkpoint.mode,
-        nr_types=checkpoint.nr_types,
-        input_ch=checkpoint.state_dict["conv0./.weight"].shape[1],
-        freeze=freeze,
-        width=checkpoint.width,
-    )
-    load_strict(net, checkpoint.state_dict, checkpoint.path)
+    with torch.device("meta"):  # takes no memory before the weights are known to fit
+        net = create_model(checkpoint.mode, nr_types=checkpoint.nr_types, freeze=freeze, width=checkpoint.width)
+    check_weights(net, checkpoint.state_dict, checkpoint.path)
+    net.to_empty(device="cpu").load_state_dict(checkpoint.state_dict, strict=True)
     return net
 
 
 def load_strict(net: HoVerNet, state_dict: dict[str, torch.Tensor], path: str | Path) -> None:
-    """Load a state dict; any mismatch is one line instead of pages of names.
+    """Load a state dict; any mismatch is one line instead of pages of names, see `check_weights`."""
+    check_weights(net, state_dict, path)
+    net.load_state_dict(state_dict, strict=True)
+
+
+def check_weights(net: HoVerNet, state_dict: dict[str, torch.Tensor], path: str | Path) -> None:
+    """Compare a state dict with a network.
 
     Raises:
         CheckpointError: names or shapes differ.
@@ -122,7 +134,6 @@ def load_strict(net: HoVerNet, state_dict: dict[str, torch.Tensor], path: str | 
     ]
     if problems:
         raise CheckpointError(f"{path}: weights do not fit the network: " + ", ".join(problems))
-    net.load_state_dict(state_dict, strict=True)
 
 
 def save_weights(path: str | Path, state_dict: dict[str, torch.Tensor], meta: dict[str, Any] | None = None) -> None:
@@ -134,6 +145,7 @@ def save_weights(path: str | Path, state_dict: dict[str, torch.Tensor], meta: di
 def _read_npz(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"no such checkpoint: {path}")
+    _check_archive(path)
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return {name: torch.from_numpy(np.asarray(arrays[name])) for name in arrays.files}
@@ -148,6 +160,7 @@ def _read_torch(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         )
     if not path.is_file():
         raise FileNotFoundError(f"no such checkpoint: {path}")
+    _check_archive(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file makes the unpickler raise anything, struct.error included
@@ -163,6 +176,39 @@ def _read_torch(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     if not all(isinstance(name, str) for name in tensors):
         raise CheckpointError(f"{path}: holds tensors whose names are no text, so no weights of a network")
     return tensors, meta
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse an archive that unpacks to more than the free memory; what is no archive is for others to refuse."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error):
+        return
+    if unpacked > MAX_UNPACKED * path.stat().st_size:
+        raise CheckpointError(f"{path}: unpacks to {unpacked / 1e9:.3g} GB, which no weights do; is it damaged?")
+    check_fits(unpacked, f"{path}: what it holds")
+
+
+def _check_kinds(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    for name, value in tensors.items():
+        if value.is_nested or value.is_quantized or value.layout != torch.strided or value.is_complex():
+            raise CheckpointError(f"{path}: `{name}` is sparse, nested, quantized or complex; plain numbers are needed")
+
+
+def _check_meta(path: Path, meta: dict[str, Any]) -> None:
+    """Refuse what a checkpoint says of itself where it makes no sense; what is not known here is let through."""
+    mpp, window, precision = (meta.get(name) for name in ("mpp", "window", "precision"))
+    try:
+        types_from_header(meta)
+        if not (mpp is None or (isinstance(mpp, int | float) and MPP_UM[0] <= mpp <= MPP_UM[1])):
+            raise ValueError(f"`mpp` is no number of um from {MPP_UM[0]} to {MPP_UM[1]}: {mpp!r}")
+        if not (window is None or (isinstance(window, int) and 0 < window <= MAX_WINDOW)):
+            raise ValueError(f"`window` is no number of px up to {MAX_WINDOW}: {window!r}")
+        if not (precision is None or isinstance(precision, str)):
+            raise ValueError(f"`precision` is no name: {precision!r}")
+    except ValueError as error:
+        raise CheckpointError(f"{path}: what it says of itself (`meta`) is not as it should be: {error}") from error
 
 
 def first_line(error: Exception) -> str:
@@ -213,6 +259,11 @@ def _describe(path: Path, weights: dict[str, torch.Tensor]) -> tuple[str, int | 
         raise CheckpointError(f"{path}: not a HoVer-Net checkpoint (no tensor `conv0./.weight`)")
     if "decoder.np.u3.conva.weight" not in weights:
         raise CheckpointError(f"{path}: only an encoder (ImageNet weights); train it, or name a trained checkpoint")
+    for name in ("conv0./.weight", "decoder.np.u3.conva.weight", "decoder.tp.u0.conv.weight"):
+        if name in weights and (weights[name].ndim != 4 or 0 in weights[name].shape):
+            raise CheckpointError(
+                f"{path}: `{name}` has shape {tuple(weights[name].shape)}; that of a convolution is needed"
+            )
     ksize = weights["decoder.np.u3.conva.weight"].shape[-1]
     if ksize not in _KSIZE_TO_MODE:
         raise CheckpointError(f"{path}: decoder kernels of {ksize} px are neither `original` (5) nor `fast` (3)")
