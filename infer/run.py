@@ -260,6 +260,6 @@ class Run:
         else:
             task.failed = True
             self.report.failed[task.name] = outcome.error
-            logger.error("%s: %s\n%s", task.path.name, outcome.error, outcome.details)
+            logger.error("%s", "\n".join(filter(None, [f"{task.path.name}: {outcome.error}", outcome.details])))
         task.close(status, outcome.error or task.skipped or "")
         self._stream.budget.give(task)

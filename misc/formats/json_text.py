@@ -10,8 +10,8 @@ import orjson
 
 # Bytes read and parsed at once: about 2,000 nuclei, whose Python objects take some 10 MB.
 BLOCK_BYTES = 1 << 20
-# A value longer than this is taken for a broken file rather than searched on for its end; a contour of 400,000 points is
-# shorter.
+# A value longer than this is taken for a broken file rather than searched on for its end (a contour of 400,000
+# points is shorter).
 MAX_VALUE_BYTES = 8 << 20
 
 _SPACE = re.compile(rb"[ \t\r\n]*+")

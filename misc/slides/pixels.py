@@ -13,6 +13,7 @@ WHITE = 255  # where nothing was scanned there is glass, not tissue
 class ImageError(ValueError):
     """A file that cannot be used as an image; the message says why, and does not name the file."""
 
+
 # Bytes a pixel that reading a picture whole takes, at the least: 8-bit RGB as it is decoded, and as it is handed over.
 _WHOLE_BYTES_PX = 6
 

@@ -25,6 +25,7 @@ from .weight_names import from_monai, from_tensorflow
 
 _KSIZE_TO_MODE = {5: "original", 3: "fast"}
 _STEM_CHANNELS = 64  # of conv0 at width 1
+_WIDTH_1_BYTES = 150e6  # of all weights at width 1, float32
 MPP_UM = (0.01, 100)  # um/px that a network may say it reads: from beyond oil immersion to a thumbnail
 MAX_WINDOW = 1 << 14  # px
 MAX_UNPACKED = 20  # times its size that an archive of weights may unpack to; numbers hardly compress
@@ -104,21 +105,13 @@ def build_model(checkpoint: Checkpoint, freeze: bool = False) -> HoVerNet:
     Raises:
         CheckpointError: weights are missing, superfluous or of another shape.
     """
-    with torch.device("meta"):  # takes no memory before the weights are known to fit
-        net = create_model(checkpoint.mode, nr_types=checkpoint.nr_types, freeze=freeze, width=checkpoint.width)
-    check_weights(net, checkpoint.state_dict, checkpoint.path)
-    net.to_empty(device="cpu").load_state_dict(checkpoint.state_dict, strict=True)
+    net = create_model(checkpoint.mode, nr_types=checkpoint.nr_types, freeze=freeze, width=checkpoint.width)
+    load_strict(net, checkpoint.state_dict, checkpoint.path)
     return net
 
 
 def load_strict(net: HoVerNet, state_dict: dict[str, torch.Tensor], path: str | Path) -> None:
-    """Load a state dict; any mismatch is one line instead of pages of names, see `check_weights`."""
-    check_weights(net, state_dict, path)
-    net.load_state_dict(state_dict, strict=True)
-
-
-def check_weights(net: HoVerNet, state_dict: dict[str, torch.Tensor], path: str | Path) -> None:
-    """Compare a state dict with a network.
+    """Load a state dict; any mismatch is one line instead of pages of names.
 
     Raises:
         CheckpointError: names or shapes differ.
@@ -134,6 +127,7 @@ def check_weights(net: HoVerNet, state_dict: dict[str, torch.Tensor], path: str 
     ]
     if problems:
         raise CheckpointError(f"{path}: weights do not fit the network: " + ", ".join(problems))
+    net.load_state_dict(state_dict, strict=True)
 
 
 def save_weights(path: str | Path, state_dict: dict[str, torch.Tensor], meta: dict[str, Any] | None = None) -> None:
@@ -269,4 +263,5 @@ def _describe(path: Path, weights: dict[str, torch.Tensor]) -> tuple[str, int | 
         raise CheckpointError(f"{path}: decoder kernels of {ksize} px are neither `original` (5) nor `fast` (3)")
     head = weights.get("decoder.tp.u0.conv.weight")
     width = weights["conv0./.weight"].shape[0] / _STEM_CHANNELS
+    check_fits(_WIDTH_1_BYTES * width**2, f"{path}: a network of width {width:g}")
     return _KSIZE_TO_MODE[ksize], None if head is None else head.shape[0], width
