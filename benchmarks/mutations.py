@@ -186,7 +186,12 @@ def _odd_array(array, rng: random.Random):
     numeric = array.astype(np.float64) if array.dtype.kind in "biuf" else np.ones(3)
     shapes = (numeric.reshape(-1), numeric[None], numeric.T, numeric.reshape(-1)[:0], np.float64(3), np.zeros((0, 0)))
     values = (-numeric - 1, numeric + 0.5, numeric * 1e300, np.full_like(numeric, np.nan), numeric + 2**31, numeric > 0)
-    kinds = (numeric.astype(np.complex64), numeric.astype(np.uint8), numeric.reshape(-1)[:9].astype(str), np.array(["a", "b"]))
+    kinds = (
+        numeric.astype(np.complex64),
+        numeric.astype(np.uint8),
+        numeric.reshape(-1)[:9].astype(str),
+        np.array(["a", "b"]),
+    )
     objects = (np.array([Payload()], object), Payload(), "text", np.zeros((3, 0, 2)), np.zeros((1,) * 20))
     return rng.choice(rng.choice((shapes, values, kinds, objects)))
 
