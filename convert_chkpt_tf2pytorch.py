@@ -59,7 +59,7 @@ def read_meta(path: str) -> dict:
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: no JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: a JSON object was expected, got a {type(content).__name__}")

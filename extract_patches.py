@@ -77,6 +77,8 @@ DATASET_INFO: dict[str, dict[str, tuple[str, str]]] = {
         "ann": (".mat", "dataset/CoNSeP/Test/Labels/"),
     },
 }
+# Of rois.csv.
+ROI_COLUMNS = ("slide", "file", "x_level0_px", "y_level0_px", "size_px", "mpp_um")
 
 
 @dataclass(frozen=True)
@@ -303,12 +305,10 @@ def unpack(args: dict) -> int:
 
 def rois(args: dict) -> int:
     """Crop fields out of the slides of a folder; slides that fail are reported, the others are done."""
-    import io
-
     from tqdm import tqdm
 
     from dataloader.extraction import ROIS_TABLE
-    from misc.files import CsvWriter, write_atomic
+    from misc.ihc.tables import earlier_rows, merge_table
     from misc.slides.folder import find_slides
     from misc.slides.rois import extract_rois
 
@@ -320,24 +320,26 @@ def rois(args: dict) -> int:
         there = counted(len(files.others) + len(files.unusable), "file")
         raise ValueError(f"no slide among the {there} of {args['--wsi_dir']} ({args['--pattern']}){reasons}")
     table = out_dir / ROIS_TABLE
-    if table.exists() and not args["--overwrite"]:
-        raise ValueError(f"{table} is there; --overwrite crops anew, another --output_dir keeps both")
+    there = set() if args["--overwrite"] else {row["slide"] for row in earlier_rows(table, ())}
+    slides = [path for path in files.slides if path.name not in there]
+    if not slides and not files.unusable:
+        raise ValueError(f"{table} has all slides; --overwrite crops anew, another --output_dir keeps both")
     out_dir.mkdir(parents=True, exist_ok=True)
     found, failed = [], {path.name: reason for path, reason in files.unusable.items()}
-    for path in tqdm(files.slides, unit=" slides", disable=None):
+    for path in tqdm(slides, unit=" slides", disable=None):
         with recorded(failed, path.name):
             found += extract_rois(path, out_dir, size, count, mpp, seed)
-    text = io.StringIO(newline="")
-    rows = CsvWriter(text)
-    rows.writerow(["slide", "file", "x_level0_px", "y_level0_px", "size_px", "mpp_um"])
-    rows.writerows([roi.slide, Path(roi.file).name, roi.x, roi.y, size, roi.mpp] for roi in found)
-    write_atomic(table, text.getvalue())
+    rows = [(roi.slide, Path(roi.file).name, roi.x, roi.y, size, roi.mpp) for roi in found]
+    if rows:  # slides that failed are not in it: the next run does them
+        rows = [dict(zip(ROI_COLUMNS, row, strict=True)) for row in rows]
+        merge_table(table, rows, [path.name for path in slides], ROI_COLUMNS)
     print_failed("extract_patches.py", failed)
     _complain(f"no slide, skipped: {path}" for path in files.others)
-    nr_slides = len(files.slides) + len(files.unusable) - len(failed)
+    nr_slides, there = len(slides) + len(files.unusable) - len(failed), len(files.slides) - len(slides)
     print(
-        f"{counted(len(found), 'field')} of {size} px from {counted(nr_slides, 'slide')}, {len(failed)} failed, "
-        f"{counted(len(files.others), 'other file')} skipped; listed in {table}"
+        f"{counted(len(found), 'field')} of {size} px from {counted(nr_slides, 'slide')}, {there} were there already, "
+        f"{len(failed)} failed, {counted(len(files.others), 'other file')} skipped"
+        f"{f'; listed in {table}' if table.exists() else ''}"
     )
     return 1 if failed else 0
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from misc.batch import recorded
 from misc.files import check_unique_stems, full_stem, list_files
 from misc.patch_extractor import PatchExtractor
 from misc.text import counted
@@ -134,11 +135,10 @@ def extract_split(
     out_dir.mkdir(parents=True, exist_ok=True)
     with tqdm(split.pairs.items(), desc=split.name, unit=" images", disable=None) as bar:
         for name, (img_path, ann_path) in bar:
-            try:
+            with recorded(report.failed, name):
                 image, label = _read(load_img, img_path), _read(load_ann, ann_path)
                 done = write_patches(name, image, label, out_dir, extractor, cut.extract_type, cut.scale, overwrite)
-            except (ValueError, OSError) as error:
-                report.failed[name] = str(error)
+            if name in report.failed:
                 continue
             report.images += 1
             report.new += done.new

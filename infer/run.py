@@ -21,7 +21,7 @@ from infer.provenance import post_proc_constants
 from infer.stream import PLANNED, Stream, Task
 from misc.cli import VERSION
 from misc.files import file_digest
-from misc.formats.nuclei_json import types_to_header
+from misc.formats.nuclei_json import types_from_header, types_to_header
 from misc.machine import reused_memory_pages
 from misc.text import counted
 from misc.threads import Budget
@@ -140,9 +140,7 @@ class InferManager:
         if path:
             return load_type_info(path, self.nr_types)
         info = default_type_info(self.nr_types)
-        for type_id, (name, rgb) in self.checkpoint.meta.get("types", {}).items():
-            info[int(type_id)] = (str(name), tuple(int(v) for v in rgb))
-        return info
+        return info | (types_from_header(self.checkpoint.meta) or {})
 
 
 class RunTask(Task):
@@ -265,6 +263,6 @@ class Run:
         else:
             task.failed = True
             self.report.failed[task.name] = outcome.error
-            logger.error("%s: %s\n%s", task.path.name, outcome.error, outcome.details)
+            logger.error("%s", "\n".join(filter(None, [f"{task.path.name}: {outcome.error}", outcome.details])))
         task.close(status, outcome.error or task.skipped or "")
         self._stream.budget.give(task)

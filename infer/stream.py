@@ -11,7 +11,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ from infer.plan import Chunk, Plan
 from infer.predictor import Maps, OutOfMemoryError, Predictor, WrongResultError
 from infer.spool import SpoolError
 from misc.files import full_stem
-from misc.threads import Budget, Channel, ClosedError
+from misc.threads import Budget, Channel, ClosedError, start_threads, thread_pool
 from misc.workers import Job, Outcome, SharedArray, WorkerPool
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ QUEUED_BATCHES = 2
 # How long a batch that is not full waits for the next task, s.
 FULL_BATCH_S = 0.05
 # Their message says all.
-EXPECTED_ERRORS = (ValueError, OSError, SpoolError, OutOfMemoryError, WrongResultError)
+EXPECTED_ERRORS = (ValueError, OSError, MemoryError, SpoolError, OutOfMemoryError, WrongResultError)
 # What an event is about, where it is no block: the plan is known, or the task has failed.
 PLANNED, FAILED = "planned", "failed"
 
@@ -123,14 +123,13 @@ class Stream:
         work = (self._prepare, self._cut, self._predict, self._place)
         stages = [threading.Thread(target=self._guarded, args=(stage,)) for stage in work]
         try:
-            for stage in stages:
-                stage.start()
+            start_threads(stages)
             yield from self._events()
         finally:
             for channel in (self._flows, self._batches, self._outputs):
                 channel.close(drop=True)
             self.budget.close()
-            for stage in stages:
+            for stage in (stage for stage in stages if stage.ident is not None):
                 stage.join()
 
     def submit(self, task: Task, what: Any, job: Job) -> None:
@@ -185,7 +184,7 @@ class Stream:
     def _prepare(self) -> None:
         """Prepare tasks, some at a time, and hand on their plans in order."""
         ahead: deque[tuple[Task, Future]] = deque()
-        threads = ThreadPoolExecutor(self.ahead)
+        threads = thread_pool(self.ahead)
         try:
             for task in self.tasks:
                 self._flows.wait_empty()  # of those that are open already one may wait for the network
@@ -216,7 +215,7 @@ class Stream:
     def _cut(self) -> None:
         """Read chunks ahead, and cut the patches out of them."""
         reads: deque[tuple[_Flow, Chunk, Future]] = deque()
-        threads = ThreadPoolExecutor(self.readers)
+        threads = thread_pool(self.readers)
         try:
             while (flow := self._next_flow(reads)) is not None:
                 for chunk in flow.plan.chunks():

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
+import functools
 import glob
 import hashlib
 import os
+import platform
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -23,6 +26,11 @@ MAX_NAME_BYTES = 255
 # Bytes of a name that locks, temporary files and spools take over from the result's.
 MAX_STEM_BYTES = 150
 _DIGEST_LENGTH = 16
+# What the system says of a disk, quota or limit that is full; bytes that are written to hear it.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_PROBE_BYTES = 1 << 20
+# A file that is being written: by which process, and on which machine.
+_PART = re.compile(r"\..+\.(?P<pid>\d+)-(?P<machine>\w+)\.part(\..+)?", re.DOTALL)
 
 # A spreadsheet runs a cell that begins with one of these as a formula; behind an apostrophe it is text.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -134,30 +142,70 @@ def short_stem(stem: str) -> str:
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` when the block succeeds, remove it otherwise.
 
-    The temporary name keeps the suffix, since some writers choose the format by it.
+    The temporary name keeps the suffix, since some writers choose the format by it. What killed runs left in the folder
+    goes when a process first writes to it.
 
     Raises:
-        OSError: it cannot be written; `path` is named.
+        OSError: it cannot be written; `path` is named, and a full disk, whatever the library that wrote made of it.
     """
     path = Path(path)
-    temporary = path.with_name(f".{short_stem(path.stem)}.{os.getpid()}.part{path.suffix}")
+    _remove_dead_parts(path.parent)
+    temporary = path.with_name(f".{short_stem(path.stem)}.{os.getpid()}-{_machine()}.part{path.suffix}")
     try:
         yield temporary
         with open(temporary, "rb+") as handle:
             os.fsync(handle.fileno())
         os.replace(temporary, path)
-    except OSError as error:
-        if error.errno is None or error.filename not in (None, str(temporary)):
+    except Exception as error:
+        said = error if isinstance(error, OSError) and error.errno is not None else _full_disk(temporary)
+        if said is None or said.filename not in (None, str(temporary)):
             raise
-        raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk does not say whose file it was
+        raise OSError(said.errno, said.strerror, str(path)) from error  # a full disk does not say whose file it was
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _full_disk(temporary: Path) -> OSError | None:
+    """Return what the system says where nothing more can be written to a file, else `None`.
+
+    PyTorch, NumPy and OpenCV have errors of their own for it, or none.
+    """
+    try:
+        with open(temporary, "ab") as out:
+            out.write(bytes(_PROBE_BYTES))
+    except OSError as error:
+        return error if error.errno in _FULL else None
+    return None
+
+
+@functools.cache
+def _remove_dead_parts(folder: Path) -> None:
+    """Remove the half-written files of processes of this machine that have ended."""
+    for part in folder.glob(".*.part*") if os.name == "posix" else ():
+        found = _PART.fullmatch(part.name)
+        if found and found["machine"] == _machine() and not _is_alive(int(found["pid"])):
+            part.unlink(missing_ok=True)
+
+
+@functools.cache
+def _machine() -> str:
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:6]
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)  # asks, and sends nothing
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def remove_parts(path: Path) -> None:
     """Remove what killed runs left of a half-written file; nobody else may be writing it now."""
     stem = short_stem(path.stem)
-    name = re.compile(rf"\.{re.escape(stem)}\.\d+\.part{re.escape(path.suffix)}")
+    name = re.compile(rf"\.{re.escape(stem)}\.\d+(-\w+)?\.part{re.escape(path.suffix)}")
     for part in path.parent.glob(f".{glob.escape(stem)}.*.part{path.suffix}"):
         if name.fullmatch(part.name):
             part.unlink(missing_ok=True)

@@ -1,4 +1,8 @@
-"""Lock files: one run at a time works on a slide, a table or a log folder."""
+"""Lock files: one run at a time works on a slide, a table or a log folder.
+
+Not by the package `filelock`: it leaves its files in the folders of results, ends a run where the disk has no locks
+(ENOLCK), and asks again and again where it could wait.
+"""
 
 from __future__ import annotations
 

@@ -16,6 +16,10 @@ _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.lim
 _CGROUP_USED = ("/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory/memory.usage_in_bytes")
 
 
+class TooLargeError(ValueError):
+    """A file says that it holds more than memory does; the message is one line with both sizes."""
+
+
 def cpu_count() -> int:
     """Return how many processors this process may run on (at least 1)."""
     if hasattr(os, "sched_getaffinity"):
@@ -45,14 +49,14 @@ def check_fits(nr_bytes: float, what: str) -> None:
 
     Args:
         nr_bytes: how many bytes it takes.
-        what: subject of the sentence, e.g. `an image of 9 x 9 px`.
+        what: takes them, e.g. `an image of 9 x 9 px`.
 
     Raises:
-        ValueError: more than is free; the line says both.
+        TooLargeError: more than is free; the line says both.
     """
     free = available_memory()
     if nr_bytes > free:
-        raise ValueError(f"{what} takes {nr_bytes / 1e9:.3g} GB of memory, {free / 1e9:.3g} GB are free")
+        raise TooLargeError(f"{what}: {nr_bytes / 1e9:.3g} GB of memory are needed, {free / 1e9:.3g} GB are free")
 
 
 def _first_number(paths: tuple[str, ...]) -> int | None:

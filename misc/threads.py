@@ -1,14 +1,52 @@
-"""What threads that work beside each other share: memory, and channels from one to the next."""
+"""Threads that work beside each other, and what they share: memory, and channels from one to the next."""
 
 from __future__ import annotations
 
+import errno
+import logging
 import threading
 from collections import deque
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 
 class ClosedError(Exception):
     """Nobody takes from this channel, or this budget, any more."""
+
+
+def start_threads(threads: Iterable[threading.Thread]) -> None:
+    """Start threads.
+
+    Raises:
+        OSError: the system has no room for one more.
+    """
+    for thread in threads:
+        try:
+            thread.start()
+        except RuntimeError as error:
+            reason = "no more threads can be started: too little memory, or too many of this user's (`ulimit -u`)"
+            raise OSError(errno.EAGAIN, reason) from error
+
+
+def thread_pool(count: int) -> ThreadPoolExecutor:
+    """Return a pool of so many threads; of fewer, which is said, where the system has no room for them."""
+    done = threading.Event()
+    trial = [threading.Thread(target=done.wait) for _ in range(count)]
+    try:
+        start_threads(trial)
+    except OSError as error:
+        started = sum(thread.is_alive() for thread in trial)
+        logger.warning("%d threads instead of %d: %s", max(started, 1), count, error.strerror)
+        count = max(started, 1)
+    finally:
+        done.set()
+    for thread in trial:
+        if thread.ident is not None:
+            thread.join()
+    return ThreadPoolExecutor(count)
 
 
 class Budget:

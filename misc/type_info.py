@@ -72,15 +72,28 @@ def load_type_info(path: str | Path, nr_types: int | None = None) -> TypeInfo:
         raise FileNotFoundError(f"no such type_info file: {path}")
     try:
         raw = json.loads(path.read_text(encoding="utf-8-sig"))
-        info: TypeInfo = {int(key): (str(name), _colour(rgb)) for key, (name, rgb) in raw.items()}
-        if info and not 0 <= min(info) <= max(info) <= MAX_TYPE_ID:
-            raise ValueError(f"type ids are 0 to {MAX_TYPE_ID}")
-    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise ValueError(f'{path}: expected {{"1": ["name", [red, green, blue]], ...}}: {error}') from error
+        info = types_of_json(raw)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: {error}") from error
     missing = [i for i in range(nr_types or 0) if i not in info]
     if missing:
         raise ValueError(f"{path}: the network has {nr_types} types (0 included), the file lacks {missing}")
     return {None: UNTYPED, **info}
+
+
+def types_of_json(raw) -> TypeInfo:
+    """Return names and colours of types from parsed JSON, `{"1": ["name", [red, green, blue]], ...}`.
+
+    Raises:
+        ValueError: it is of another form.
+    """
+    try:
+        info: TypeInfo = {int(key): (str(name), _colour(rgb)) for key, (name, rgb) in raw.items()}
+        if info and not 0 <= min(info) <= max(info) <= MAX_TYPE_ID:
+            raise ValueError(f"type ids are 0 to {MAX_TYPE_ID}")
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
+        raise ValueError(f'expected {{"1": ["name", [red, green, blue]], ...}}: {error}') from error
+    return info
 
 
 def split_types(text: str) -> tuple[int | str, ...]:

@@ -23,7 +23,6 @@ import signal
 import threading
 import traceback
 import weakref
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
@@ -31,7 +30,9 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 
+from misc.batch import reason
 from misc.machine import cpu_count, reused_memory_pages
+from misc.threads import thread_pool
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,10 @@ NICENESS = 10
 
 class WorkerKilledError(RuntimeError):
     """The process that did a piece of work is gone."""
+
+
+class NoWorkerError(RuntimeError):
+    """The system has no room for one more process."""
 
 
 class WorkerError(RuntimeError):
@@ -68,7 +73,8 @@ class Outcome:
     def of(cls, name: str, error: BaseException, expected: tuple[type[Exception], ...] = ()) -> Outcome:
         """Return the outcome of a failure; the message of an expected error says all."""
         if isinstance(error, expected):
-            return cls(name, error=" ".join(str(error).split()), details=getattr(error, "details", ""))
+            said = reason(error) if isinstance(error, MemoryError) else " ".join(str(error).split())
+            return cls(name, error=said, details=getattr(error, "details", ""))
         details = "".join(traceback.format_exception(error))
         return cls(name, error=f"{type(error).__name__}: {error}", details=details)
 
@@ -172,8 +178,9 @@ class WorkerPool:
         self.nr_workers = nr_workers
         self.outcomes: queue.SimpleQueue[tuple[Any, Outcome]] = queue.SimpleQueue()
         self._places = threading.Semaphore(max(limit or 2 * nr_workers, 1))
-        self._threads = ThreadPoolExecutor(nr_workers) if nr_workers else None
+        self._threads = thread_pool(nr_workers) if nr_workers else None
         self._idle: list[_Worker] = []
+        self._started, self._said = 0, False
         self._lock = threading.Lock()
         self._keys = itertools.count()
         self._free: list[_Memory] = []  # smallest first
@@ -215,6 +222,11 @@ class WorkerPool:
         _passing.memories = []
         try:
             outcome = Outcome(name, value=self._in_a_worker(job))
+        except NoWorkerError as error:
+            if not self._said:
+                logger.warning("%d worker processes, no more can be started (%s); this one helps", self._started, error)
+            self._said = True
+            outcome = _attempt(name, job)
         except WorkerKilledError:
             logger.warning("%s: its worker process was killed; doing it again in this process", name)
             outcome = _attempt(name, job)
@@ -229,7 +241,7 @@ class WorkerPool:
 
     def _in_a_worker(self, job: Job) -> Any:
         with self._lock:  # one start at a time, too
-            worker = self._idle.pop() if self._idle else _Worker()
+            worker = self._idle.pop() if self._idle else self._start()
         try:
             value = worker.call(job)
         except WorkerError:
@@ -242,12 +254,20 @@ class WorkerPool:
         self._idle.append(worker)
         return value
 
+    def _start(self) -> _Worker:
+        try:
+            worker = _Worker()
+        except OSError as error:
+            raise NoWorkerError(reason(error)) from error
+        self._started += 1
+        return worker
+
 
 def _attempt(name: str, job: Job) -> Outcome:
     try:
         return Outcome(name, value=job.run())
     except Exception as error:
-        return Outcome.of(name, error)
+        return Outcome.of(name, error, (OSError, MemoryError))
 
 
 class _Worker:

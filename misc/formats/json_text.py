@@ -10,12 +10,18 @@ import orjson
 
 # Bytes read and parsed at once: about 2,000 nuclei, whose Python objects take some 10 MB.
 BLOCK_BYTES = 1 << 20
-# A value longer than this is taken for a broken file rather than searched on for its end.
-MAX_VALUE_BYTES = 64 << 20
+# A value longer than this is taken for a broken file rather than searched on for its end (a contour of 400,000
+# points is shorter).
+MAX_VALUE_BYTES = 8 << 20
 
 _SPACE = re.compile(rb"[ \t\r\n]*+")
 # A whole string, or a mark that opens, closes or parts values; a lone quote is a string cut off by the block's end.
-_MARKS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|["{}\[\],]', re.DOTALL)
+_STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|"'
+_MARKS = re.compile(_STRING + rb"|[{}\[\],]", re.DOTALL)
+# The same inside brackets, where commas tell nothing.
+_BRACKETS = re.compile(_STRING + rb"|[{}\[\]]", re.DOTALL)
+# Brackets within brackets that the parser takes.
+_MAX_DEPTH, _TOO_DEEP = 1024, -1
 
 
 class JsonText:
@@ -33,9 +39,14 @@ class JsonText:
         self.at = 3 if self.text.startswith(b"\xef\xbb\xbf") else 0  # byte-order mark
 
     def more(self) -> bool:
-        """Drop what was read, append the next block; return whether there was one."""
-        block = self.handle.read(BLOCK_BYTES)
-        if block and len(self.text) - self.at > MAX_VALUE_BYTES:
+        """Drop what was read, append the next block; return whether there was one.
+
+        A value that goes on is read from its start again: each block is as long as what is there of it, lest the time
+        grow with its square.
+        """
+        waiting = len(self.text) - self.at
+        block = self.handle.read(max(BLOCK_BYTES, waiting))
+        if block and waiting > MAX_VALUE_BYTES:
             self.fail(f"a value of more than {MAX_VALUE_BYTES >> 20} MB starts here; a bracket is missing")
         self.offset += self.at
         self.text, self.at = self.text[self.at :] + block, 0
@@ -81,6 +92,8 @@ class JsonText:
         while (end := _value_end(self.text, self.at)) is None:
             if not self.more():
                 self.fail("the file ends inside the value that starts here: it is truncated")
+        if end == _TOO_DEEP:
+            self.fail("brackets within brackets, too deep to be of use")
         try:
             value = orjson.loads(self.text[self.at : end])
         except orjson.JSONDecodeError as error:
@@ -94,12 +107,15 @@ class JsonText:
 
 
 def _value_end(text: bytes, at: int) -> int | None:
-    """Return where the value that starts at `at` ends, or `None` when the text ends first."""
+    """Return where the value that starts at `at` ends; `None` when the text ends first, `_TOO_DEEP`."""
     depth = 0
-    for mark in _MARKS.finditer(text, at):
+    marks = _BRACKETS if text[at : at + 1] in (b"{", b"[") else _MARKS
+    for mark in marks.finditer(text, at):
         kind = mark[0]
         if kind in (b"{", b"["):
             depth += 1
+            if depth > _MAX_DEPTH:
+                return _TOO_DEEP
         elif kind in (b"}", b"]"):
             if depth <= 1:
                 return mark.end() if depth else mark.start()

@@ -7,6 +7,7 @@ swapped with it.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,22 @@ from typing import Any
 import numpy as np
 import scipy.io
 
+from misc.formats.mat_sizes import check_unpacked
 from misc.formats.nuclei_json import types_from_header, types_to_header
-from misc.machine import check_fits
+from misc.machine import TooLargeError, check_fits
 from misc.type_info import TypeInfo
 
 # Keys of ours: the file holds predictions (value: what made them); names and colours of the types, as JSON.
 PREDICTION_KEY, TYPES_KEY = "predicted_by", "type_info"
 _MADE_BY = "HoVer-Net toolkit"
+# What scipy calls the versions: 5 to 7, which may compress, and 7.3, which is HDF5.
+_COMPRESSING, _HDF5 = 1, 2
 # Bytes of one element, by MATLAB's classes; the others are no larger.
 _LARGEST_ELEMENT = 8
 # Whatever is read is copied once on the way to whole numbers.
 _COPIES = 2
+# MATLAB's classes that are read; cells, structures, objects and sparse arrays do not say how large they are.
+_READ_CLASSES = frozenset("int8 uint8 int16 uint16 int32 uint32 int64 uint64 single double logical char".split())
 
 
 def prediction_keys(type_info: TypeInfo | None) -> dict[str, str]:
@@ -71,17 +77,26 @@ def read_label(path: str | Path) -> dict[str, Any]:
     if path.suffix.lower() == ".npy":
         return _read_npy(path)
     try:
-        elements = sum(int(np.prod(shape, dtype=np.float64)) for _, shape, _ in scipy.io.whosmat(path))
-    except NotImplementedError:
-        return _read_hdf5(path)
+        version = scipy.io.matlab.matfile_version(path)[0]
+        if version != _HDF5:
+            return _read_mat(path, version)
+    except TooLargeError:
+        raise
     except Exception as error:  # a damaged file can make scipy raise almost anything
         raise ValueError(f"is no readable .mat file ({error})") from error
+    return _read_hdf5(path)
+
+
+def _read_mat(path: Path, version: int) -> dict[str, Any]:
+    """Read what is numbers or text in a file of MATLAB 4 to 7; other classes are left out."""
+    if version == _COMPRESSING:
+        check_unpacked(path)
+    listed = [entry for entry in scipy.io.whosmat(path) if entry[2] in _READ_CLASSES]
+    elements = sum(int(np.prod(shape, dtype=np.float64)) for _, shape, _ in listed)
     check_fits(elements * _LARGEST_ELEMENT * _COPIES, "what it declares")
-    try:
-        content = scipy.io.loadmat(path)
-    except Exception as error:
-        raise ValueError(f"is no readable .mat file ({error})") from error
-    return {key: value for key, value in content.items() if not key.startswith("__")}
+    names = [name for name, *_ in listed]
+    content = scipy.io.loadmat(path, variable_names=names)
+    return {key: value for key, value in content.items() if key in names}
 
 
 def _read_npy(path: Path) -> dict[str, np.ndarray]:
@@ -109,10 +124,15 @@ def _read_hdf5(path: Path) -> dict[str, np.ndarray]:
         with h5py.File(path, "r") as file:
             arrays = {key: item for key, item in file.items() if isinstance(item, h5py.Dataset)}
             arrays = {key: item for key, item in arrays.items() if item.dtype.kind in "biuf"}
-            check_fits(sum(item.size * item.dtype.itemsize for item in arrays.values()) * _COPIES, "what it declares")
+            check_fits(sum(map(_stored_bytes, arrays.values())) * _COPIES, "what it declares")
             return {key: _matlab_array(item) for key, item in arrays.items()}
     except (OSError, KeyError, RuntimeError) as error:
         raise ValueError(f"is a broken MATLAB v7.3 file ({error}); save it with `save -v7`") from error
+
+
+def _stored_bytes(item) -> int:
+    """Return the bytes of an HDF5 array, or of one of its chunks where that is larger: chunks are unpacked whole."""
+    return max(item.size, math.prod(item.chunks or ())) * item.dtype.itemsize
 
 
 def _matlab_array(item) -> np.ndarray:

@@ -27,7 +27,7 @@ import orjson
 from misc.files import atomic_path
 from misc.formats.json_text import JsonText
 from misc.nuclei import Nuclei
-from misc.type_info import UNTYPED, TypeInfo
+from misc.type_info import UNTYPED, TypeInfo, types_of_json
 
 # Nuclei turned into text at once: some MB, which is where a larger piece stops being faster.
 WRITE_NUCLEI = 5_000
@@ -146,10 +146,9 @@ def types_from_header(header: dict) -> TypeInfo | None:
     if not types:
         return None
     try:
-        info: TypeInfo = {int(key): (str(name), (int(r), int(g), int(b))) for key, (name, (r, g, b)) in types.items()}
-    except (ValueError, TypeError, AttributeError, OverflowError) as error:
-        raise ValueError(f'"types" is not {{"1": ["name", [red, green, blue]], ...}}: {error}') from error
-    return {None: UNTYPED, **info}
+        return {None: UNTYPED, **types_of_json(types)}
+    except ValueError as error:
+        raise ValueError(f'"types" is not as it should be: {error}') from error
 
 
 # ---------------------------------------------------------------------------------------------- reading

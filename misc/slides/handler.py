@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from misc.slides.folder import slide_files
+from misc.slides.pixels import check_size
 from misc.slides.resample import Axis, resample
 from misc.slides.sources import SlideError, is_slide, open_source
 
@@ -151,8 +152,13 @@ class FileHandler:
         return self._read(self._plane, coords_xy, size_wh)
 
     def get_full_img(self, read_mag: float | None = None, read_mpp=None) -> np.ndarray:
-        """Return the whole slide, (H, W, 3) uint8, read in pieces; arguments and errors as in `get_dimensions`."""
+        """Return the whole slide, (H, W, 3) uint8, read in pieces; arguments and errors as in `get_dimensions`.
+
+        Raises:
+            TooLargeError: it does not fit into the free memory.
+        """
         plane = self._choose(read_mag, read_mpp)
+        check_size((plane.axis_x.target, plane.axis_y.target))
         return self._read(plane, (0, 0), (plane.axis_x.target, plane.axis_y.target))
 
     def _choose(self, read_mag: float | None, read_mpp) -> _Plane:

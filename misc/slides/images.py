@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from misc.slides.picture import ImageSource, is_picture, picture_size
-from misc.slides.pixels import ImageError
+from misc.slides.pixels import ImageError, check_size
 from misc.slides.sources import TIFF, SlideError, file_head, open_source
 
 __all__ = ["ImageError", "no_image_because", "probe_size", "read_image", "resize"]
@@ -59,6 +59,7 @@ def read_image(path: Path) -> np.ndarray:
 
     Raises:
         ImageError: the file is empty, damaged, cut short, or no image.
+        TooLargeError: its pixels do not fit into the free memory.
     """
     try:
         with contextlib.closing(open_source(path)) as source:
@@ -78,6 +79,7 @@ def read_image(path: Path) -> np.ndarray:
 def _read_whole(source) -> np.ndarray:
     if isinstance(source, ImageSource):
         return source.image
+    check_size(source.sizes_xy[0])
     try:
         return source.read(0, 0, 0, *source.sizes_xy[0])
     except Exception as error:  # whatever OpenSlide or a codec raises on damaged data

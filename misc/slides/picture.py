@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from misc.files import unusable_name
-from misc.slides.pixels import ImageError, to_rgb
+from misc.slides.pixels import ImageError, check_size, to_rgb
 
 PNG, JPEG = b"\x89PNG", b"\xff\xd8\xff"
 _JPEG_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
@@ -26,6 +26,7 @@ class ImageSource:
 
     Raises:
         ImageError: it is empty, damaged, cut short, or no picture.
+        TooLargeError: it does not fit into the free memory.
     """
 
     vendor = "image"
@@ -34,6 +35,8 @@ class ImageSource:
     notes: tuple[str, ...] = ()
 
     def __init__(self, path: Path):
+        if (size_yx := picture_size(path)) is not None:
+            check_size(size_yx[::-1])
         samples = _decode(path.read_bytes())
         self.is_deep = samples.dtype == np.uint16
         self.image = to_rgb(samples)

@@ -5,11 +5,27 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from misc.machine import check_fits
+
 WHITE = 255  # where nothing was scanned there is glass, not tissue
 
 
 class ImageError(ValueError):
     """A file that cannot be used as an image; the message says why, and does not name the file."""
+
+
+# Bytes a pixel that reading a picture whole takes, at the least: 8-bit RGB as it is decoded, and as it is handed over.
+_WHOLE_BYTES_PX = 6
+
+
+def check_size(size_xy: tuple[int, int]) -> None:
+    """Refuse a picture that is larger than the free memory, before anything is decoded.
+
+    Raises:
+        TooLargeError: it is; what a header says costs nothing to write.
+    """
+    width, height = size_xy
+    check_fits(_WHOLE_BYTES_PX * width * height, f"its {width} x {height} px")
 
 
 def to_8_bits(samples: np.ndarray) -> np.ndarray:

@@ -28,6 +28,7 @@ from pathlib import Path
 import numpy as np
 import openslide
 
+from misc.machine import TooLargeError
 from misc.slides.blocks import BlockCache, fill
 from misc.slides.dicom import series_in
 from misc.slides.dicom_frames import DicomSource
@@ -108,7 +109,7 @@ def open_source(path: Path) -> OpenSlideSource | TiffSource | DicomSource | Imag
             source.close()
             raise ImageError(f"says that it has {width} x {height} px: a damaged header")
         return source
-    except ImageError as error:
+    except (ImageError, TooLargeError) as error:
         raise SlideError(path, error) from error
     except OSError as error:
         raise SlideError(path, f"cannot be read ({error.strerror or error})") from error

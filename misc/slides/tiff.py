@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from misc.machine import check_fits
 from misc.slides.blocks import BlockCache, fill
 from misc.slides.ome import ome_mpp
 from misc.slides.pixels import ImageError, to_rgb
@@ -28,6 +29,7 @@ class TiffSource:
 
     Raises:
         ImageError: no page of the file is an RGB or grey picture.
+        TooLargeError: a strip is larger than the free memory; strips are decoded whole.
     """
 
     vendor = "tiff"
@@ -44,6 +46,10 @@ class TiffSource:
         if series is None or 0 in _size_xy(series):
             raise ImageError("holds no picture")
         self._levels = sorted((_Level(item) for item in series.levels), key=lambda level: -level.size_xy[0])
+        for page in (page for level in self._levels for page in level.pages if not page.is_memmappable):
+            width, height = _segment_wh(page)
+            sample_bytes = page.samplesperpixel * page.dtype.itemsize
+            check_fits(width * height * sample_bytes, f"its strip of {width} x {height} px")
         self.sizes_xy = [level.size_xy for level in self._levels]
         self.is_deep = self._levels[0].pages[0].dtype.itemsize > 1
         top = self._levels[0]
@@ -82,8 +88,7 @@ class TiffSource:
 
     def _read_plane(self, page, plane: int, x: int, y: int, width: int, height: int) -> np.ndarray:
         """Put a region together from the strips or tiles that it touches."""
-        seg_w, seg_h = (page.tilewidth, page.tilelength) if page.is_tiled else (page.imagewidth, page.rowsperstrip)
-        seg_h = min(seg_h, page.imagelength) if not page.is_tiled else seg_h
+        seg_w, seg_h = _segment_wh(page)
         across, down = -(-page.imagewidth // seg_w), -(-page.imagelength // seg_h)
         channels = 1 if page.planarconfig == 2 else page.samplesperpixel
         # segments that were never written stay white
@@ -134,6 +139,13 @@ def unread_pages(pages: int, read: int, index: int = 0) -> tuple[str, ...]:
     """Return a note where a file has more pages than are read; `index` is that of the largest, counted from 0."""
     which = "the first" if index == 0 else f"number {index + 1}, the largest,"
     return (f"has {pages} pages; only {which} is read",) if pages > read else ()
+
+
+def _segment_wh(page) -> tuple[int, int]:
+    """Return width and height of a tile, or of a strip, px."""
+    if page.is_tiled:
+        return page.tilewidth, page.tilelength
+    return page.imagewidth, min(page.rowsperstrip, page.imagelength)
 
 
 def _size_xy(series) -> tuple[int, int]:

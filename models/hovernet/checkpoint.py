@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import struct
 import tarfile
 import zipfile
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ import numpy as np
 import torch
 
 from misc.files import atomic_path
+from misc.formats.nuclei_json import types_from_header
+from misc.machine import check_fits
 
 from .net_desc import HoVerNet, create_model
 from .numpy_scalars import numpy_scalars
@@ -25,6 +28,10 @@ from .weight_names import NO_WEIGHTS, WEIGHT_KEYS, find_weights, from_monai, fro
 _KSIZE_TO_MODE = {5: "original", 3: "fast"}
 _STEM_CHANNELS = 64  # of conv0 at width 1
 MAX_NAMES = 100  # characters of the names that a message lists
+_WIDTH_1_BYTES = 150e6  # of all weights at width 1, float32
+MPP_UM = (0.01, 100)  # um/px that a network may say it reads: from beyond oil immersion to a thumbnail
+MAX_WINDOW = 1 << 14  # px
+MAX_UNPACKED = 20  # times its size that an archive of weights may unpack to; numbers hardly compress
 
 
 class CheckpointError(ValueError):
@@ -61,6 +68,9 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     raw, meta = read_tensors(path)
+    _check_kinds(path, raw)
+    check_fits(sum(4 * value.numel() for value in raw.values()), f"{path}: its weights")
+    _check_meta(path, meta)
     family, state_dict = _rename(path, raw)
     mode, nr_types, width = _describe(path, state_dict)
     _check_finite(path, state_dict)
@@ -96,13 +106,7 @@ def build_model(checkpoint: Checkpoint, freeze: bool = False) -> HoVerNet:
     Raises:
         CheckpointError: weights are missing, superfluous or of another shape.
     """
-    net = create_model(
-        checkpoint.mode,
-        nr_types=checkpoint.nr_types,
-        input_ch=checkpoint.state_dict["conv0./.weight"].shape[1],
-        freeze=freeze,
-        width=checkpoint.width,
-    )
+    net = create_model(checkpoint.mode, nr_types=checkpoint.nr_types, freeze=freeze, width=checkpoint.width)
     load_strict(net, checkpoint.state_dict, checkpoint.path)
     return net
 
@@ -145,11 +149,10 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         )
     if not path.is_file():
         raise FileNotFoundError(f"no such checkpoint: {path}")
-    if path.suffix == ".npz":
-        return _read_npz(path), {}
     if path.suffix == ".safetensors":
         return _read_safetensors(path), {}
-    return _read_torch(path)
+    _check_archive(path)
+    return (_read_npz(path), {}) if path.suffix == ".npz" else _read_torch(path)
 
 
 def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
@@ -188,6 +191,39 @@ def _read_torch(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     if not all(isinstance(name, str) for name in tensors):
         raise CheckpointError(f"{path}: holds tensors whose names are no text, so no weights of a network")
     return tensors, meta
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse an archive that unpacks to more than the free memory; what is no archive is for others to refuse."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error):
+        return
+    if unpacked > MAX_UNPACKED * path.stat().st_size:
+        raise CheckpointError(f"{path}: unpacks to {unpacked / 1e9:.3g} GB, which no weights do; is it damaged?")
+    check_fits(unpacked, f"{path}: what it holds")
+
+
+def _check_kinds(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    for name, value in tensors.items():
+        if value.is_nested or value.is_quantized or value.layout != torch.strided or value.is_complex():
+            raise CheckpointError(f"{path}: `{name}` is sparse, nested, quantized or complex; plain numbers are needed")
+
+
+def _check_meta(path: Path, meta: dict[str, Any]) -> None:
+    """Refuse what a checkpoint says of itself where it makes no sense; what is not known here is let through."""
+    mpp, window, precision = (meta.get(name) for name in ("mpp", "window", "precision"))
+    try:
+        types_from_header(meta)
+        if not (mpp is None or (isinstance(mpp, int | float) and MPP_UM[0] <= mpp <= MPP_UM[1])):
+            raise ValueError(f"`mpp` is no number of um from {MPP_UM[0]} to {MPP_UM[1]}: {mpp!r}")
+        if not (window is None or (isinstance(window, int) and 0 < window <= MAX_WINDOW)):
+            raise ValueError(f"`window` is no number of px up to {MAX_WINDOW}: {window!r}")
+        if not (precision is None or isinstance(precision, str)):
+            raise ValueError(f"`precision` is no name: {precision!r}")
+    except ValueError as error:
+        raise CheckpointError(f"{path}: what it says of itself (`meta`) is not as it should be: {error}") from error
 
 
 def first_line(error: Exception) -> str:
@@ -260,9 +296,15 @@ def _describe(path: Path, weights: dict[str, torch.Tensor]) -> tuple[str, int | 
         )
     if "decoder.np.u3.conva.weight" not in weights:
         raise CheckpointError(f"{path}: only an encoder (ImageNet weights); train it, or name a trained checkpoint")
+    for name in ("conv0./.weight", "decoder.np.u3.conva.weight", "decoder.tp.u0.conv.weight"):
+        if name in weights and (weights[name].ndim != 4 or 0 in weights[name].shape):
+            raise CheckpointError(
+                f"{path}: `{name}` has shape {tuple(weights[name].shape)}; that of a convolution is needed"
+            )
     ksize = weights["decoder.np.u3.conva.weight"].shape[-1]
     if ksize not in _KSIZE_TO_MODE:
         raise CheckpointError(f"{path}: decoder kernels of {ksize} px are neither `original` (5) nor `fast` (3)")
     head = weights.get("decoder.tp.u0.conv.weight")
     width = weights["conv0./.weight"].shape[0] / _STEM_CHANNELS
+    check_fits(_WIDTH_1_BYTES * width**2, f"{path}: a network of width {width:g}")
     return _KSIZE_TO_MODE[ksize], None if head is None else head.shape[0], width

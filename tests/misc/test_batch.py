@@ -84,5 +84,5 @@ def test_cells_that_a_spreadsheet_would_run_are_text():
 
 def test_what_memory_cannot_hold_is_refused():
     check_fits(1, "a byte")
-    with pytest.raises(ValueError, match=r"a wish takes 1e\+09 GB of memory, .* GB are free"):
+    with pytest.raises(ValueError, match=r"a wish: 1e\+09 GB of memory are needed, .* GB are free"):
         check_fits(1e18, "a wish")

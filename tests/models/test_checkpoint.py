@@ -280,3 +280,43 @@ def test_damaged_and_foreign_files_are_one_line(tmp_path, net):
         load_checkpoint(tmp_path / "numbers.pth")
     with pytest.raises(FileNotFoundError, match="missing.tar"):
         load_checkpoint(tmp_path / "missing.tar")
+
+
+def test_crafted_tensors_and_words_are_one_line(tmp_path, net, subtests):
+    weights = net.state_dict()
+    stem, path = "conv0./.weight", tmp_path / "a.tar"
+    tensors = {
+        "no dimension": (torch.tensor(1.0), r"has shape \(\)"),
+        "one": (torch.zeros(5), r"has shape \(5,\)"),
+        "none of it": (torch.zeros(0, 3, 7, 7), r"has shape \(0, 3, 7, 7\)"),
+        "other channels": (torch.zeros(weights[stem].shape[0], 4, 7, 7), "1 of another shape"),
+        "too wide": (torch.zeros(640_000, 1, 1, 1), "a network of width 10000: .* GB of memory are needed"),
+        "one number for all": (torch.zeros(1).expand(16, 3, 10**5, 10**5), "its weights: .* GB of memory are needed"),
+        "sparse": (torch.zeros(16, 3, 7, 7).to_sparse(), "plain numbers are needed"),
+        "quantized": (torch.quantize_per_tensor(torch.zeros(16, 3, 7, 7), 1, 0, torch.qint8), "plain numbers"),
+    }
+    words = {
+        "mpp": [[0.5], "x", 0, float("nan"), 1e300],
+        "types": [5, [1, 2], {"1": 3}, {"1": ["a", [1, 2]]}, {"1": ["a", [1, 2, 1e9]]}],
+        "window": ["x", [1], 10**9],
+        "precision": [["fp32"]],
+    }
+    cases = [(what, {"desc": {**weights, stem: value}}, said) for what, (value, said) in tensors.items()]
+    cases += [(f"{k} {v}", {"desc": weights, "meta": {k: v}}, "`meta`") for k, values in words.items() for v in values]
+    for what, content, said in cases:
+        with subtests.test(what):
+            torch.save(content, path)
+            with pytest.raises(ValueError, match=said) as caught:
+                build_model(load_checkpoint(path))
+            assert str(caught.value).startswith(str(path))
+
+
+def test_an_archive_that_unpacks_to_what_no_weights_do_is_refused_unread(tmp_path, monkeypatch):
+    for name in ("a.npz", "a.tar"):
+        with zipfile.ZipFile(tmp_path / name, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("conv0/W:0.npy", bytes(10**6))
+    monkeypatch.setattr(np, "load", None)
+    monkeypatch.setattr(torch, "load", None)
+    for name in ("a.npz", "a.tar"):
+        with pytest.raises(CheckpointError, match="unpacks to 0.001 GB, which no weights do"):
+            load_checkpoint(tmp_path / name)

@@ -201,4 +201,4 @@ def test_files_that_declare_more_than_memory_holds_or_are_none_are_named(tmp_pat
     assert "archive.npy: is an archive" in error
     monkeypatch.setattr("misc.machine.available_memory", lambda: 100_000)
     assert call(tmp_path, mode="instance") == 1
-    assert "what it declares takes" in capsys.readouterr().err
+    assert "what it declares: " in capsys.readouterr().err

@@ -245,6 +245,31 @@ def test_a_missing_bracket_does_not_pull_the_file_into_memory(tmp_path, monkeypa
         read_json(tmp_path / "a.json")
 
 
+def test_a_long_value_in_the_header_is_read_in_time_by_its_length(tmp_path, monkeypatch):
+    """What is searched again when another block comes is no more than was there before."""
+    path, searched = tmp_path / "a.json", []
+    real = json_text._value_end
+    monkeypatch.setattr(json_text, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(json_text, "MAX_VALUE_BYTES", 100_000)
+    monkeypatch.setattr(json_text, "_value_end", lambda text, at: searched.append(len(text) - at) or real(text, at))
+    for note, said in (
+        ("x" * 99_000, None),
+        ([1] * 30_000, None),
+        ("x" * 400_000, "a value of more than"),
+    ):
+        searched.clear()
+        path.write_text(json.dumps({"note": note, "nuc": {}}))
+        if said is None:
+            assert read_header(path)["note"] == note
+        else:
+            with pytest.raises(ValueError, match=said):
+                read_header(path)
+        assert sum(searched) < 5 * 200_000
+    path.write_text('{"note": ' + "[" * 5000)
+    with pytest.raises(ValueError, match="byte 9: brackets within brackets"):
+        read_header(path)
+
+
 def test_missing_file(tmp_path):
     for read in (read_json, read_header, lambda path: list(iter_json(path))):
         with pytest.raises(FileNotFoundError, match="no such file"):
