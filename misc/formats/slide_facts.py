@@ -9,8 +9,8 @@ import numpy as np
 
 from misc.formats.nuclei_json import MAX_PX
 from misc.nuclei import Nuclei
-from misc.slides.handler import MPP_TIMES_MAG
 from misc.slides.image import SlideImage
+from misc.slides.resolution import MPP_TIMES_MAG
 
 # What a pixel of a slide measures, um, and what a scale between two of its levels is: beyond is a broken number.
 MPP_UM = (1e-4, 1e4)

@@ -141,7 +141,7 @@ def otsu_mask(rgb: np.ndarray) -> TissueMask:
     ink = _ink(density)
     if (ink & mask).sum() <= MAX_INK * mask.sum():
         mask &= ~ink
-    if not mask.all():
+    if mask.any() and not mask.all():
         speck_px = int(SPECK_UM2 / PX_UM2)
         mask = remove_small_objects(mask, max_size=speck_px, connectivity=2)
         mask = remove_small_holes(mask, max_size=speck_px)
