@@ -278,7 +278,9 @@ class SlideTask(RunTask):
         if enlarged := source.enlarged():
             self._notes.append(enlarged)
         if not plan.expected:
-            self._notes.append("no tissue found, so no nuclei")
+            self._notes.append(
+                "no tissue found (all is glass or ink), so no nuclei; --input_mask_dir can say where it is"
+            )
         for note in self._notes:
             logger.warning("%s: %s", self.path.name, note)
         if plan.done:
@@ -303,7 +305,7 @@ class SlideTask(RunTask):
         plan, data, scale = self._plan, self.source.handler.metadata, self.source.scale
         (width, height), mpp = data["base_shape"].tolist(), float(data["base_mpp"][0])
         slide = {"name": self.path.name, "width": width, "height": height, "scale": scale, "mpp": mpp}
-        slide["bounds"] = data["bounds_xywh"]
+        slide |= {"bounds": data["bounds_xywh"], "tissue_share": self.row.tissue_share}
         says = {"mpp": mpp * scale, "mpp_from": data["mpp_from"], "slide": slide, RUN_KEY: self._depends}
         header = self.run.manager.header(**says)
         paths = {kind: path for kind, path in self._files.items() if kind in ("json", "qupath")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from misc.files import atomic_path, full_stem
 from misc.slides.handler import FileHandler, get_file_handler
 from misc.slides.resolution import INCH_UM
 from misc.slides.tissue import TissueMask, otsu_mask, thumbnail
+
+logger = logging.getLogger(__name__)
 
 # Least share of a field that is tissue.
 MIN_TISSUE = 0.7
@@ -60,6 +63,10 @@ def extract_rois(
         if size_px < 1 or size_px > min(height, width):
             raise ValueError(f"{Path(slide_path).name} is {width} x {height} px: no field of {size_px} px fits")
         corners = choose_fields(otsu_mask(thumbnail(handler)), handler.shape_yx, size_px, count, seed)
+        if len(corners) < count:
+            logger.warning(
+                "%s: %d of %d fields: all else is glass, ink or too little tissue", slide_path, len(corners), count
+            )
         output_dir.mkdir(parents=True, exist_ok=True)
         return [_write(handler, output_dir, y, x, size_px) for y, x in corners.tolist()]
 

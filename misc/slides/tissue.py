@@ -35,8 +35,8 @@ SPECK_UM2 = 314.0
 # Ink. Stains absorb green most (haematoxylin and eosin) or blue (DAB), pens red: what red absorbs more than green, in
 # ink, and around it, where it fades.
 INK_RED, INK_RED_AROUND = 0.10, 0.05
-# A dark blue pen absorbs as haematoxylin does, but more than nuclei that are averaged over a px.
-DARK_BLUE_RED, DARK_BLUE_SHARE = 0.60, 0.50
+# A dark blue pen absorbs red and green alike, as haematoxylin does, but more than nuclei that are averaged over a px.
+DARK_BLUE, DARK_BLUE_AROUND, DARK_BLUE_ALIKE, DARK_BLUE_SHARE = 0.60, 0.35, 0.03, 0.50
 # Black: every channel absorbs so much, and the colour is so small a share of it (strong DAB: 0.4).
 BLACK, BLACK_COLOUR = 0.50, 0.30
 # um2 that a stroke has at least; px by which ink is widened; and the share of what is no glass beyond which it is a
@@ -172,12 +172,13 @@ def _ink(density: np.ndarray) -> np.ndarray:
     red, green, blue = density
     darkest, least = density.max(axis=0), density.min(axis=0)
     redder = red - green
-    dark_blue = (red > DARK_BLUE_RED) & (redder > 0) & (blue < DARK_BLUE_SHARE * red)
+    is_blue = (redder > -DARK_BLUE_ALIKE) & (blue < DARK_BLUE_SHARE * red)
     black = (least > BLACK) & (darkest - least < BLACK_COLOUR * darkest)
-    core = (redder > INK_RED) | dark_blue | black
+    core = (redder > INK_RED) | (is_blue & (red > DARK_BLUE)) | black
     if not core.any():
         return core
-    ink = apply_hysteresis_threshold(core + (core | (redder > INK_RED_AROUND)).astype(np.uint8), 0, 1)
+    around = core | (redder > INK_RED_AROUND) | (is_blue & (red > DARK_BLUE_AROUND))
+    ink = apply_hysteresis_threshold(core + around.astype(np.uint8), 0, 1)
     ink = remove_small_objects(ink, max_size=int(MIN_INK_UM2 / PX_UM2), connectivity=2)
     return cv2.dilate(ink.astype(np.uint8), disk(INK_RIM_PX)) > 0
 
