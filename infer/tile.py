@@ -51,7 +51,7 @@ class InferManager(BaseManager):
         refused = {path: reason for path in paths if (reason := unusable_name(path) or no_image_because(path))}
         images = [path for path in paths if path not in refused]
         check_unique_stems(images)
-        run = _ImageRun(self, options)
+        run = _ImageRun(self, options, images)
         for path, reason in refused.items():  # its stem may be an image's
             run.report.failed[printable(path.relative_to(options.input_dir))] = f"{printable(path)}: {reason}"
         for path in run.spec.paths("x").values():
@@ -78,44 +78,33 @@ def input_files(options: TileOptions) -> list[Path]:
 class _ImageRun(Run):
     """A run over images; `dropped` nuclei are in the instance maps only."""
 
-    def __init__(self, manager: InferManager, options: TileOptions):
+    def __init__(self, manager: InferManager, options: TileOptions, images: list[Path]):
+        # said before all else
+        self.said = {path: (options.mpp, "--mpp") if options.mpp else probe_mpp(path) for path in images}
+        warning = _guess(self.said, manager)
+        if warning:
+            logger.warning("%s", warning)
         super().__init__(manager, options)
+        self.report.warning = warning
         self.memory = available_memory()
         self.dropped = 0
-        self.silent: dict[str, str] = {}  # images that do not say their pixel size, and what was not believed
         self._made_with = manager.fingerprint(options)
-        self.spec = self._spec(options.mpp, "--mpp")
+        self.spec = self._spec(None, "")
 
     def _spec(self, mpp: float | None, said_by: str) -> ImageSpec:
-        """Return what to write of images of `mpp` um per px, `None` where nothing says it."""
+        """Return what to write of an image of `mpp` um per px, `None` where nothing says it."""
         manager, model_mpp = self.manager, self.manager.model_mpp
         # checkpoints that do not say what they were trained at heed the option alone, as the original's have to
         read_at = mpp if manager.trained_at is not None else self.options.mpp
+        said_by = said_by if mpp else f"nothing; taken for {model_mpp:g}"
         says = {"mpp": mpp, "mpp_from": said_by, RUN_KEY: self._made_with | {"mpp": read_at}}
         scale = image_scale(read_at, model_mpp) if read_at else 1.0
         types = manager.nr_types, manager.type_info_dict
         return ImageSpec(self.options, *types, manager.header(**says), mpp or model_mpp, scale)
 
-    def _spec_of(self, path: Path) -> ImageSpec:
-        """Return what to write of an image."""
-        if self.options.mpp:
-            return self.spec
-        mpp, said_by = probe_mpp(path)
-        if mpp is None:
-            self.silent[path.name] = said_by
-            said_by = f"nothing; taken for {self.manager.model_mpp:g}"
-        return self._spec(mpp, said_by)
-
-    def _warn(self, nr_images: int) -> None:
-        """Warn where the pixel size is a guess, unless the network reads 40x or does not say, as the original's do."""
-        if self.silent and self.manager.trained_at not in (None, DEFAULT_MPP):
-            self.report.warning = say_guessed(self.silent, nr_images, self.manager.model_mpp)
-            logger.warning("%s", self.report.warning)
-
     def all(self, images: list[Path]) -> None:
         """Do what is left to do of all images."""
         tasks = list(self._tasks(images))
-        self._warn(len(images))
         if self.report.skipped:
             logger.info("%d of %d already done (--overwrite redoes them)", len(self.report.skipped), len(images))
         if not tasks:
@@ -137,7 +126,7 @@ class _ImageRun(Run):
         """Find out what there is to do for each image."""
         for path in images:
             try:
-                spec = self._spec_of(path)
+                spec = self._spec(*self.said[path])
                 missing = frozenset({"json"}) if self.options.overwrite else spec.missing(full_stem(path))
                 if not missing:
                     self.report.skipped.append(full_stem(path))
@@ -174,6 +163,14 @@ class _ImageRun(Run):
             logger.error("%d of %d images failed:", len(failed), nr_inputs)
             for name, reason in sorted(failed.items()):
                 logger.error("  %s: %s", name, reason)
+
+
+def _guess(said: Mapping[Path, tuple[float | None, str]], manager: InferManager) -> str:
+    """Return a warning where the pixel size is a guess; not of 40x, or checkpoints that do not say what they read."""
+    silent = {path.name: reason for path, (mpp, reason) in said.items() if mpp is None}
+    if not silent or manager.trained_at in (None, DEFAULT_MPP):
+        return ""
+    return say_guessed(silent, len(said), manager.model_mpp)
 
 
 class ImageTask(RunTask):
