@@ -56,6 +56,8 @@ def run_tile(args: dict) -> int:
     manager = load(InferManager, method, args)
     report = manager.process_file_list(options)
     print(f"{summary(manager, report, 'image', start)}; overlays in {options.output_dir / 'overlay'}")
+    if report.warning:
+        logging.warning("%s", report.warning)
     return report.exit_code
 
 
@@ -83,11 +85,15 @@ def load(manager: type, method: dict, args: dict):
 
 
 def summary(manager, report, kind: str, start: float) -> str:
-    """Return what a run found, by type."""
+    """Return what a run found, by type, and how large."""
+    from misc.nuclei_features import say_diameter
+
+    size = say_diameter(report.diameters_um)
     found = ", ".join(f"{manager.type_info_dict[t][0]} {n}" for t, n in sorted(report.found.items(), key=str))
     return (
         f"{counted(sum(report.found.values()), 'nucleus')} ({found or 'none'}) in {counted(len(report.done), kind)}, "
         f"{len(report.skipped)} skipped, {len(report.failed)} failed, {time.perf_counter() - start:.1f} s"
+        f"{size and '; ' + size}"
     )
 
 

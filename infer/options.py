@@ -47,7 +47,8 @@ Options:
                          there are skipped; those made with another checkpoint, thresholds or options stay and are
                          reported, unless --overwrite is given.
   --mpp=<um>             Micrometres per pixel of the images. The network reads them at what it was trained at; nuclei
-                         are outlined in the images' own pixels. Left out: the network reads them as they are.
+                         are outlined in the images' own pixels. Left out: what each file says (TIFF, OME, PNG, JPEG);
+                         those that say nothing are read as they are, and that is warned of.
   --mem_usage=<share>    Share of the free memory that images under way may take. [default: 0.2]
   --draw_dot             Mark the centroids in the overlay.
   --line_thickness=<px>  Width of the outlines in the overlay. [default: 2]

@@ -44,13 +44,16 @@ FINISHED = "finished"  # what the last job of a task is about, see `infer.stream
 class Report:
     """What became of every input, by name; those that failed have a reason, those that were skipped were there already.
 
-    `found` is the number of nuclei of each type (`None` without types) in what was done.
+    `found` is the number of nuclei of each type (`None` without types) in what was done, `diameters_um` that of each
+    diameter; `warning` is to be said again at the end.
     """
 
     done: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     found: Counter = field(default_factory=Counter)
+    diameters_um: Counter = field(default_factory=Counter)
+    warning: str = ""
 
     @property
     def exit_code(self) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from misc.formats.labels import prediction_keys
 from misc.formats.nuclei_json import iter_json, read_header, read_json, write_json
 from misc.formats.qupath import qupath_xy, to_qupath, write_geojson
 from misc.nuclei import Nuclei
+from misc.nuclei_features import diameters_um
 from misc.slides.images import read_image
 from misc.type_info import TypeInfo
 from misc.viz_utils import visualize_instances_dict
@@ -44,12 +45,15 @@ def count_types(nuclei: Nuclei) -> Counter:
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """What to write, the same for every image of a run; `header` is the JSON files'."""
+    """What to write of an image of `mpp` um per px, of which each is `scale` px of the network's plane; `header` is the
+    JSON file's."""
 
     options: TileOptions
     nr_types: int | None
     type_info: TypeInfo
     header: dict[str, Any]
+    mpp: float
+    scale: float
 
     def paths(self, name: str) -> dict[str, Path]:
         """Return the files of one image; the JSON file is written last, so it stands for all of them.
@@ -81,10 +85,11 @@ class ImageSpec:
 
 @dataclass(frozen=True)
 class ImageResult:
-    """Number of nuclei in an image; `dropped` ones have an outline of under three points and are in no list."""
+    """Nuclei of an image by type and by um; `dropped` have an outline of under three points, and are in no list."""
 
     dropped: int
     by_type: Counter
+    diameters_um: Counter
 
 
 @dataclass(frozen=True)
@@ -117,7 +122,7 @@ class ImageJob:
         height, width = image.shape[:2]
         slide = {"name": self.file_name, "width": width, "height": height, "scale": 1.0, "mpp": spec.header.get("mpp")}
         write_json(paths["json"], nuclei, mag=None, header={**spec.header, "slide": slide})
-        return ImageResult(dropped, count_types(nuclei))
+        return ImageResult(dropped, count_types(nuclei), diameters_um(nuclei, spec.mpp))
 
 
 @dataclass(frozen=True)
@@ -134,7 +139,7 @@ class CompleteImageJob:
         nuclei, _ = read_json(paths["json"])
         overlay = _draw_overlay(read_image(self.image_path), nuclei, self.spec) if "overlay" in self.kinds else None
         _write_pictures(paths, self.kinds, overlay, nuclei, self.spec)
-        return ImageResult(0, count_types(nuclei))
+        return ImageResult(0, count_types(nuclei), diameters_um(nuclei, self.spec.mpp))
 
 
 def holds_raw(mat_path: Path) -> bool:
@@ -215,21 +220,22 @@ class SlideJob:
     name: str
     type_info: TypeInfo
 
-    def run(self) -> tuple[Counter, float]:
-        """Return the number of nuclei of each type (`None` without types), and the seconds that it took."""
-        start, found = time.perf_counter(), Counter()
+    def run(self) -> tuple[Counter, Counter, float]:
+        """Return the number of nuclei of each type (`None` without types), of each diameter, and the seconds."""
+        start, found, diameters = time.perf_counter(), Counter(), Counter()
         if "qupath" in self.paths:  # whenever this is stopped, outlines of other nuclei are not beside the new ones
             self.paths["qupath"].unlink(missing_ok=True)
-        write_json(self.paths["json"], self._stitched(found.update), self.mag, self.header)
+        write_json(self.paths["json"], self._stitched(found, diameters), self.mag, self.header)
         if "qupath" in self.paths:
             write_slide_qupath(self.paths, self.name, self.type_info)
-        return found, time.perf_counter() - start
+        return found, diameters, time.perf_counter() - start
 
-    def _stitched(self, count: Callable[[Counter], None]) -> Iterator[Nuclei]:
+    def _stitched(self, found: Counter, diameters: Counter) -> Iterator[Nuclei]:
         stitcher = Stitcher(self.blocks, self.expected)
         for index in self.expected:
             for nuclei in stitcher.add(self.spool.read(index)):
-                count(count_types(nuclei))
+                found.update(count_types(nuclei))
+                diameters.update(diameters_um(nuclei, self.header["mpp"]))
                 yield nuclei
 
 

@@ -24,6 +24,11 @@ DEFAULT_MAG = 40.0
 SAME_MPP_SHARE = 0.02
 
 
+def image_scale(mpp: float, model_mpp: float) -> float:
+    """Return px of the network's plane a px of an image; both in um per px."""
+    return 1.0 if abs(mpp / model_mpp - 1) <= SAME_MPP_SHARE else mpp / model_mpp
+
+
 def network_shape(shape_yx: tuple[int, int], scale: float) -> tuple[int, int]:
     """Return the size an image of `shape_yx` px has for the network; `scale` = its mpp / the network's."""
     return max(round(shape_yx[0] * scale), 1), max(round(shape_yx[1] * scale), 1)

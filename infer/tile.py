@@ -13,10 +13,10 @@ import numpy as np
 from infer.options import TileOptions
 from infer.plan import Plan, plan_image
 from infer.provenance import RUN_KEY, OtherRunError
-from infer.run import POST_PROC_BYTES_PX, Report, Run, RunTask
+from infer.run import DEFAULT_MPP, POST_PROC_BYTES_PX, Report, Run, RunTask
 from infer.run import InferManager as BaseManager
 from infer.sinks import CompleteImageJob, ImageJob, ImageResult, ImageSpec
-from infer.source import ImageSource, network_shape
+from infer.source import ImageSource, image_scale, network_shape
 from misc.files import (
     check_name_lengths,
     check_unique_stems,
@@ -27,7 +27,8 @@ from misc.files import (
     unusable_name,
 )
 from misc.machine import available_memory
-from misc.slides.images import no_image_because, probe_size
+from misc.slides.images import no_image_because, probe_mpp, probe_size
+from misc.slides.resolution import say_guessed
 from misc.text import counted
 from misc.workers import Job, SharedArray, WorkerPool
 
@@ -59,7 +60,7 @@ class InferManager(BaseManager):
         refused = {path: reason for path in paths if (reason := unusable_name(path) or no_image_because(path))}
         images = [path for path in paths if path not in refused]
         check_unique_stems(images)
-        run = _ImageRun(self, options)
+        run = _ImageRun(self, options, images)
         for path, reason in refused.items():  # its stem may be an image's
             run.report.failed[printable(path.relative_to(options.input_dir))] = f"{printable(path)}: {reason}"
         for path in run.spec.paths("x").values():
@@ -86,13 +87,29 @@ def input_files(options: TileOptions) -> list[Path]:
 class _ImageRun(Run):
     """A run over images; `dropped` nuclei are in the instance maps only."""
 
-    def __init__(self, manager: InferManager, options: TileOptions):
+    def __init__(self, manager: InferManager, options: TileOptions, images: list[Path]):
+        # said before all else
+        self.said = {path: (options.mpp, "--mpp") if options.mpp else probe_mpp(path) for path in images}
+        warning = _guess(self.said, manager)
+        if warning:
+            logger.warning("%s", warning)
         super().__init__(manager, options)
-        self.scale = options.mpp / manager.model_mpp if options.mpp else 1.0
+        self.report.warning = warning
         self.memory = available_memory()
         self.dropped = 0
-        header = manager.header(mpp=options.mpp, **{RUN_KEY: manager.fingerprint(options)})
-        self.spec = ImageSpec(options, manager.nr_types, manager.type_info_dict, header)
+        self._made_with = manager.fingerprint(options)
+        self.spec = self._spec(None, "")
+
+    def _spec(self, mpp: float | None, said_by: str) -> ImageSpec:
+        """Return what to write of an image of `mpp` um per px, `None` where nothing says it."""
+        manager, model_mpp = self.manager, self.manager.model_mpp
+        # checkpoints that do not say what they were trained at heed the option alone, as the original's have to
+        read_at = mpp if manager.trained_at is not None else self.options.mpp
+        said_by = said_by if mpp else f"nothing; taken for {model_mpp:g}"
+        says = {"mpp": mpp, "mpp_from": said_by, RUN_KEY: self._made_with | {"mpp": read_at}}
+        scale = image_scale(read_at, model_mpp) if read_at else 1.0
+        types = manager.nr_types, manager.type_info_dict
+        return ImageSpec(self.options, *types, manager.header(**says), mpp or model_mpp, scale)
 
     def all(self, images: list[Path]) -> None:
         """Do what is left to do of all images."""
@@ -101,8 +118,8 @@ class _ImageRun(Run):
             logger.info("%d of %d already done (--overwrite redoes them)", len(self.report.skipped), len(images))
         if not tasks:
             return
-        if self.scale != 1:
-            logger.info("images at %g um/px are read by the network at %g", self.options.mpp, self.manager.model_mpp)
+        for mpp in sorted({task.spec.mpp for task in tasks if task.spec.scale != 1}):
+            logger.info("images at %g um/px are read by the network at %g", mpp, self.manager.model_mpp)
         memory = int(self.memory * self.options.mem_usage)
         pool = WorkerPool(self.workers(max(task.cost for task in tasks), memory, len(tasks)))
         readers = self.readers(len(tasks))
@@ -118,28 +135,30 @@ class _ImageRun(Run):
         """Find out what there is to do for each image."""
         for path in images:
             try:
-                check_name_lengths(self.spec.paths(full_stem(path)).values())
-                missing = frozenset({"json"}) if self.options.overwrite else self.spec.missing(full_stem(path))
+                spec = self._spec(*self.said[path])
+                check_name_lengths(spec.paths(full_stem(path)).values())
+                missing = frozenset({"json"}) if self.options.overwrite else spec.missing(full_stem(path))
                 if not missing:
                     self.report.skipped.append(full_stem(path))
                     continue
-                yield ImageTask(self, path, missing, *(self._cost(path) if "json" in missing else (0, 0)))
+                cost = self._cost(path, spec) if "json" in missing else (0, 0)
+                yield ImageTask(self, path, spec, missing, *cost)
             except (OtherRunError, OSError, MemoryError) as error:
                 self.report.failed[full_stem(path)] = str(error)
 
-    def _cost(self, path: Path) -> tuple[int, int]:
+    def _cost(self, path: Path, spec: ImageSpec) -> tuple[int, int]:
         """Return the bytes that an image takes in both processes, and the px that are predicted; 0: not known yet."""
         size = probe_size(path)
         if size is None:
             return 0, 0
-        net_yx = network_shape(size, self.scale)
+        net_yx = network_shape(size, spec.scale)
         image_px, net_px = size[0] * size[1], net_yx[0] * net_yx[1]
         network = (3 + 4 * self.predictor.channels) * net_px
         if network > self.memory:
             raise MemoryError(
-                f"{path}: {size[1]} x {size[0]} px are {net_yx[1]} x {net_yx[0]} px for the network (--mpp="
-                f"{self.options.mpp}), which need {network / 2**30:.1f} GB of {self.memory / 2**30:.1f} GB that are "
-                "free: check --mpp, use `wsi`, or cut it into pieces"
+                f"{path}: {size[1]} x {size[0]} px are {net_yx[1]} x {net_yx[0]} px for the network (at "
+                f"{spec.mpp:g} um/px), which need {network / 2**30:.1f} GB of "
+                f"{self.memory / 2**30:.1f} GB that are free: check --mpp, use `wsi`, or cut it into pieces"
             )
         return 2 * (3 * image_px + network) + POST_PROC_BYTES_PX * max(image_px, net_px), net_px
 
@@ -156,26 +175,35 @@ class _ImageRun(Run):
                 logger.error("  %s: %s", name, reason)
 
 
+def _guess(said: Mapping[Path, tuple[float | None, str]], manager: InferManager) -> str:
+    """Return a warning where the pixel size is a guess; not of 40x, or checkpoints that do not say what they read."""
+    silent = {path.name: reason for path, (mpp, reason) in said.items() if mpp is None}
+    if not silent or manager.trained_at in (None, DEFAULT_MPP):
+        return ""
+    return say_guessed(silent, len(said), manager.model_mpp)
+
+
 class ImageTask(RunTask):
     """An image that is to be done.
 
     Args:
+        spec: what is to be written.
         missing: files that are to be written; without `json` among them, from the JSON file that is there.
         cost, px: what it takes, see `_ImageRun._cost`.
     """
 
-    def __init__(self, run: _ImageRun, path: Path, missing: frozenset[str], cost: int, px: int):
+    def __init__(self, run: _ImageRun, path: Path, spec: ImageSpec, missing: frozenset[str], cost: int, px: int):
         super().__init__(path, cost)
-        self.run, self.missing, self.px = run, missing, px
+        self.run, self.spec, self.missing, self.px = run, spec, missing, px
 
     def prepare(self) -> Plan | None:
         """Read the image."""
-        for path in self.run.spec.paths(self.name).values():
+        for path in self.spec.paths(self.name).values():
             remove_parts(path)
         if "json" not in self.missing:
             return None
         try:
-            self.source = ImageSource.open(self.path, self.run.scale)
+            self.source = ImageSource.open(self.path, self.spec.scale)
         except ValueError as error:
             raise ValueError(f"{self.path}: {error}") from error
         planes = self.source.planes
@@ -184,12 +212,13 @@ class ImageTask(RunTask):
     def job(self, index: int, maps: SharedArray) -> Job:
         image = self.run.pool.array(self.source.image.shape, np.uint8)
         image.array[:], self.source = self.source.image, None
-        return ImageJob(self.run.spec, self.name, self.path.name, image, maps)
+        return ImageJob(self.spec, self.name, self.path.name, image, maps)
 
     def last_job(self) -> Job | None:
         done = "json" in self.missing  # by the job of its one block
-        return None if done else CompleteImageJob(self.run.spec, self.name, self.path, self.missing)
+        return None if done else CompleteImageJob(self.spec, self.name, self.path, self.missing)
 
     def found(self, value: ImageResult) -> Counter:
         self.run.dropped += value.dropped
+        self.run.report.diameters_um.update(value.diameters_um)
         return value.by_type

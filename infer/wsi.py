@@ -282,7 +282,9 @@ class SlideTask(RunTask):
         if enlarged := source.enlarged():
             self._notes.append(enlarged)
         if not plan.expected:
-            self._notes.append("no tissue found, so no nuclei")
+            self._notes.append(
+                "no tissue found (all is glass or ink), so no nuclei; --input_mask_dir can say where it is"
+            )
         for note in self._notes:
             logger.warning("%s: %s", self.path.name, note)
         if plan.done:
@@ -307,14 +309,16 @@ class SlideTask(RunTask):
         plan, data, scale = self._plan, self.source.handler.metadata, self.source.scale
         (width, height), mpp = data["base_shape"].tolist(), float(data["base_mpp"][0])
         slide = {"name": self.path.name, "width": width, "height": height, "scale": scale, "mpp": mpp}
-        slide["bounds"] = data["bounds_xywh"]
-        header = self.run.manager.header(mpp=mpp * scale, slide=slide, **{RUN_KEY: self._depends})
+        slide |= {"bounds": data["bounds_xywh"], "tissue_share": self.row.tissue_share}
+        says = {"mpp": mpp * scale, "mpp_from": data["mpp_from"], "slide": slide, RUN_KEY: self._depends}
+        header = self.run.manager.header(**says)
         paths = {kind: path for kind, path in self._files.items() if kind in ("json", "qupath")}
         types = self.run.manager.type_info_dict
         return SlideJob(plan.blocks, plan.expected, self._spool, paths, self.source.out_mag, header, self.name, types)
 
-    def found(self, value: tuple[Counter, float]) -> Counter:
-        found, seconds = value
+    def found(self, value: tuple[Counter, Counter, float]) -> Counter:
+        found, diameters, seconds = value
+        self.run.report.diameters_um.update(diameters)
         self._spool.remove()
         self.row.nuclei = found.total()
         logger.info("%s: %s; written in %.1f s", self.path.name, counted(found.total(), "nucleus"), seconds)

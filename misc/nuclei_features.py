@@ -6,6 +6,8 @@ and holes filled. Everything here is in pixels of the contour's own grid.
 
 from __future__ import annotations
 
+import statistics
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -17,6 +19,9 @@ from misc.nuclei import Nuclei
 
 # Side in px of the pieces of an image that are read to measure the nuclei in them: 12 MB of RGB.
 READ_PX = 2048
+# Diameters that the median nucleus of an image may have, um: small lymphocytes' have 5 to 6, those of pleomorphic
+# carcinomas some 15 (Alberts et al., Molecular Biology of the Cell: 5 to 8 in most cells).
+PLAUSIBLE_DIAMETER_UM = (4.0, 20.0)
 
 ReadRegion = Callable[[int, int, int, int], np.ndarray]
 
@@ -57,6 +62,22 @@ def pixel_areas(nuclei: Nuclei) -> np.ndarray:
     cross = xy[:, 0] * step[:, 1] - xy[:, 1] * step[:, 0]
     border = np.gcd(step[:, 0], step[:, 1])
     return np.abs(_sum(cross, nuclei)) / 2 + _sum(border, nuclei) / 2 + (np.diff(nuclei.offsets) > 0)
+
+
+def diameters_um(nuclei: Nuclei, mpp: float) -> Counter:
+    """Count nuclei by the diameter of the disc of their area, um, to a tenth; `mpp` is um per px of the outlines."""
+    areas = pixel_areas(nuclei)
+    return Counter(np.round(np.sqrt(areas[areas > 0] * 4 / np.pi) * mpp, 1).tolist())
+
+
+def say_diameter(diameters: Counter) -> str:
+    """Return the median of diameters in words, "" where there are none, and whether nuclei can be of that size."""
+    if not diameters:
+        return ""
+    median = statistics.median(diameters.elements())
+    low, high = PLAUSIBLE_DIAMETER_UM
+    odd = "" if low <= median <= high else f", implausible (nuclei have {low:g} to {high:g}): check the pixel size"
+    return f"median nucleus diameter {median:.1f} um{odd}"
 
 
 def perimeters(nuclei: Nuclei) -> np.ndarray:

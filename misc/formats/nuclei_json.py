@@ -5,10 +5,10 @@ top-level keys of ours that upstream's readers pass over. A slide has a million 
 neither the writer nor the reader ever holds more than a piece of it.
 
 Keys of ours, all optional:
-    mpp: um per px of the coordinates in the file, or null.
+    mpp: um per px of the coordinates in the file, or null; mpp_from: what says it.
     slide: {"name": full file name, "width", "height": level-0 px, "scale": level-0 px per px of the coordinates,
         "mpp": um per level-0 px, "bounds": [x, y, width, height] of the part of level 0 that was scanned, where the
-        slide says it}.
+        slide says it, "tissue_share": share of the slide that is tissue, 0 to 1}.
     types: {"1": ["name", [red, green, blue]], ...}.
     model, version: what made the file; run: what its nuclei depend on (checkpoint, window, ...), for reruns to compare.
 """

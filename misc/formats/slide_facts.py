@@ -9,8 +9,8 @@ import numpy as np
 
 from misc.formats.nuclei_json import MAX_PX
 from misc.nuclei import Nuclei
-from misc.slides.handler import MPP_TIMES_MAG
 from misc.slides.image import SlideImage
+from misc.slides.resolution import MPP_TIMES_MAG
 
 # What a pixel of a slide measures, um, and what a scale between two of its levels is: beyond is a broken number.
 MPP_UM = (1e-4, 1e4)
@@ -28,6 +28,7 @@ class SlideFacts:
         mpp_xy: um per level-0 px along x and y, or `None`.
         notes: what a person should know about how the scale was found.
         bounds_xywh: the part of level 0 that was scanned, px, or `None` where nothing says it.
+        tissue_share: share of the slide that is tissue, 0 to 1, or `None` where the header does not say it.
     """
 
     name: str
@@ -37,6 +38,7 @@ class SlideFacts:
     mpp_xy: tuple[float, float] | None
     notes: tuple[str, ...] = ()
     bounds_xywh: tuple[int, int, int, int] | None = None
+    tissue_share: float | None = None
 
     @property
     def origin_xy(self) -> tuple[int, int]:
@@ -82,6 +84,7 @@ def slide_facts(
         mpp_xy=(mpp, mpp) if mpp else image.mpp_xy if image else None,
         notes=notes,
         bounds_xywh=(image and image.bounds_xywh) or _bounds(slide, path),
+        tissue_share=_share(slide, path),
     )
 
 
@@ -141,6 +144,13 @@ def _side(slide: dict, key: str, path: Path) -> int:
     if value is not None and not 1 <= value <= MAX_PX:
         raise ValueError(f'{path}: "slide.{key}" is a number of px from 1 to {MAX_PX}, got {value:g}')
     return int(value or 0)
+
+
+def _share(slide: dict, path: Path) -> float | None:
+    share = slide.get("tissue_share")
+    if share is not None and (isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1):
+        raise ValueError(f'{path}: "slide.tissue_share" is a number from 0 to 1 or null, got {share!r}')
+    return share
 
 
 def _positive(values: dict, key: str, path: Path, where: str = "") -> float | None:

@@ -52,6 +52,7 @@ class SlideNuclei:
         notes: what a person should know about how this was read.
         type_info: names of the types, or `None` where nothing names them.
         bounds_xywh: the part of level 0 that was scanned, px, or `None` where nothing says it.
+        tissue_share: share of the slide that is tissue, 0 to 1, or `None` where the file does not say it.
     """
 
     name: str
@@ -68,6 +69,7 @@ class SlideNuclei:
     notes: list[str] = field(default_factory=list)
     type_info: TypeInfo | None = None
     bounds_xywh: tuple[int, int, int, int] | None = None
+    tissue_share: float | None = None
 
     def __len__(self) -> int:
         return len(self.xy)
@@ -177,6 +179,7 @@ def load_slide(
         notes=notes,
         type_info=type_info or own_names,
         bounds_xywh=facts.bounds_xywh,
+        tissue_share=facts.tissue_share,
     )
 
 

@@ -3,10 +3,13 @@
 Units are in the names of the columns. What is not known (no pixel size, no types, nothing to divide by) is an empty
 field, so that tables of several slides have the same columns.
 
-Positive is what `--positive_types` says, and so are `positive`, `positive_share`, `positive_per_mm2`, `hot_spot_share`:
+Positive is what `--positive_types` says, and so are `positive`, `positive_share`, `positive_per_*`, `hot_spot_share`:
 by type as the network has it, or by DAB density (`dab`, and nuclei without types). The columns `dab_*`, `h_score` and
 `ki67_index*` are by DAB density, always. Shares by DAB are shares of the nuclei that could be measured, so that
-`positive_share` and `ki67_index` of a row agree where both are by DAB; `nuclei` and `nuclei_per_mm2` count all.
+`positive_share` and `ki67_index` of a row agree where both are by DAB; `nuclei` and `nuclei_per_*` count all.
+
+Densities of a slide are per mm2 of the slide, and of its tissue where the file says how much that is; those of a hot
+spot are per mm2 of its box.
 """
 
 from __future__ import annotations
@@ -59,9 +62,13 @@ def summary_row(found: SlideMap | None, slide: SlideNuclei) -> dict:
     """Return a slide's row; `found` is `None` for a slide without a map."""
     area = np.nan if slide.mpp_xy is None or not slide.width else mm2(slide.width * slide.height, slide.mpp_xy)
     total, positive = len(slide), int(found.positive.sum()) if found else 0
-    row = {"slide": slide.name, "width_px": slide.width, "height_px": slide.height, "area_mm2": area}
-    row |= {"nuclei": total, "nuclei_per_mm2": total / area}
-    row |= _positive_columns(not found or found.is_share, positive, int(found.judged.sum()) if found else 0, area)
+    tissue = (np.nan if slide.tissue_share is None else area * slide.tissue_share) or np.nan  # of none, no density
+    row = {"slide": slide.name, "width_px": slide.width, "height_px": slide.height}
+    row |= {"slide_mm2": area, "tissue_mm2": tissue, "nuclei": total}
+    row |= {"nuclei_per_slide_mm2": total / area, "nuclei_per_tissue_mm2": total / tissue}
+    columns = _positive_columns(not found or found.is_share, positive, int(found.judged.sum()) if found else 0, area)
+    columns["positive_per_slide_mm2"] = per_mm2 = columns.pop("positive_per_mm2")
+    row |= columns | {"positive_per_tissue_mm2": per_mm2 * area / tissue}
     row |= {"positive_types": found.counted if found else None}
     sums = found.sums if found else np.zeros(0, np.int64)
     row |= {"hot_spots": len(sums), "hot_spot_share": _share(int(sums.sum()), positive)}

@@ -16,15 +16,11 @@ import numpy as np
 from misc.slides.folder import slide_files
 from misc.slides.pixels import check_size
 from misc.slides.resample import Axis, resample
+from misc.slides.resolution import resolution_of
 from misc.slides.sources import SlideError, is_slide, open_source
 
 __all__ = ["FileHandler", "SlideError", "get_file_handler", "is_slide", "read_reflect"]
 
-MPP_TIMES_MAG = 10.0  # um: 40x is 0.25 um/px by convention
-NOMINAL_MAGS = (1.25, 2.5, 5.0, 10.0, 20.0, 40.0, 60.0, 80.0, 100.0)
-NOMINAL_TOLERANCE = 0.15  # share: scanners' 40x lies between 0.22 and 0.275 um/px
-CONTRADICTION = 2**0.5  # ratio of objective power to 10/mpp from which on the power is not believed
-PLAUSIBLE_UM = (0.02, 10.5)  # um/px of a slide's level 0; beyond, a tag says dots per inch of a printout
 SAME_LEVEL_PX = 2  # px by which a level may differ from the size asked for and still be it (levels are rounded)
 SAME_LEVEL_SHARE = 0.01  # and share of its size, for small levels
 PIECE_PX = 2048  # px: larger regions are read in pieces of that side, which bounds memory
@@ -61,7 +57,7 @@ class FileHandler:
         self.path, self._said = Path(path), {"mpp": mpp, "mag": mag}
         self._files = _stamps(self.path)
         self._source = open_source(self.path)
-        base_mpp, base_mag, mpp_from, notes = _resolution(self._source, mpp, mag)
+        base_mpp, base_mag, mpp_from, notes = resolution_of(self._source, mpp, mag)
         sizes = np.array(self._source.sizes_xy, np.int64)
         self.metadata = {
             "base_shape": sizes[0],
@@ -275,41 +271,3 @@ def _pieces(axis: Axis, start: int, stop: int) -> list[tuple[int, int]]:
     step = max(min(PIECE_PX, PIECE_PX * axis.target // axis.source), 1)
     cuts = [start, *range((start // step + 1) * step, stop, step), stop]
     return list(itertools.pairwise(cuts))
-
-
-def _resolution(source, mpp: float | None, mag: float | None):
-    """Decide on um/px and magnification of level 0: option, scanner, TIFF tags, objective power.
-
-    Returns:
-        ((2,) x, y um/px or `None`, magnification or `None`, who says the um/px, notes).
-    """
-    notes, found, said_by = [], source.mpp_xy, source.mpp_from
-    if found is not None and not all(PLAUSIBLE_UM[0] <= value <= PLAUSIBLE_UM[1] for value in found):
-        notes.append(f"{said_by} of {found[0]:.4g} um/px is no slide's and is ignored")
-        found = None
-    power = source.power if source.power and source.power > 0 else None
-    if mpp is not None:
-        found, said_by = (mpp, mpp), "--mpp"
-    elif mag is not None and (found is None or _contradict(found[0], mag)):
-        found, said_by = (MPP_TIMES_MAG / mag,) * 2, "--mag"
-    elif found is None and power is not None:
-        found, said_by = (MPP_TIMES_MAG / power,) * 2, "the objective power"
-    if found is None:
-        return None, mag, None, notes
-    if mag is None and power is not None and _contradict(found[0], power):
-        if mpp is None:
-            notes.append(f"objective power {power:g} does not fit {found[0]:.4g} um/px, which is believed")
-        power = None
-    return np.array(found, np.float64), mag or power or _nominal_mag(found[0]), said_by, notes
-
-
-def _contradict(mpp: float, power: float) -> bool:
-    ratio = mpp * power / MPP_TIMES_MAG
-    return max(ratio, 1 / ratio) > CONTRADICTION
-
-
-def _nominal_mag(mpp: float) -> float:
-    """Return the magnification whose name a resolution goes by: 40 for 0.2527 um/px."""
-    mag = MPP_TIMES_MAG / mpp
-    nearest = min(NOMINAL_MAGS, key=lambda nominal: abs(np.log(nominal / mag)))
-    return nearest if abs(nearest / mag - 1) <= NOMINAL_TOLERANCE else mag

@@ -6,15 +6,17 @@ import contextlib
 import functools
 import logging
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-from misc.slides.picture import ImageSource, is_picture, picture_size
+from misc.slides.picture import ImageSource, is_picture, picture_mpp, picture_size
 from misc.slides.pixels import ImageError, check_size
+from misc.slides.resolution import resolution_of
 from misc.slides.sources import TIFF, SlideError, file_head, open_source
 
-__all__ = ["ImageError", "no_image_because", "probe_size", "read_image", "resize"]
+__all__ = ["ImageError", "no_image_because", "probe_mpp", "probe_size", "read_image", "resize"]
 
 # A 16-bit image whose brightest value comes out as this or less (what a 12-bit camera's 4095 becomes) is dark.
 DARK_OF_255 = 16
@@ -32,6 +34,28 @@ def probe_size(path: Path) -> tuple[int, int] | None:
             return height, width
     except (SlideError, OSError):
         return None
+
+
+def probe_mpp(path: Path) -> tuple[float | None, str]:
+    """Return um a pixel from a file's header, and who says it; or `None`, and what was not believed, if anything."""
+    try:
+        if not file_head(path).startswith(TIFF):
+            source = _Header(*picture_mpp(path))
+        else:
+            with contextlib.closing(open_source(path)) as source:
+                pass
+    except (SlideError, OSError):
+        return None, ""
+    mpp, _, said_by, notes = resolution_of(source)
+    return (None, "; ".join(notes)) if mpp is None else (float(mpp.mean()), said_by)
+
+
+class _Header(NamedTuple):
+    """What the header of a picture says of its resolution, as a source."""
+
+    mpp_xy: tuple[float, float] | None
+    mpp_from: str
+    power: float | None = None
 
 
 def no_image_because(path: Path) -> str | None:

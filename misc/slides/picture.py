@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from PIL import Image
 
 from misc.files import unusable_name
 from misc.slides.pixels import ImageError, check_size, to_rgb
+from misc.slides.resolution import INCH_UM
 
 PNG, JPEG = b"\x89PNG", b"\xff\xd8\xff"
 _JPEG_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
@@ -20,7 +22,7 @@ _TAG_ORIENTATION = 0x0112
 
 
 class ImageSource:
-    """A picture, held in memory; says nothing of its resolution (what it has is for printing).
+    """A picture, held in memory.
 
     Attributes: see `misc.slides.sources`; `image` is the whole of it, (H, W, 3) uint8 RGB.
 
@@ -30,8 +32,7 @@ class ImageSource:
     """
 
     vendor = "image"
-    power = mpp_xy = bounds_xywh = None
-    mpp_from = ""
+    power = bounds_xywh = None
     notes: tuple[str, ...] = ()
 
     def __init__(self, path: Path):
@@ -41,6 +42,7 @@ class ImageSource:
         self.is_deep = samples.dtype == np.uint16
         self.image = to_rgb(samples)
         self.sizes_xy = [self.image.shape[1::-1]]
+        self.mpp_xy, self.mpp_from = picture_mpp(path)
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
         """Return a region that lies inside the picture."""
@@ -66,6 +68,17 @@ def picture_size(path: Path) -> tuple[int, int] | None:
             return (width, height) if turned else (height, width)
     except Exception:  # whatever a damaged header makes Pillow raise: decoding will name the reason
         return None
+
+
+def picture_mpp(path: Path) -> tuple[tuple[float, float] | None, str]:
+    """Return um a pixel (x, y) from a picture's header, `None` where it says nothing, and what says it."""
+    try:
+        with _any_size, Image.open(path) as image:
+            dpi, kind = image.info.get("dpi"), image.format
+    except Exception:  # as above
+        return None, ""
+    said_by = {"PNG": "the PNG's pHYs", "JPEG": "the JPEG density"}.get(kind, f"the {kind} resolution")
+    return dpi and tuple(INCH_UM / float(value) if value else math.inf for value in dpi), said_by
 
 
 def _decode(data: bytes) -> np.ndarray:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
+from PIL import Image
 
 from misc.files import atomic_path, full_stem
 from misc.slides.handler import FileHandler, get_file_handler
+from misc.slides.resolution import INCH_UM
 from misc.slides.tissue import TissueMask, otsu_mask, thumbnail
 
-# Least share of a field that is tissue (the mask is generous: it has been widened).
+logger = logging.getLogger(__name__)
+
+# Least share of a field that is tissue.
 MIN_TISSUE = 0.7
 
 
@@ -59,6 +63,10 @@ def extract_rois(
         if size_px < 1 or size_px > min(height, width):
             raise ValueError(f"{Path(slide_path).name} is {width} x {height} px: no field of {size_px} px fits")
         corners = choose_fields(otsu_mask(thumbnail(handler)), handler.shape_yx, size_px, count, seed)
+        if len(corners) < count:
+            logger.warning(
+                "%s: %d of %d fields: all else is glass, ink or too little tissue", slide_path, len(corners), count
+            )
         output_dir.mkdir(parents=True, exist_ok=True)
         return [_write(handler, output_dir, y, x, size_px) for y, x in corners.tolist()]
 
@@ -98,9 +106,9 @@ def _write(handler: FileHandler, output_dir: Path, y: int, x: int, size_px: int)
     scale_y, scale_x = handler.scale_yx
     level0_x, level0_y = round(x * scale_x), round(y * scale_y)
     path = output_dir / f"{full_stem(handler.path)}_x{level0_x}_y{level0_y}.png"
-    with atomic_path(path) as temporary:
-        if not cv2.imwrite(str(temporary), cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)):
-            raise OSError(f"cannot write {path}")
     base_mpp = handler.metadata["base_mpp"]
     mpp = None if base_mpp is None else float(base_mpp[0] * scale_x)
+    dpi = {} if mpp is None else {"dpi": (INCH_UM / mpp, INCH_UM / float(base_mpp[1] * scale_y))}
+    with atomic_path(path) as temporary:
+        Image.fromarray(rgb).save(temporary, "PNG", **dpi)  # written as px per metre, chunk pHYs
     return Roi(path, handler.path.name, level0_x, level0_y, size_px, mpp)

@@ -21,6 +21,7 @@ called from several threads.
 from __future__ import annotations
 
 import functools
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -260,9 +261,9 @@ def _openslide_mpp(properties, vendor: str | None) -> tuple[tuple[float, float] 
         return tuple(axes), TAGS_SAY if vendor == _GENERIC_TIFF else "the scanner"
     um = {"inch": RESOLUTION_UM[2], "centimeter": RESOLUTION_UM[3]}.get(properties.get("tiff.ResolutionUnit", ""))
     per_unit = [_number(properties.get(f"tiff.{axis}Resolution")) for axis in "XY"]
-    if um is None or None in per_unit or min(per_unit) <= 0:
+    if um is None or None in per_unit:
         return None, TAGS_SAY
-    return tuple(um / value for value in per_unit), TAGS_SAY
+    return tuple(um / value if value else math.inf for value in per_unit), TAGS_SAY
 
 
 def _bounds(properties) -> tuple[int, int, int, int] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from misc.machine import check_fits
 from misc.slides.blocks import BlockCache, fill
 from misc.slides.ome import ome_mpp
 from misc.slides.pixels import ImageError, to_rgb
+from misc.slides.resolution import INCH_UM
 
-RESOLUTION_UM = {2: 25400.0, 3: 10000.0}  # tag ResolutionUnit: um in an inch, in a centimetre
+RESOLUTION_UM = {2: INCH_UM, 3: 10000.0}  # tag ResolutionUnit: um in an inch, in a centimetre
 TAGS_SAY = "the TIFF resolution"  # where `mpp_xy` comes from
 _MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6  # tag PhotometricInterpretation
 _READABLE = (_MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _PALETTE, _CMYK, _YCBCR)
@@ -192,7 +194,7 @@ def _tag_mpp(page) -> tuple[float, float] | None:
         name: page.tags[name].value for name in ("XResolution", "YResolution", "ResolutionUnit") if name in page.tags
     }
     um = RESOLUTION_UM.get(int(tags.get("ResolutionUnit", 0)))
-    values = [tags.get(name, (0, 1)) for name in ("XResolution", "YResolution")]
-    if um is None or any(numerator <= 0 or denominator <= 0 for numerator, denominator in values):
+    values = [tags.get(name) for name in ("XResolution", "YResolution")]
+    if um is None or None in values:
         return None
-    return tuple(um * denominator / numerator for numerator, denominator in values)
+    return tuple(um * below / above if above else math.inf for above, below in values)

@@ -15,6 +15,7 @@ import scipy.io
 import torch
 from conftest import ROOT
 from image_runs import paint, read_nuclei, run
+from PIL import Image
 from stubs import StubNet, disc_labels, painted_image, write_rgb
 
 from infer.options import TileOptions
@@ -221,6 +222,48 @@ def test_finer_images_are_read_coarser_and_their_nuclei_mapped_back(weights, tmp
     # corner and border discs are cut to slivers at half the size; whole ones are all there
     assert len(read_nuclei(tmp_path, "a")) == len(np.unique(labels)) - 1
     assert json.loads((tmp_path / "out" / "json" / "a.json").read_text())["mpp"] == 0.25
+
+
+def test_each_image_says_its_own_pixel_size(weights, tmp_path, caplog):
+    """Fields of slides of several resolutions in one folder, and one that says nothing; without --mpp."""
+    manager = InferManager({"model_path": weights}, gpu="")
+    manager.checkpoint.meta["mpp"] = 0.5
+    manager.net = StubNet()
+    for name, mpp in (("fine", 0.25), ("same", 0.499), ("silent", None)):
+        labels = paint(tmp_path, f"{name}.png", (400, 500), spacing=60, radius=20)
+        if mpp:
+            path = tmp_path / "in" / f"{name}.png"
+            Image.open(path).save(path, dpi=(25400 / mpp,) * 2)
+    report = run(manager, tmp_path)
+    assert report.failed == {}
+    said = {name: json.loads((tmp_path / "out" / "json" / f"{name}.json").read_text()) for name in report.done}
+    assert {name: content["mpp"] for name, content in said.items()} == {
+        "fine": pytest.approx(0.25),
+        "same": pytest.approx(0.499),
+        "silent": None,
+    }
+    assert said["fine"]["mpp_from"] == "the PNG's pHYs"
+    assert said["silent"]["mpp_from"] == "nothing; taken for 0.5"
+    found = scipy.io.loadmat(tmp_path / "out" / "mat" / "fine.mat")["inst_map"]
+    assert ((found > 0) & (labels > 0)).sum() > 0.93 * ((found > 0) | (labels > 0)).sum()
+    assert report.warning.startswith("1 of 3 images do not say their pixel size (silent.png): taken for 0.5 um/px")
+    assert caplog.messages.count(report.warning) == 1  # the other time is when the run ends
+    # as it was read before, it cannot stay where an option says otherwise
+    again = run(manager, tmp_path, mpp=0.499)
+    assert (again.skipped, sorted(again.failed)) == ([], ["fine", "same", "silent"])
+
+
+def test_checkpoints_that_do_not_say_what_they_were_trained_at_read_images_as_they_are(manager, tmp_path):
+    """The original's, whatever the file says; and no warning."""
+    paint(tmp_path, "a.png", (120, 300), spacing=40, radius=12)
+    run(manager, tmp_path)
+    before = read_nuclei(tmp_path, "a")
+    path = tmp_path / "in" / "a.png"
+    Image.open(path).save(path, dpi=(25400 / 0.5,) * 2)
+    report = run(manager, tmp_path, overwrite=True)
+    assert read_nuclei(tmp_path, "a") == before
+    assert report.warning == ""
+    assert run(manager, tmp_path).skipped == ["a"]
 
 
 def test_coarser_images_are_read_finer_and_their_nuclei_mapped_back(manager, tmp_path):

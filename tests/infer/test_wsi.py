@@ -129,7 +129,15 @@ def test_coordinates_say_how_to_get_to_level_0(manager, tmp_path):
     content = json.loads((tmp_path / "out" / "json" / "a.json").read_text())
     assert content["mag"] == 20
     assert content["mpp"] == pytest.approx(0.5)
-    assert content["slide"] == {"name": "a.png", "width": 600, "height": 400, "scale": 2.0, "mpp": 0.25, "bounds": None}
+    assert content["slide"] == {
+        "name": "a.png",
+        "width": 600,
+        "height": 400,
+        "scale": 2.0,
+        "mpp": 0.25,
+        "bounds": None,
+        "tissue_share": 1,
+    }
     features = json.loads((tmp_path / "out" / "qupath" / "a.geojson").read_text())["features"]
     centres = np.array([np.mean(f["geometry"]["coordinates"][0][:-1], axis=0) for f in features])
     inside = labels[np.clip(centres[:, 1].astype(int), 0, 399), np.clip(centres[:, 0].astype(int), 0, 599)]

@@ -14,7 +14,15 @@ from skimage.measure import regionprops
 from misc import nuclei_features
 from misc.ihc.stain import stain_densities
 from misc.nuclei import Nuclei
-from misc.nuclei_features import nuclear_densities, perimeters, pixel_areas, shapes, touches_itself
+from misc.nuclei_features import (
+    diameters_um,
+    nuclear_densities,
+    perimeters,
+    pixel_areas,
+    say_diameter,
+    shapes,
+    touches_itself,
+)
 
 
 def from_contours(*contours) -> Nuclei:
@@ -95,6 +103,17 @@ def test_contours_that_run_back_along_themselves():
     )
     assert touches_itself(nuclei).tolist() == [False, True, False, True, False, False]
     assert touches_itself(Nuclei.empty()).tolist() == []
+
+
+def test_the_median_diameter_and_whether_nuclei_can_be_so_large():
+    square = np.array([[0, 0], [31, 0], [31, 31], [0, 31]])  # 1024 px: a disc 36.1 px across
+    boxes, centroids = [[[0, 0], [32, 32]]] * 3, [[15.5, 15.5]] * 3
+    nuclei = Nuclei.from_contours([1, 2, 3], boxes, centroids, [square, square, square // 31])
+    assert diameters_um(nuclei, 0.25) == {9.0: 2, 0.6: 1}
+    assert say_diameter(diameters_um(nuclei, 0.25)) == "median nucleus diameter 9.0 um"
+    assert "36.1 um, implausible (nuclei have 4 to 20)" in say_diameter(diameters_um(nuclei, 1.0))
+    assert "3.6 um, implausible" in say_diameter(diameters_um(nuclei, 0.1))
+    assert say_diameter(diameters_um(Nuclei.empty(), 0.25)) == ""
 
 
 def test_nothing_to_measure():

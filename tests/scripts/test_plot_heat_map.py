@@ -63,12 +63,15 @@ def test_the_text_of_the_script_gives_these_options_and_defaults():
 
 
 def test_a_slide_with_everything_in_its_json(tmp_path, capsys):
-    write_slide(tmp_path / "json", "one.two", FEW, 20, **SLIDE)
+    slide = SLIDE | {"slide": SLIDE["slide"] | {"tissue_share": 0.25}}
+    write_slide(tmp_path / "json", "one.two", FEW, 20, **slide)
     assert run(tmp_path, "--hotspot_size=100", "--top_k=2", "--ome_tiff") == 0
     assert "1 of 1 slide mapped (6 nuclei, 2 hot spots" in capsys.readouterr().out
     (row,) = table(tmp_path, "summary.csv")
-    wanted = {"slide": "one.two", "nuclei": "6", "positive": "4", "positive_share": "0.666667", "area_mm2": "0.02"}
-    wanted |= {"positive_per_mm2": "200", "hot_spots": "2", "hot_spot_share": "1", "failed": ""}
+    wanted = {"slide": "one.two", "nuclei": "6", "positive": "4", "positive_share": "0.666667", "slide_mm2": "0.02"}
+    wanted |= {"nuclei_per_slide_mm2": "300", "positive_per_slide_mm2": "200", "tissue_mm2": "0.005"}
+    wanted |= {"nuclei_per_tissue_mm2": "1200", "positive_per_tissue_mm2": "800"}
+    wanted |= {"hot_spots": "2", "hot_spot_share": "1", "failed": ""}
     wanted |= {"type_1": "2", "type_2": "2", "type_3": "1", "type_4": "1", "type_4_share": "0.166667"}
     assert {key: row[key] for key in wanted} == wanted
     first, second = table(tmp_path, "hotspots.csv")
@@ -163,7 +166,7 @@ def test_upstreams_json_without_a_slide_takes_the_extent_of_the_nuclei(tmp_path,
     out = capsys.readouterr().out
     assert "the size of the slide is not known: 403 x 203 px hold all nuclei" in out
     (row,) = table(tmp_path, "summary.csv")
-    assert (row["width_px"], row["height_px"], row["positive_per_mm2"]) == ("403", "203", "")
+    assert (row["width_px"], row["height_px"], row["positive_per_slide_mm2"]) == ("403", "203", "")
     assert "found at 40x, and nothing says the slide's own magnification" in out
     assert not (tmp_path / "out" / "xml").exists()  # neither pixel size nor name are made up (P46)
     assert not (tmp_path / "out" / "overlay").exists()

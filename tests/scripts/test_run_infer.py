@@ -46,6 +46,25 @@ def test_a_run_ends_with_one_line_that_says_it_all(images, capsys):
     assert len(nuclei) > 5
 
 
+def test_without_a_pixel_size_the_first_and_the_last_line_say_what_was_assumed(shared, tmp_path, capsys, caplog):
+    """The README's own command on 40x images without --mpp: PQ .478 became .080, and nothing was said."""
+    (path,) = (shared / "data" / "kumar" / "Test_same" / "Images").glob("TCGA-E2-A1B5*.png")
+    image = cv2.imread(str(path))
+    (tmp_path / "in").mkdir()
+    cv2.imwrite(str(tmp_path / "in" / "a.png"), image[:300, :300])
+    assert call(tmp_path / "in", f"--model_path={MODEL}") == 0
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 2
+    assert warnings[0] == warnings[1]
+    assert "1 of 1 images do not say their pixel size (a.png): taken for 0.5 um/px" in warnings[0]
+    assert "give --mpp=<um per px> (40x: 0.25" in warnings[0]
+    assert caplog.records[-1].getMessage() == warnings[0]
+    assert "; median nucleus diameter " in capsys.readouterr().out
+    caplog.clear()
+    assert call(tmp_path / "in", "--overwrite", f"--model_path={MODEL}", tile=["--mpp=0.25"]) == 0
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
 def test_p33_trailing_slashes_and_full_stems(images, capsys):
     out = images.parent / "with slash"
     argv = [f"--model_path={MODEL}", "--gpu=", "--nr_post_proc_workers=0", "tile", f"--input_dir={images}/"]

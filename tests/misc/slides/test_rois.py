@@ -5,8 +5,10 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
+import tifffile
 
 from misc.slides.handler import get_file_handler
+from misc.slides.images import probe_mpp
 from misc.slides.rois import choose_fields, extract_rois
 from misc.slides.tissue import TissueMask
 
@@ -56,3 +58,26 @@ def test_a_slide_smaller_than_a_field(tmp_path):
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((50, 60, 3), np.uint8))
     with pytest.raises(ValueError, match=r"a\.png is 60 x 50 px: no field of 100 px fits"):
         extract_rois(tmp_path / "a.png", tmp_path / "out", 100, 3)
+
+
+def test_fields_of_slides_of_any_resolution_carry_their_own(tmp_path):
+    """In one folder, at the slides' own resolutions, only the PNG itself can say what its px measure."""
+    rgb = np.random.default_rng(0).integers(90, 180, (300, 300, 3), np.uint8)
+    for name, mpp in (("a", 0.2527), ("b", 0.4990)):
+        tifffile.imwrite(tmp_path / f"{name}.tif", rgb, resolution=(1e4 / mpp,) * 2, resolutionunit="CENTIMETER")
+    for name, mpp in (("a.tif", 0.2527), ("b.tif", 0.4990)):
+        (roi,) = extract_rois(tmp_path / name, tmp_path / "fields", 200, 1)
+        assert probe_mpp(roi.file) == (pytest.approx(mpp, rel=1e-4), "the PNG's pHYs")
+        assert roi.mpp == pytest.approx(mpp, rel=1e-4)
+    (coarse,) = extract_rois(tmp_path / "a.tif", tmp_path / "coarse", 100, 1, mpp=0.5054)
+    assert probe_mpp(coarse.file)[0] == pytest.approx(0.5054, rel=0.01)
+    with get_file_handler(coarse.file) as handler:  # so that it can be read as a slide, too
+        assert handler.metadata["base_mpp"].tolist() == pytest.approx([0.5054] * 2, rel=0.01)
+
+
+def test_a_slide_of_glass_has_no_fields_and_that_is_said(tmp_path, caplog):
+    rgb = np.full((2000, 2000, 3), 243, np.uint8)
+    rgb[:600, :1000] = (200, 120, 170)
+    tifffile.imwrite(tmp_path / "a.tif", rgb, resolution=(40000, 40000), resolutionunit="CENTIMETER")
+    assert {(roi.x, roi.y) for roi in extract_rois(tmp_path / "a.tif", tmp_path / "out", 500, 9)} == {(0, 0), (500, 0)}
+    assert "2 of 9 fields: all else is glass" in caplog.text

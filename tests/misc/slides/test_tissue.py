@@ -1,31 +1,73 @@
-"""Where tissue is: Otsu as upstream does it, masks that are given, and boxes against a mask."""
+"""Where tissue is: on real slides and painted ones, in masks that are given, and boxes against a mask."""
 
 from __future__ import annotations
 
 import cv2
 import numpy as np
 import pytest
-from scipy import ndimage
-from skimage.filters import threshold_otsu
 
 from misc.slides.handler import get_file_handler
 from misc.slides.tissue import TissueMask, load_mask, otsu_mask, thumbnail, whole_mask
 
 
-def test_otsu_is_upstreams_on_a_real_slide(shared):
-    with get_file_handler(shared / "data" / "slides" / "CMU-1-Small-Region.svs") as handler:
+def mask_of(path, mag=None):
+    with get_file_handler(path, mag=mag) as handler:
         rgb = thumbnail(handler)
-        assert rgb.shape == (185, 138, 3)
-    # scikit-image's Otsu, SciPy's components: the documented steps by other means
-    grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
-    mask = grey <= threshold_otsu(grey)
-    pieces, _ = ndimage.label(mask, np.ones((3, 3)))
-    mask = (np.bincount(pieces.ravel()) >= 256)[pieces] & mask
-    holes, _ = ndimage.label(~mask)
-    mask |= (np.bincount(holes.ravel()) < 128 * 128)[holes] & ~mask
-    y, x = np.mgrid[-16:17, -16:17]
-    mask = ndimage.binary_dilation(mask, y**2 + x**2 <= 256)
-    np.testing.assert_array_equal(otsu_mask(rgb).mask, mask)
+    return rgb, otsu_mask(rgb)
+
+
+def test_a_slide_that_is_mostly_glass(shared):
+    """It was tissue from edge to edge: holes up to 1 mm2 were filled, and all was widened by 128 um."""
+    rgb, tissue = mask_of(shared / "data" / "slides" / "CMU-1-Small-Region.svs")
+    assert rgb.shape == (185, 138, 3)
+    assert 0.38 < tissue.share < 0.44
+    for y, x in ((10, 20), (120, 15), (31, 77), (150, 130)):  # glass beside the tissue, and a fold that encloses it
+        assert not tissue.mask[y - 2 : y + 3, x - 2 : x + 3].any(), (y, x)
+    for y, x in ((150, 45), (65, 20), (125, 75), (170, 105)):
+        assert tissue.mask[y, x], (y, x)
+
+
+def test_pen_ink_is_no_tissue_and_the_tissue_beside_it_stays(shared):
+    slides = shared / "data" / "slides"
+    for name, mag in (("slide_with_ink.jpeg", 2.5), ("small_dicom.dcm", 5)):
+        rgb, tissue = mask_of(slides / name, mag)
+        red, green, blue = np.moveaxis(rgb.astype(int), 2, 0)
+        pen = (np.maximum(green, blue) > red + 60) | (rgb.max(axis=2) < 60)  # green or blue, or black
+        pen = cv2.morphologyEx(pen.astype(np.uint8), cv2.MORPH_OPEN, np.ones((5, 5), np.uint8)) > 0
+        assert pen.sum() > 1000
+        assert tissue.mask[pen].mean() < 0.01, name
+        pink = (red > green + 40) & (red > blue + 10)
+        assert tissue.mask[pink].mean() > 0.97, name
+        assert 0.28 < tissue.share < 0.46
+
+
+def test_fields_that_are_all_tissue(shared, subtests):
+    """Pale stroma, lumens of a gland and DAB on grey: no threshold may part tissue where there is no glass."""
+    data = shared / "data"
+    folders = ("kumar/Test_diff", "kumar/Test_same", "ihc", "ki67_glioma")
+    for path in (path for folder in folders for path in sorted((data / folder / "Images").glob("*.png"))):
+        with subtests.test(path.name):
+            assert mask_of(path, 40)[1].share > 0.95
+
+
+def test_pale_tissue_holes_and_glass_of_two_kinds():
+    rng = np.random.default_rng(0)
+    rgb = rng.normal(238, 1.5, (200, 300, 3))
+    rgb[:, :27] = 255  # 9 %: nothing was scanned
+    rgb[20:80, 60:160] = rng.normal((230, 215, 228), 3, (60, 100, 3))  # pale fat, grey-blue IHC, eosin
+    rgb[100:180, 60:160] = rng.normal((208, 214, 222), 3, (80, 100, 3))
+    rgb[60:180, 200:280] = rng.normal((215, 130, 175), 9, (120, 80, 3))
+    rgb[100:110, 230:240] = 238  # glass in it, and a gap of a nucleus
+    rgb[150:152, 230:232] = 238
+    tissue = otsu_mask(np.clip(rgb, 0, 255).astype(np.uint8)).mask
+    drawn = np.zeros_like(tissue)
+    drawn[20:80, 60:160] = drawn[100:180, 60:160] = drawn[60:180, 200:280] = True
+    inner = cv2.erode(drawn.astype(np.uint8), np.ones((3, 3))) > 0
+    outer = cv2.dilate(drawn.astype(np.uint8), np.ones((7, 7))) > 0
+    inner[98:112, 228:242] = False
+    assert tissue[inner].all()
+    assert not tissue[~outer].any()
+    assert not tissue[103:107, 233:237].any()
 
 
 @pytest.mark.parametrize(("value", "share"), [(255, 0.0), (240, 0.0), (120, 1.0), (0, 1.0)])
