@@ -1,4 +1,4 @@
-"""Convert the nuclei that run_infer.py found (JSON) for QuPath, Sedeen and spreadsheets.
+"""Convert nuclei, of run_infer.py (JSON) or of other programs, for QuPath, Sedeen, spreadsheets and our own scripts.
 
 Usage:
   convert_format.py [options] --input=<path> --output_dir=<path>
@@ -6,7 +6,7 @@ Usage:
 
 Options:
   -h --help                Show this text.
-  --input=<path>           A JSON file, or a folder of them.
+  --input=<path>           A file of nuclei, or a folder of them.
   --output_dir=<path>      Folder to write to; made if it is not there.
   --to=<format>            geojson: outlines for QuPath, <name>.geojson.
                            tsv: points for QuPath, <name>.tsv.
@@ -14,7 +14,13 @@ Options:
                            sedeen: a session for Sedeen, <name>.session.xml.
                            csv: a table of shape and stain, <name>.csv.
                            parquet: the table and outlines, <name>.parquet (GeoParquet for geopandas, DuckDB, QGIS;
-                           needs requirements-parquet.txt). [default: geojson]
+                           needs requirements-parquet.txt).
+                           json: our own file, <name>.json, which all scripts read; of others' files (--from).
+                           [default: geojson]
+  --from=<program>         Whose files: hovernet (JSON of run_infer.py), tiatoolbox (AnnotationStore .db, .dat), cellvit
+                           (cells.json, cells.geojson), hovernext (pinst_pp.zip, needs requirements-zarr.txt), geojson
+                           (QuPath, InstanSeg), labels (StarDist, Cellpose: .tif, .png, .npy), or auto: what the file
+                           looks like. [default: auto]
   --gz                     Compress GeoJSON (<name>.geojson.gz, which QuPath reads).
   --type_info_path=<path>  JSON with name and colour of each type. Left out: what the file says, else a palette.
   --scale=<n>              Level-0 pixels per pixel of the JSON. Left out: what the file says, else the magnification of
@@ -26,7 +32,8 @@ Options:
   --stain=<pair>           Stains to measure: he (haematoxylin, eosin) or hdab (haematoxylin, DAB). [default: he]
   --pens=<which>           Colours in Sedeen: types (as type_info) or lab (1 red, 2 blue, 3 violet, 4 green).
                            [default: types]
-  --pattern=<glob>         Which files of the folder to convert. [default: *.[jJ][sS][oO][nN]]
+  --pattern=<glob>         Which files of the folder to convert. Left out: those called as --from has them; with auto
+                           all JSON.
   --recursive              Look into the folders of the folder, too.
   --overwrite              Redo results that are there; without it they are skipped.
 
@@ -48,6 +55,7 @@ from misc.cli import number, run_command
 from misc.text import counted
 
 if TYPE_CHECKING:
+    from misc.formats.foreign_outlines import Foreign
     from misc.formats.slide_facts import SlideFacts
     from misc.nuclei import Nuclei
     from misc.slides.image import SlideImage
@@ -60,9 +68,10 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "sedeen": (".session.xml",),
     "csv": (".csv",),
     "parquet": (".parquet",),
+    "json": (".json",),
 }
 # Formats that say more with the image beside the JSON, and take longer for it.
-_WITH_IMAGE = (".xml", ".csv", ".parquet")
+_WITH_IMAGE = (".xml", ".csv", ".parquet", ".json")
 
 
 @dataclass(frozen=True)
@@ -78,16 +87,18 @@ class Options:
     image_dir: Path | None
     stain: str
     lab_pens: bool
-    pattern: str
+    program: str
+    pattern: str | None
     recursive: bool
     overwrite: bool
 
 
 @dataclass(frozen=True)
 class Source:
-    """One JSON file, and all that is known of its image."""
+    """One file of nuclei, and all that is known of its image."""
 
     path: Path
+    nuclei: Foreign
     facts: SlideFacts
     type_info: TypeInfo
     image: SlideImage | None
@@ -106,12 +117,14 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse(args: dict) -> Options:
     """Turn docopt's strings into values and check their combinations, before any work."""
+    from misc.formats.foreign import NAMES
     from misc.ihc.stain import STAINS
     from misc.type_info import load_type_info
 
     target = args["--to"]
     for option, value, allowed in (
         ("--to", target, FORMATS),
+        ("--from", args["--from"], ("auto", *NAMES)),
         ("--stain", args["--stain"], STAINS),
         ("--pens", args["--pens"], ("types", "lab")),
     ):
@@ -135,6 +148,7 @@ def parse(args: dict) -> Options:
         image_dir=Path(image_dir) if image_dir else None,
         stain=args["--stain"],
         lab_pens=args["--pens"] == "lab",
+        program=args["--from"],
         pattern=args["--pattern"],
         recursive=args["--recursive"],
         overwrite=args["--overwrite"],
@@ -144,15 +158,19 @@ def parse(args: dict) -> Options:
 def find_inputs(options: Options) -> list[Path]:
     """List the files to convert; results of two of them never have one name."""
     from misc.files import check_unique_stems, list_files
+    from misc.formats.foreign import has_name_of, result_stem
 
     if options.input.is_file():
         return [options.input]
     if not options.input.is_dir():
         raise FileNotFoundError(f"no such file or folder: {options.input}")
-    files = list_files(options.input, options.pattern, options.recursive)
+    files = list_files(options.input, options.pattern or "*", options.recursive)
+    if options.pattern is None:
+        files = [path for path in files if has_name_of(path, options.program)]
     if not files:
-        raise ValueError(f"no file in {options.input} matches {options.pattern}")
-    check_unique_stems(files)
+        what = f"matches {options.pattern}" if options.pattern else f"is called as those of --from={options.program}"
+        raise ValueError(f"no file in {options.input} {what}")
+    check_unique_stems(files, result_stem)
     return files
 
 
@@ -160,14 +178,14 @@ def convert_all(options: Options) -> int:
     """Convert one file after the other; what fails is reported, the others are done."""
     from tqdm import tqdm
 
-    from misc.files import full_stem
+    from misc.formats.foreign import result_stem
 
     files = find_inputs(options)
     options.output_dir.mkdir(parents=True, exist_ok=True)
     start, done, skipped, total, left_out, failed = time.perf_counter(), 0, 0, 0, 0, {}
     with tqdm(unit=" nuclei", unit_scale=True, disable=None) as bar:
         for path in files:
-            targets = [options.output_dir / f"{full_stem(path)}{suffix}" for suffix in options.suffixes]
+            targets = [options.output_dir / f"{result_stem(path)}{suffix}" for suffix in options.suffixes]
             if not options.overwrite:
                 targets = [target for target in targets if not target.exists()]
             if not targets:
@@ -197,21 +215,21 @@ def convert(path: Path, targets: list[Path], options: Options, progress=lambda c
     """
     from tqdm import tqdm
 
-    from misc.formats.nuclei_json import iter_json
-
     writers = {
         **dict.fromkeys((".geojson", ".gz"), _to_geojson),
-        **{".tsv": _to_tsv, ".xml": _to_sedeen, ".csv": _to_csv, ".parquet": _to_parquet},
+        **{".tsv": _to_tsv, ".xml": _to_sedeen, ".csv": _to_csv, ".parquet": _to_parquet, ".json": _to_json},
     }
+    if path.resolve() in [target.resolve() for target in targets]:
+        raise ValueError("the result would take the place of the file itself; give another --output_dir")
     source = open_source(path, options, with_image=any(t.suffix in _WITH_IMAGE for t in targets))
-    for note in source.facts.notes:
+    for note in (*source.nuclei.notes, *source.facts.notes):
         tqdm.write(f"{path.name}: {note}")
     count = 0
 
     def counted() -> Iterator[Nuclei]:
         nonlocal count
         count = 0
-        for part in iter_json(path):
+        for part in source.nuclei.parts():
             count += len(part)
             progress(len(part))
             yield part
@@ -224,18 +242,22 @@ def convert(path: Path, targets: list[Path], options: Options, progress=lambda c
 
 
 def open_source(path: Path, options: Options, with_image: bool) -> Source:
-    """Gather what options, JSON header and image say; an option goes before the header, the header before the image."""
-    from misc.files import full_stem
+    """Gather what options, the file and the image say; an option goes before the file, the file before the image."""
+    from misc.formats.foreign import OURS, kind_of, read_nuclei, result_stem
     from misc.formats.nuclei_json import read_header, types_from_header
     from misc.formats.slide_facts import says_all, slide_facts
     from misc.slides.image import find_image
     from misc.type_info import default_type_info
+    from models.hovernet.post_proc import measure
 
-    header = read_header(path)
-    needed = with_image or not says_all(header)
-    image = find_image(full_stem(path), options.image_dir) if needed and options.image_dir else None
+    kind = kind_of(path) if options.program == "auto" else options.program
+    needed = with_image or kind != OURS or not says_all(read_header(path))
+    image = find_image(result_stem(path), options.image_dir) if needed and options.image_dir else None
+    nuclei = read_nuclei(path, kind, image, options.type_info, measure)
+    header = nuclei.header
     return Source(
         path=path,
+        nuclei=nuclei,
         facts=slide_facts(path, header, image, options.scale, options.mpp),
         # a palette for every type there can be, as the types are known only at the end of the file
         type_info=options.type_info or types_from_header(header) or default_type_info(256),
@@ -271,6 +293,16 @@ def _to_tsv(target: Path, parts: Iterator[Nuclei], source: Source, options: Opti
         types.extend([None] * len(part) if part.types is None else part.types.tolist())
     to_qupath(target, np.concatenate(positions), types, source.type_info)
     return len(types)
+
+
+def _to_json(target: Path, parts: Iterator[Nuclei], source: Source, options: Options) -> int:
+    from misc.formats.nuclei_json import write_json
+    from misc.formats.slide_facts import header_of
+
+    header = header_of(
+        source.nuclei.header, source.facts, source.image, source.type_info if options.type_info else None
+    )
+    return write_json(target, _inside(parts, source.facts), header.pop("mag"), header)
 
 
 def _to_csv(target: Path, parts: Iterator[Nuclei], source: Source, options: Options) -> int:

@@ -15,7 +15,7 @@ import hashlib
 import os
 import platform
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -113,15 +113,19 @@ def remove_if_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-def check_unique_stems(paths: Iterable[Path]) -> None:
+def check_unique_stems(paths: Iterable[Path], stem_of: Callable[[Path], str] = full_stem) -> None:
     """Refuse inputs whose results would have the same name.
+
+    Args:
+        paths: the inputs.
+        stem_of: how results of an input are called.
 
     Raises:
         ValueError: two paths share a stem; both are named.
     """
     seen: dict[str, Path] = {}
     for path in paths:
-        stem = full_stem(path)
+        stem = stem_of(path)
         if stem in seen:
             raise ValueError(
                 f"two inputs would write the same results: {seen[stem]} and {path}; rename one or narrow --pattern"

@@ -19,7 +19,7 @@ from misc.formats.qupath import MIN_POINTS
 CORNER_TO_CENTRE = -0.5
 # `objectType` of QuPath's; earlier versions wrote the class of the object as its id.
 ANNOTATION, DETECTION, CELL = "annotation", "detection", "cell"
-_AROUND_NUCLEI = frozenset({"tile", "tma core", "root"})
+AROUND_NUCLEI = frozenset({"tile", "tma core", "root"})
 _KINDS_BY_ID = {
     "PathAnnotationObject": ANNOTATION,
     "PathDetectionObject": DETECTION,
@@ -31,8 +31,17 @@ _KINDS_BY_ID = {
 
 
 @dataclass(frozen=True)
-class _Object:
-    """One object: its kind (empty where nothing says it), its geometry, and whether that is a cell's nucleus."""
+class GeoObject:
+    """One object.
+
+    Attributes:
+        kind: what QuPath calls it, in lower case; empty where nothing says it.
+        geometry: as in the file.
+        is_nucleus: the geometry is a cell's nucleus.
+        outlines: rings of each outlined thing, (N, 2) float64, px; whole numbers are pixel centres.
+        label: the class, empty where there is none.
+        colour: `#rrggbb`, empty where there is none.
+    """
 
     kind: str
     geometry: dict
@@ -51,13 +60,13 @@ def from_geojson(content) -> Annotations:
     Raises:
         ValueError: it is none of these, or a feature is broken; the line says which.
     """
-    objects = list(_objects(content))
+    objects = list(find_objects(content))
     has_detections = any(one.kind in (DETECTION, CELL) for one in objects)
     contours, may_be_region, others = [], [], Counter()
     for one in objects:
         if one.kind == CELL and not one.is_nucleus:
             others["cell without nucleus"] += 1
-        elif one.kind in _AROUND_NUCLEI:
+        elif one.kind in AROUND_NUCLEI:
             others[one.kind] += 1
         elif one.kind == ANNOTATION and has_detections:
             others["region"] += 1
@@ -72,8 +81,12 @@ def from_geojson(content) -> Annotations:
     return Annotations([contour for i, contour in enumerate(contours) if i not in regions], others)
 
 
-def _objects(content) -> Iterator[_Object]:
-    """Yield the objects in the order of the file, each before those that lie in it."""
+def find_objects(content) -> Iterator[GeoObject]:
+    """Yield the objects in the order of the file, each before those that lie in it.
+
+    Raises:
+        ValueError: a feature is broken; the line says which.
+    """
     waiting = _as_list(content)[::-1]
     index = 0
     while waiting:
@@ -97,7 +110,7 @@ def _as_list(content) -> list:
     return features
 
 
-def _object(feature: dict, properties: dict) -> _Object:
+def _object(feature: dict, properties: dict) -> GeoObject:
     kind = str(properties.get("objectType") or properties.get("object_type") or "").lower().replace("_", " ")
     nucleus = _nucleus(feature) or _nucleus(properties)  # of a cell's two outlines the inner one is wanted
     geometry = nucleus or feature["geometry"] or {"type": "nothing"}
@@ -105,7 +118,7 @@ def _object(feature: dict, properties: dict) -> _Object:
     if not nucleus and any(where.get("isEllipse") for where in (geometry, properties, feature)):
         outlines = [[ellipse(ring) for ring in rings] for rings in outlines]
     kind = kind or _KINDS_BY_ID.get(str(feature.get("id")), "")
-    return _Object(kind, geometry, bool(nucleus), outlines, *_class_of(properties))
+    return GeoObject(kind, geometry, bool(nucleus), outlines, *_class_of(properties))
 
 
 def _nucleus(where: dict) -> dict | None:

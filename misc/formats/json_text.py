@@ -30,9 +30,11 @@ class JsonText:
     Attributes:
         text: the block, bytes.
         at: where in it reading goes on.
+        max_value_bytes: the longest value that is read.
     """
 
-    def __init__(self, path: Path, handle: BinaryIO):
+    def __init__(self, path: Path, handle: BinaryIO, max_value_bytes: int | None = None):
+        self.max_value_bytes = max_value_bytes or MAX_VALUE_BYTES
         self.path, self.handle = path, handle
         self.offset = 0  # byte of the file at which `text` starts
         self.text = handle.read(BLOCK_BYTES)
@@ -46,8 +48,8 @@ class JsonText:
         """
         waiting = len(self.text) - self.at
         block = self.handle.read(max(BLOCK_BYTES, waiting))
-        if block and waiting > MAX_VALUE_BYTES:
-            self.fail(f"a value of more than {MAX_VALUE_BYTES >> 20} MB starts here; a bracket is missing")
+        if block and waiting > self.max_value_bytes:
+            self.fail(f"a value of more than {self.max_value_bytes >> 20} MB starts here; a bracket is missing")
         self.offset += self.at
         self.text, self.at = self.text[self.at :] + block, 0
         return bool(block)

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from misc.formats.nuclei_json import MAX_PX
+from misc.formats.nuclei_json import MAX_PX, types_to_header
 from misc.nuclei import Nuclei
 from misc.slides.image import SlideImage
 from misc.slides.resolution import MPP_TIMES_MAG
+from misc.type_info import TypeInfo
 
 # What a pixel of a slide measures, um, and what a scale between two of its levels is: beyond is a broken number.
 MPP_UM = (1e-4, 1e4)
@@ -86,6 +87,26 @@ def slide_facts(
         bounds_xywh=(image and image.bounds_xywh) or _bounds(slide, path),
         tissue_share=_share(slide, path),
     )
+
+
+def header_of(header: dict, facts: SlideFacts, image: SlideImage | None, type_info: TypeInfo | None) -> dict:
+    """Return the header of a file of ours, with `mag`, for nuclei that had `header` and of which `facts` are known.
+
+    Args:
+        header: top-level keys that were there.
+        facts: of the slide.
+        image: the slide, opened, or `None`: says the magnification.
+        type_info: names that go before those in `header`.
+    """
+    own = header.get("slide") or {}
+    slide = {"name": facts.name, "width": facts.width, "height": facts.height} if facts.width else {}
+    slide["mpp"] = None if facts.mpp_xy is None else sum(facts.mpp_xy) / 2
+    if image or header.get("mag") is None or facts.scale != 1:  # else the scale is a guess, which a slide may correct
+        slide |= {"scale": facts.scale, "bounds": facts.bounds_xywh and list(facts.bounds_xywh)}
+    mag = header.get("mag") or (image.mag / facts.scale if image and image.mag else None)
+    mpp = slide["mpp"] and slide["mpp"] * facts.scale
+    types = {"types": types_to_header(type_info)} if type_info else {}
+    return {**header, "mag": mag, "mpp": mpp, "slide": {**own, **slide}, **types}
 
 
 def level0_xy(nuclei: Nuclei, scale: float) -> np.ndarray:

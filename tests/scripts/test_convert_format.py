@@ -281,7 +281,7 @@ def test_p30_untyped_and_types_without_type_info(tmp_path):
 
 def test_bad_options_are_refused_before_any_work(folder, capsys, subtests):
     cases = [
-        (["--to=xlsx"], "--to is one of geojson, tsv, qupath, sedeen, csv, parquet, got 'xlsx'"),
+        (["--to=xlsx"], "--to is one of geojson, tsv, qupath, sedeen, csv, parquet, json, got 'xlsx'"),
         (["--to=csv", "--gz"], "--gz compresses GeoJSON only"),
         (["--scale=0"], "--scale is a number above 0, got `0`"),
         (["--mpp=x"], "--mpp is a number above 0, got `x`"),

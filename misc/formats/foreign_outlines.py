@@ -1,0 +1,172 @@
+"""Nuclei of other programs: what a reader returns, the numbers of types that have names, outlines as border pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import shapely
+
+from misc.formats.nuclei_json import MAX_NUCLEUS_PX, MAX_PX, types_to_header
+from misc.formats.scanline import Box, fill_ring
+from misc.nuclei import Nuclei
+from misc.type_info import TypeInfo, default_type_info, find_ids
+
+# Nuclei made at once.
+PART_NUCLEI = 5_000
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A file of another program.
+
+    Attributes:
+        header: what a file of ours would say of it (see `nuclei_json`), `mag` included.
+        parts: starts reading; yields the nuclei, some thousand at a time.
+        notes: what was assumed, and a person should know.
+    """
+
+    header: dict
+    parts: Callable[[], Iterator[Nuclei]]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A nucleus of a file.
+
+    Attributes:
+        ring_xy: (N, 2) float64, px; whole numbers are pixel centres. Closed or open.
+        type_name: empty where it has no type.
+        prob: of the type, or `None`.
+        centroid_xy: as the file has it, px, or `None`.
+    """
+
+    ring_xy: np.ndarray
+    type_name: str = ""
+    prob: float | None = None
+    centroid_xy: Sequence[float] | None = None
+
+
+@dataclass(frozen=True)
+class Types:
+    """Numbers of the types of a file.
+
+    Attributes:
+        ids: id by name; empty for a file without types.
+        info: names and colours, or `None` where the types are numbers.
+    """
+
+    ids: Mapping[str, int]
+    info: TypeInfo | None
+
+    def header(self) -> dict:
+        return {} if self.info is None else {"types": types_to_header(self.info)}
+
+
+def number_types(colours: Mapping[str, str], wanted: TypeInfo | None) -> Types:
+    """Give the types of a file numbers.
+
+    Args:
+        colours: `#rrggbb` by name, empty where the file has none.
+        wanted: types that the user named: these numbers, by name. Without them a name that is a number is that number,
+            and names are counted in alphabetical order.
+
+    Raises:
+        ValueError: `wanted` lacks a name.
+    """
+    if wanted and colours:
+        found = {name: [int(name)] if name.isdecimal() else find_ids(name, wanted) for name in colours}
+        missing = [name for name, ids in found.items() if not ids]
+        if missing:
+            raise ValueError(
+                f"type_info has no type called {', '.join(map(repr, sorted(missing)))}; add what is missing"
+            )
+        return Types({name: ids[0] for name, ids in found.items()}, wanted)
+    if all(name.isdecimal() for name in colours):
+        return Types({name: int(name) for name in colours}, None)
+    ids = {name: number for number, name in enumerate(sorted(colours), start=1)}
+    return Types(ids, named_types(ids, colours))
+
+
+def named_types(ids: Mapping[str, int], colours: Mapping[str, str] | None = None) -> TypeInfo:
+    """Return names and colours of types; those without a colour of their own have the palette's."""
+    info = default_type_info(max(ids.values(), default=0) + 1)
+    for name, number in ids.items():
+        colour = (colours or {}).get(name)
+        rgb = tuple(bytes.fromhex(colour[1:])) if colour else info[number][1]
+        info[number] = (name, rgb)
+    return info
+
+
+def in_parts(outlines: Iterator[Outline], types: Types) -> Iterator[Nuclei]:
+    """Yield nuclei of outlines, `PART_NUCLEI` at a time; ids count from 1."""
+    waiting: list[Outline] = []
+    first_id = 1
+    for outline in outlines:
+        waiting.append(outline)
+        if len(waiting) == PART_NUCLEI:
+            yield _nuclei(waiting, types, first_id)
+            first_id += len(waiting)
+            waiting = []
+    if waiting:
+        yield _nuclei(waiting, types, first_id)
+
+
+def _nuclei(outlines: list[Outline], types: Types, first_id: int) -> Nuclei:
+    contours = [border_pixels(outline.ring_xy) for outline in outlines]
+    lengths = np.array([len(contour) for contour in contours])
+    points = np.concatenate(contours)
+    starts = np.cumsum(lengths) - lengths
+    low, high = (pick.reduceat(points, starts)[:, ::-1] for pick in (np.minimum, np.maximum))
+    centroids = _centroids(contours)
+    for centroid, outline in zip(centroids, outlines, strict=True):
+        if outline.centroid_xy is not None:
+            centroid[:] = outline.centroid_xy
+    columns = {}
+    if types.ids:
+        columns["types"] = np.array([types.ids[o.type_name] if o.type_name else 0 for o in outlines], np.int32)
+        columns["type_prob"] = np.array([np.nan if o.prob is None else o.prob for o in outlines], np.float64)
+    ids = np.arange(first_id, first_id + len(outlines))
+    return Nuclei.from_contours(ids, np.stack([low, high + 1], axis=1), centroids, contours, **columns)
+
+
+def _centroids(contours: list[np.ndarray]) -> np.ndarray:
+    """Return (N, 2) centroids of what the border pixels enclose, those of dots and lines included."""
+    closed = [np.concatenate([contour, contour[:1], contour[:1], contour[:1]]) for contour in contours]
+    index = np.repeat(np.arange(len(closed)), [len(ring) for ring in closed])
+    rings = shapely.linearrings(np.concatenate(closed).astype(np.float64), indices=index)
+    return shapely.get_coordinates(shapely.centroid(shapely.polygons(rings)))
+
+
+def border_pixels(ring_xy: np.ndarray) -> np.ndarray:
+    """Return the border pixels of an outline, (N, 2) int32, an open ring.
+
+    An outline of whole numbers goes through pixel centres: it is one of border pixels. Any other has a border around
+    the pixels whose centres lie in it; one that holds no centre is rounded.
+
+    Raises:
+        ValueError: it is no list of finite points, or larger than any nucleus.
+    """
+    ring = np.asarray(ring_xy, np.float64)
+    if ring.ndim != 2 or ring.shape[1] != 2 or not len(ring):
+        raise ValueError(f"an outline is a list of points [x, y], got shape {ring.shape}")
+    if not np.isfinite(ring).all() or np.abs(ring).max() > MAX_PX:
+        raise ValueError(f"an outline leaves the range of +-{MAX_PX} px")
+    low, high = np.floor(ring.min(axis=0)), np.ceil(ring.max(axis=0))
+    if (high - low).max() > MAX_NUCLEUS_PX:
+        raise ValueError(
+            f"an outline of {(high - low).max():.0f} px is no nucleus; at most {MAX_NUCLEUS_PX} px are read"
+        )
+    if len(ring) > 1 and (ring[0] == ring[-1]).all():
+        ring = ring[:-1]
+    if (ring == np.rint(ring)).all():
+        return ring.astype(np.int32)
+    (x0, y0), (x1, y1) = low.astype(int).tolist(), (high + 1).astype(int).tolist()
+    mask = fill_ring(ring, Box(y0, x0, y1, x1)).astype(np.uint8)
+    traced = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE, offset=(x0, y0))[0]
+    if not traced:
+        return np.unique(np.rint(ring), axis=0).astype(np.int32)
+    return max(traced, key=len)[:, 0]
