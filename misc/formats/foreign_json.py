@@ -79,7 +79,8 @@ def _nuclei(path: Path, of_cellvit: bool) -> Iterator[_Nucleus]:
             is_nucleus = one.kind not in AROUND_NUCLEI and (one.kind != CELL or one.is_nucleus)
             for rings in one.outlines if is_nucleus else ():
                 found = True
-                ring = max(rings, key=area)  # a nucleus in pieces: its largest; holes are smaller
+                # of a nucleus in pieces the largest; holes are smaller
+                ring = rings[0] if len(rings) == 1 else max(rings, key=area)
                 yield _Nucleus(ring + move, one.label, one.colour, one.kind)
             if not is_nucleus or not one.outlines:
                 others[one.kind if not is_nucleus else str(one.geometry.get("type"))] += 1

@@ -10,12 +10,14 @@ import numpy as np
 import shapely
 
 from misc.formats.nuclei_json import MAX_NUCLEUS_PX, MAX_PX, types_to_header
-from misc.formats.scanline import Box, fill_ring
+from misc.formats.scanline import Box, fill_edges
 from misc.nuclei import Nuclei
 from misc.type_info import TypeInfo, default_type_info, find_ids
 
 # Nuclei made at once.
 PART_NUCLEI = 5_000
+# Outlines up to this size are filled in one image, which is as wide as the largest.
+_TOGETHER_PX = 64
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def in_parts(outlines: Iterator[Outline], types: Types) -> Iterator[Nuclei]:
 
 
 def _nuclei(outlines: list[Outline], types: Types, first_id: int) -> Nuclei:
-    contours = [border_pixels(outline.ring_xy) for outline in outlines]
+    contours = border_pixels([outline.ring_xy for outline in outlines])
     lengths = np.array([len(contour) for contour in contours])
     points = np.concatenate(contours)
     starts = np.cumsum(lengths) - lengths
@@ -141,32 +143,60 @@ def _centroids(contours: list[np.ndarray]) -> np.ndarray:
     return shapely.get_coordinates(shapely.centroid(shapely.polygons(rings)))
 
 
-def border_pixels(ring_xy: np.ndarray) -> np.ndarray:
-    """Return the border pixels of an outline, (N, 2) int32, an open ring.
+def border_pixels(rings_xy: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Return the border pixels of outlines, (N, 2) int32 each, open rings.
 
     An outline of whole numbers goes through pixel centres: it is one of border pixels. Any other has a border around
     the pixels whose centres lie in it; one that holds no centre is rounded.
 
     Raises:
-        ValueError: it is no list of finite points, or larger than any nucleus.
+        ValueError: one is no list of finite points, or larger than any nucleus.
     """
+    rings = [_checked(ring) for ring in rings_xy]
+    contours: list[np.ndarray | None] = [None] * len(rings)
+    small, large = [], []
+    for index, ring in enumerate(rings):
+        if (ring == np.rint(ring)).all():
+            contours[index] = ring.astype(np.int32)
+        else:
+            (large if np.ptp(ring, axis=0).max() > _TOGETHER_PX else small).append(index)
+    for group in (small, *([index] for index in large)):
+        if group:
+            for index, traced in zip(group, _trace([rings[i] for i in group]), strict=True):
+                contours[index] = (
+                    np.unique(np.rint(rings[index]), axis=0).astype(np.int32) if traced is None else traced
+                )
+    return contours
+
+
+def _checked(ring_xy: np.ndarray) -> np.ndarray:
+    """Return an outline as an open ring, (N, 2) float64."""
     ring = np.asarray(ring_xy, np.float64)
     if ring.ndim != 2 or ring.shape[1] != 2 or not len(ring):
         raise ValueError(f"an outline is a list of points [x, y], got shape {ring.shape}")
-    if not np.isfinite(ring).all() or np.abs(ring).max() > MAX_PX:
+    if not (np.abs(ring) <= MAX_PX).all():
         raise ValueError(f"an outline leaves the range of +-{MAX_PX} px")
-    low, high = np.floor(ring.min(axis=0)), np.ceil(ring.max(axis=0))
-    if (high - low).max() > MAX_NUCLEUS_PX:
-        raise ValueError(
-            f"an outline of {(high - low).max():.0f} px is no nucleus; at most {MAX_NUCLEUS_PX} px are read"
-        )
-    if len(ring) > 1 and (ring[0] == ring[-1]).all():
-        ring = ring[:-1]
-    if (ring == np.rint(ring)).all():
-        return ring.astype(np.int32)
-    (x0, y0), (x1, y1) = low.astype(int).tolist(), (high + 1).astype(int).tolist()
-    mask = fill_ring(ring, Box(y0, x0, y1, x1)).astype(np.uint8)
-    traced = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE, offset=(x0, y0))[0]
-    if not traced:
-        return np.unique(np.rint(ring), axis=0).astype(np.int32)
-    return max(traced, key=len)[:, 0]
+    if (side := np.ptp(ring, axis=0).max()) > MAX_NUCLEUS_PX:
+        raise ValueError(f"an outline of {side:.0f} px is no nucleus; at most {MAX_NUCLEUS_PX} px are read")
+    return ring[:-1] if len(ring) > 1 and (ring[0] == ring[-1]).all() else ring
+
+
+def _trace(rings: list[np.ndarray]) -> list[np.ndarray | None]:
+    """Fill rings in one image, one below the other, and return the border of each, `None` where no pixel is in it."""
+    lengths = np.array([len(ring) for ring in rings])
+    starts = np.cumsum(lengths) - lengths
+    points = np.concatenate(rings)
+    low = np.floor(np.minimum.reduceat(points, starts)).astype(np.int64)
+    width, heights = np.split(np.ceil(np.maximum.reduceat(points, starts)).astype(np.int64) - low + 1, 2, axis=1)
+    stops = np.cumsum(heights + 1)  # a row between two, lest they touch
+    corners = low - np.stack([np.zeros_like(stops), stops - heights[:, 0] - 1], axis=1)
+    moved = points - np.repeat(corners, lengths, axis=0)
+    following = np.arange(1, len(points) + 1)
+    following[starts + lengths - 1] = starts
+    mask = fill_edges(moved, moved[following], Box(0, 0, int(stops[-1]), int(width.max())))
+    traced: list[np.ndarray | None] = [None] * len(rings)
+    for contour in cv2.findContours(mask.view(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)[0]:
+        index = int(np.searchsorted(stops, contour[0, 0, 1], side="right"))
+        if traced[index] is None or len(traced[index]) < len(contour):
+            traced[index] = (contour[:, 0] + corners[index]).astype(np.int32)
+    return traced

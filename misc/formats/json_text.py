@@ -18,8 +18,10 @@ _SPACE = re.compile(rb"[ \t\r\n]*+")
 # A whole string, or a mark that opens, closes or parts values; a lone quote is a string cut off by the block's end.
 _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|"'
 _MARKS = re.compile(_STRING + rb"|[{}\[\],]", re.DOTALL)
-# The same inside brackets, where commas tell nothing.
-_BRACKETS = re.compile(_STRING + rb"|[{}\[\]]", re.DOTALL)
+# The same inside brackets, where commas tell nothing; a list of numbers or points is one mark.
+_NUMBERS = rb'[^][{}"]*+'
+_POINTS = rb"\[" + _NUMBERS + rb"(?:\[" + _NUMBERS + rb"\]" + _NUMBERS + rb")*+\]"
+_BRACKETS = re.compile(_STRING + rb"|" + _POINTS + rb"|[{}\[\]]", re.DOTALL)
 # Brackets within brackets that the parser takes.
 _MAX_DEPTH, _TOO_DEEP = 1024, -1
 

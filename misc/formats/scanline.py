@@ -51,7 +51,18 @@ def fill_ring(ring_xy: np.ndarray, box: Box) -> np.ndarray:
         (h, w) bool: pixels of the box whose centre lies in or on the ring. Where two edges merely cross in a centre
         that is otherwise outside, it stays outside, as in published label maps.
     """
-    rows, left, right = (np.concatenate(part) for part in zip(_inside(ring_xy, box), _level(ring_xy, box), strict=True))
+    return fill_edges(ring_xy, np.roll(ring_xy, -1, axis=0), box)
+
+
+def fill_edges(start_xy: np.ndarray, end_xy: np.ndarray, box: Box) -> np.ndarray:
+    """Fill rings of which no two share a row, as `fill_ring` does each.
+
+    Args:
+        start_xy, end_xy: (N, 2) float64, where each edge of the rings starts and ends.
+        box: what to return, (h, w) bool.
+    """
+    edges = np.concatenate([start_xy.T, end_xy.T])
+    rows, left, right = (np.concatenate(part) for part in zip(_inside(*edges, box), _level(*edges, box), strict=True))
     left = np.maximum(np.ceil(left - ON_EDGE_PX), box.x0).astype(np.int64) - box.x0
     right = np.minimum(np.floor(right + ON_EDGE_PX), box.x1 - 1).astype(np.int64) - box.x0 + 1
     there = left < right
@@ -64,17 +75,18 @@ def fill_ring(ring_xy: np.ndarray, box: Box) -> np.ndarray:
     return np.cumsum(steps, axis=1, out=steps)[:, :-1] > 0
 
 
-def _inside(ring: np.ndarray, box: Box) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _inside(
+    x0: np.ndarray, y0: np.ndarray, x1: np.ndarray, y1: np.ndarray, box: Box
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return rows and spans between the first and second, third and fourth, ... crossing of the ring and a row.
 
     An edge crosses the rows from its upper end on, its lower end excluded: every row has an even number of crossings.
     """
-    (x0, y0), (x1, y1) = ring.T, np.roll(ring, -1, axis=0).T
     first, stop = (np.clip(np.ceil(end(y0, y1)), box.y0, box.y1).astype(np.int64) for end in (np.minimum, np.maximum))
     count = stop - first
     total = int(count.sum())
     check_fits(total * _CROSSING_BYTES, f"an outline that crosses {total} rows")
-    edge = np.repeat(np.arange(len(ring)), count)
+    edge = np.repeat(np.arange(len(x0)), count)
     row = np.arange(total) - np.repeat(np.cumsum(count) - count - first, count)
     slope = (x1 - x0)[edge] / (y1 - y0)[edge]
     x = x0[edge] + (row - y0[edge]) * slope
@@ -86,9 +98,10 @@ def _inside(ring: np.ndarray, box: Box) -> tuple[np.ndarray, np.ndarray, np.ndar
     return row[enter], x[enter], x[leave]
 
 
-def _level(ring: np.ndarray, box: Box) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _level(
+    x0: np.ndarray, y0: np.ndarray, x1: np.ndarray, y1: np.ndarray, box: Box
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return rows and spans of level edges and of lone corners, on which pixel centres may lie, too."""
-    (x0, y0), (x1, y1) = ring.T, np.roll(ring, -1, axis=0).T
     on_row = (y0 == np.floor(y0)) & (y0 >= box.y0) & (y0 < box.y1)
     x1 = np.where(y0 == y1, x1, x0)
     return y0[on_row].astype(np.int64), np.minimum(x0, x1)[on_row], np.maximum(x0, x1)[on_row]

@@ -283,13 +283,18 @@ def test_hovernext(tmp_path, capsys, shared):
 
 def test_outlines_become_border_pixels():
     """A pixel belongs to an outline that its centre lies in; one without a centre is still there."""
-    traced = border_pixels(SQUARES[0] + [[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]])
-    assert {tuple(p) for p in traced.tolist()} == {tuple(p) for p in SQUARES[0].tolist()}
-    assert border_pixels(np.array([[1.2, 1.2], [1.4, 1.2], [1.4, 1.4]])).tolist() == [[1, 1]]
-    assert border_pixels(np.array([[0.0, 0.0], [4, 0], [4, 4], [0, 0]])).tolist() == [[0, 0], [4, 0], [4, 4]]
+    edges = [[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]]
+    dot, triangle = np.array([[1.2, 1.2], [1.4, 1.2], [1.4, 1.4]]), np.array([[0.0, 0.0], [4, 0], [4, 4], [0, 0]])
+    large = np.array([[0.0, 0.5], [150, 0.5], [150, 90]])
+    found = border_pixels([SQUARES[0] + edges, dot, triangle, large, SQUARES[1] + edges, SQUARES[0] + edges])
+    for index, square in ((0, 0), (4, 1), (5, 0)):
+        assert {tuple(p) for p in found[index].tolist()} == {tuple(p) for p in SQUARES[square].tolist()}
+    assert found[1].tolist() == [[1, 1]]
+    assert found[2].tolist() == triangle[:3].tolist()
+    assert found[3].max(axis=0).tolist() == [150, 90]
     for ring, said in (([[0, 0], [np.nan, 1]], "range"), ([[0, 0], [9e4, 1]], "no nucleus"), ([], "list of points")):
         with pytest.raises(ValueError, match=said):
-            border_pixels(np.array(ring))
+            border_pixels([np.array(ring)])
 
 
 def test_our_scripts_read_what_was_converted(tmp_path):
