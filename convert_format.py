@@ -15,6 +15,8 @@ Options:
                            csv: a table of shape and stain, <name>.csv.
                            parquet: the table and outlines, <name>.parquet (GeoParquet for geopandas, DuckDB, QGIS;
                            needs requirements-parquet.txt).
+                           h5ad: the table as AnnData for scanpy and squidpy (needs requirements-anndata.txt).
+                           spatialdata: table and outlines, folder <name>.zarr (needs requirements-spatialdata.txt).
                            json: our own file, <name>.json, which all scripts read; of others' files (--from).
                            [default: geojson]
   --from=<program>         Whose files: hovernet (JSON of run_infer.py), tiatoolbox (AnnotationStore .db, .dat), cellvit
@@ -68,10 +70,12 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "sedeen": (".session.xml",),
     "csv": (".csv",),
     "parquet": (".parquet",),
+    "h5ad": (".h5ad",),
+    "spatialdata": (".zarr",),
     "json": (".json",),
 }
 # Formats that say more with the image beside the JSON, and take longer for it.
-_WITH_IMAGE = (".xml", ".csv", ".parquet", ".json")
+_WITH_IMAGE = (".xml", ".csv", ".parquet", ".h5ad", ".zarr", ".json")
 
 
 @dataclass(frozen=True)
@@ -217,7 +221,8 @@ def convert(path: Path, targets: list[Path], options: Options, progress=lambda c
 
     writers = {
         **dict.fromkeys((".geojson", ".gz"), _to_geojson),
-        **{".tsv": _to_tsv, ".xml": _to_sedeen, ".csv": _to_csv, ".parquet": _to_parquet, ".json": _to_json},
+        **{".tsv": _to_tsv, ".xml": _to_sedeen, ".json": _to_json},
+        **{".csv": _to_csv, ".parquet": _to_parquet, ".h5ad": _to_h5ad, ".zarr": _to_spatialdata},
     }
     if path.resolve() in [target.resolve() for target in targets]:
         raise ValueError("the result would take the place of the file itself; give another --output_dir")
@@ -315,6 +320,18 @@ def _to_parquet(target: Path, parts: Iterator[Nuclei], source: Source, options: 
     from misc.formats.parquet import write_parquet
 
     return _write_table(write_parquet, target, parts, source, options)
+
+
+def _to_h5ad(target: Path, parts: Iterator[Nuclei], source: Source, options: Options) -> int:
+    from misc.formats.h5ad import write_h5ad
+
+    return _write_table(write_h5ad, target, parts, source, options)
+
+
+def _to_spatialdata(target: Path, parts: Iterator[Nuclei], source: Source, options: Options) -> int:
+    from misc.formats.spatial import write_spatialdata
+
+    return _write_table(write_spatialdata, target, parts, source, options)
 
 
 def _write_table(write: Callable, target: Path, parts: Iterator[Nuclei], source: Source, options: Options) -> int:

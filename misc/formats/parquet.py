@@ -42,11 +42,13 @@ def write_parquet(
     mpp: float | None = None,
     image: SlideImage | None = None,
     stain: str = "he",
+    as_index: bool = False,
 ) -> int:
     """Write the nuclei, a row group of `csv_table.WRITE_NUCLEI` after the other.
 
     Args:
         path, nuclei, type_info, scale, mpp, image, stain: as of `csv_table.write_csv`.
+        as_index: tell pandas that the ids are the index of the rows.
 
     Returns:
         Number of rows; nuclei with fewer than three contour points have no outline and are left out.
@@ -67,6 +69,8 @@ def write_parquet(
             extent[2:] = np.maximum(extent[2:], bounds[:, 2:].max(axis=0))
             count += len(piece)
         writer.add_key_value_metadata({"geo": json.dumps(_geo(extent if count else None))})
+        if as_index:
+            writer.add_key_value_metadata({"pandas": _id_is_index(schema)})
     return count
 
 
@@ -101,6 +105,14 @@ def _schema(stains: list[str]) -> pyarrow.Schema:
     kinds |= dict.fromkeys(_INTEGERS, pa.int64()) | dict.fromkeys(_TEXTS, pa.string())
     bbox = pa.struct([(side, pa.float64()) for side in BBOX])
     return pa.schema([*kinds.items(), ("bbox", bbox), ("geometry", pa.binary())])
+
+
+def _id_is_index(schema: pyarrow.Schema) -> bytes:
+    """Return what pandas writes of a table of which `id` is the index."""
+    import pyarrow as pa
+
+    index_alone = schema.empty_table().to_pandas().set_index("id")[[]]
+    return pa.Schema.from_pandas(index_alone).metadata[b"pandas"]
 
 
 def _table(
