@@ -17,6 +17,8 @@ Options:
                            needs requirements-parquet.txt).
                            h5ad: the table as AnnData for scanpy and squidpy (needs requirements-anndata.txt).
                            spatialdata: table and outlines, folder <name>.zarr (needs requirements-spatialdata.txt).
+                           dicom: Microscopy Bulk Simple Annotations of a DICOM slide, which --wsi_dir must hold,
+                           <name>.ann.dcm (needs requirements-dicom.txt).
                            json: our own file, <name>.json, which all scripts read; of others' files (--from).
                            [default: geojson]
   --from=<program>         Whose files: hovernet (JSON of run_infer.py), tiatoolbox (AnnotationStore .db, .dat), cellvit
@@ -72,10 +74,11 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "parquet": (".parquet",),
     "h5ad": (".h5ad",),
     "spatialdata": (".zarr",),
+    "dicom": (".ann.dcm",),
     "json": (".json",),
 }
 # Formats that say more with the image beside the JSON, and take longer for it.
-_WITH_IMAGE = (".xml", ".csv", ".parquet", ".h5ad", ".zarr", ".json")
+_WITH_IMAGE = (".xml", ".csv", ".parquet", ".h5ad", ".zarr", ".dcm", ".json")
 
 
 @dataclass(frozen=True)
@@ -222,7 +225,7 @@ def convert(path: Path, targets: list[Path], options: Options, progress=lambda c
     writers = {
         **dict.fromkeys((".geojson", ".gz"), _to_geojson),
         **{".tsv": _to_tsv, ".xml": _to_sedeen, ".json": _to_json},
-        **{".csv": _to_csv, ".parquet": _to_parquet, ".h5ad": _to_h5ad, ".zarr": _to_spatialdata},
+        **{".csv": _to_csv, ".parquet": _to_parquet, ".h5ad": _to_h5ad, ".zarr": _to_spatialdata, ".dcm": _to_dicom},
     }
     if path.resolve() in [target.resolve() for target in targets]:
         raise ValueError("the result would take the place of the file itself; give another --output_dir")
@@ -332,6 +335,15 @@ def _to_spatialdata(target: Path, parts: Iterator[Nuclei], source: Source, optio
     from misc.formats.spatial import write_spatialdata
 
     return _write_table(write_spatialdata, target, parts, source, options)
+
+
+def _to_dicom(target: Path, parts: Iterator[Nuclei], source: Source, options: Options) -> int:
+    from misc.formats.dicom_annotations import write_dicom
+
+    if source.image is None:
+        raise ValueError(f"{source.path}: DICOM annotations are of a DICOM slide; give --wsi_dir")
+    slide = options.image_dir / source.image.name
+    return write_dicom(target, _inside(parts, source.facts), source.type_info, source.facts.scale, slide)
 
 
 def _write_table(write: Callable, target: Path, parts: Iterator[Nuclei], source: Source, options: Options) -> int:

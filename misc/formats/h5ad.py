@@ -98,7 +98,7 @@ def _close(file: h5py.File, io, names: list[str], kept: list[np.ndarray], type_i
     codes = np.array([kinds.index(name) for name, _ in rows], np.int32)[codes] if rows else codes
     obs = pd.DataFrame(
         {"instance_id": ids, "cell_type": pd.Categorical.from_codes(codes, kinds), "type_prob": probs},
-        index=pd.Index(ids.astype(str), name=None),
+        index=[str(number) for number in ids.tolist()],
     )
     colours = {name: "#" + bytes(rgb).hex() for name, rgb in rows}
     file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})

@@ -19,7 +19,7 @@ from misc.nuclei import Nuclei
 
 ROOT = Path(convert_format.__file__).parent
 SQUARE = np.array([[10, 20], [14, 20], [14, 26], [10, 26]])
-EXTRAS = {"parquet", "h5ad", "spatialdata"}  # formats that need packages of requirements-*.txt
+EXTRAS = {"parquet", "h5ad", "spatialdata", "dicom"}  # formats that need packages of requirements-*.txt
 SLIDE = {"name": "b.c [1] ü.svs", "width": 200, "height": 100, "scale": 2.0, "mpp": 0.25}
 
 
@@ -283,7 +283,7 @@ def test_bad_options_are_refused_before_any_work(folder, capsys, subtests):
     cases = [
         (
             ["--to=xlsx"],
-            "--to is one of geojson, tsv, qupath, sedeen, csv, parquet, h5ad, spatialdata, json, got 'xlsx'",
+            "--to is one of geojson, tsv, qupath, sedeen, csv, parquet, h5ad, spatialdata, dicom, json, got 'xlsx'",
         ),
         (["--to=csv", "--gz"], "--gz compresses GeoJSON only"),
         (["--scale=0"], "--scale is a number above 0, got `0`"),
