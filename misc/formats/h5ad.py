@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import h5py
 import numpy as np
 
 from misc.extras import require
@@ -23,6 +23,9 @@ from misc.formats.csv_table import COLUMNS, columns, in_pieces, stain_columns
 from misc.nuclei import Nuclei
 from misc.slides.image import SlideImage
 from misc.type_info import TypeInfo
+
+if TYPE_CHECKING:
+    import h5py
 
 _NOT_MEASURED = ("id", "type", "name", "type_prob", *(name for name in COLUMNS if name.startswith("centroid")))
 # Extended file attributes that AnnData writes beside an array.
@@ -50,6 +53,8 @@ def write_h5ad(
     Raises:
         ValueError: no pixel size, `type_info` lacks a type, or anndata is not installed.
     """
+    import h5py  # here, as importing it starts a process
+
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
         return sum(map(len, add_table(file, nuclei, type_info, scale, mpp, image, stain)))
 
@@ -84,7 +89,9 @@ def add_table(
         kept.append((piece.ids, types, np.array(table["type_prob"], np.float32), xy_um))
         yield piece
     empty = (np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros(0, np.float32), np.zeros((0, 2)))
-    _close(file, io, names, [np.concatenate(column) for column in zip(empty, *kept, strict=True)], type_info, mpp)
+    joined = [np.concatenate(column) for column in zip(empty, *kept, strict=True)]
+    kept.clear()
+    _close(file, io, names, joined, type_info, mpp)
 
 
 def _close(file: h5py.File, io, names: list[str], kept: list[np.ndarray], type_info: TypeInfo, mpp: float) -> None:

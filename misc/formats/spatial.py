@@ -11,10 +11,10 @@ import contextlib
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import h5py
 import numpy as np
 
 from misc.extras import require
@@ -50,6 +50,8 @@ def write_spatialdata(
     Raises:
         ValueError: no pixel size, no nuclei, `type_info` lacks a type, or spatialdata is not installed.
     """
+    import h5py
+
     require("spatialdata", "spatialdata")
     with _new_folder(Path(path)) as folder:
         table_path, shapes_path = folder / "table.h5ad", folder / "shapes.parquet"
@@ -83,6 +85,7 @@ def _write_store(store: Path, table_path: Path, mpp: float) -> None:
     import anndata
     import dask.array as da
     import geopandas as gpd
+    import h5py
     import pandas as pd
     import shapely
     from spatialdata import SpatialData
@@ -98,4 +101,6 @@ def _write_store(store: Path, table_path: Path, mpp: float) -> None:
         one = gpd.GeoDataFrame(geometry=[shapely.box(0, 0, 1, 1)], index=table.obs["instance_id"][:1].to_numpy())
         systems = {"global": Identity(), "um": Scale([mpp, mpp], axes=("x", "y"))}
         shapes = ShapesModel.parse(one, transformations=systems)
-        SpatialData(shapes={SHAPES: shapes}, tables={TABLE: table}).write(store)
+        with warnings.catch_warnings():  # zarr says for each array what a later version of it will do
+            warnings.filterwarnings("ignore", "zarr v3 autosharding", UserWarning)
+            SpatialData(shapes={SHAPES: shapes}, tables={TABLE: table}).write(store)
