@@ -5,7 +5,7 @@ Usage:
   extract_patches.py --check=<dir> [--nr_types=<n>]
   extract_patches.py unpack --images=<file> --masks=<file> --output_dir=<dir> [--overwrite]
   extract_patches.py rois --wsi_dir=<dir> --output_dir=<dir> [--size=<px>] [--per_slide=<n>] [--mpp=<um>]
-                     [--seed=<n>] [--pattern=<glob>] [--overwrite]
+                     [--slide_mpp=<um>] [--seed=<n>] [--pattern=<glob>] [--overwrite]
   extract_patches.py (-h | --help)
 
 Options:
@@ -44,6 +44,7 @@ Options:
   --size=<px>            Side of a field. [default: 1000]
   --per_slide=<n>        Fields of each slide. [default: 5]
   --mpp=<um>             Micrometres per pixel of the fields. Left out: the slide's own.
+  --slide_mpp=<um>       Micrometres per pixel of the slides at level 0, where the files are silent or wrong.
   --seed=<n>             Another number, other fields. [default: 0]
   --pattern=<glob>       Which files of the folder are slides. [default: *]
 """
@@ -220,7 +221,7 @@ def extract(options: Options) -> int:
         f"{sum(r.new for r in reports)} patches written, {sum(r.there for r in reports)} were there already, "
         f"{failed} images failed, {lone} files without partner, {time.perf_counter() - start:.1f} s; in {folders}"
     )
-    return 1 if failed else 0
+    return 1 if failed or lone else 0
 
 
 def print_reports(reports: list[Report], type_names: dict[int, str]) -> None:
@@ -312,7 +313,7 @@ def rois(args: dict) -> int:
     from misc.slides.rois import extract_rois
 
     size, count = _number(args["--size"], "--size", int), _number(args["--per_slide"], "--per_slide", int)
-    mpp = _number(args["--mpp"], "--mpp") if args["--mpp"] else None
+    mpp, own_mpp = (_number(args[o], o) if args[o] else None for o in ("--mpp", "--slide_mpp"))
     seed = _number(args["--seed"], "--seed", int, zero=True)
     files, out_dir = find_slides(args["--wsi_dir"], args["--pattern"]), Path(args["--output_dir"])
     if not files.slides:
@@ -326,7 +327,7 @@ def rois(args: dict) -> int:
     found, failed = [], {path.name: reason for path, reason in files.unusable.items()}
     for path in tqdm(files.slides, unit=" slides", disable=None):
         with recorded(failed, path.name):
-            found += extract_rois(path, out_dir, size, count, mpp, seed)
+            found += extract_rois(path, out_dir, size, count, mpp, seed, own_mpp)
     text = io.StringIO(newline="")
     rows = CsvWriter(text)
     rows.writerow(["slide", "file", "x_level0_px", "y_level0_px", "size_px", "mpp_um"])

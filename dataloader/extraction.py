@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from misc.batch import recorded
 from misc.files import check_unique_stems, full_stem, list_files
 from misc.patch_extractor import PatchExtractor
 
@@ -102,10 +103,15 @@ def pair_files(name: str, img: tuple[str, str | Path], ann: tuple[str, str | Pat
     if not pairs:
         raise ValueError(
             f"no image in {img[1]} (*{img[0]}) has a label of its name in {ann[1]} (*{ann[0]}): "
-            f"{len(images)} images, {len(labels)} labels"
+            f"images {_some(images)}; labels {_some(labels)}"
         )
     lone = [path for own in found for stem, path in own.items() if stem not in pairs]
     return Split(name, pairs, lone)
+
+
+def _some(names: dict[str, Path]) -> str:
+    """Return the first names, and how many there are."""
+    return f"{', '.join(path.name for path in list(names.values())[:3]) or 'none'} ({len(names)})"
 
 
 def extract_split(
@@ -131,19 +137,16 @@ def extract_split(
     out_dir.mkdir(parents=True, exist_ok=True)
     with tqdm(split.pairs.items(), desc=split.name, unit=" images", disable=None) as bar:
         for name, (img_path, ann_path) in bar:
-            try:
+            with recorded(report.failed, name):
                 image, label = _read(load_img, img_path), _read(load_ann, ann_path)
                 done = write_patches(name, image, label, out_dir, extractor, cut.extract_type, cut.scale, overwrite)
-            except (ValueError, OSError) as error:
-                report.failed[name] = str(error)
-                continue
-            report.images += 1
-            report.new += done.new
-            report.there += done.there
-            report.nuclei += done.nuclei
-            report.vanished += done.vanished
-            if not done.nuclei:
-                report.empty.append(name)
+                report.images += 1
+                report.new += done.new
+                report.there += done.there
+                report.nuclei += done.nuclei
+                report.vanished += done.vanished
+                if not done.nuclei:
+                    report.empty.append(name)
             bar.set_postfix(patches=report.new + report.there, nuclei=report.nuclei.total(), refresh=False)
     return report
 

@@ -83,7 +83,7 @@ class _ImageRun(Run):
         self.memory = available_memory()
         self.dropped = 0
         header = manager.header(mpp=options.mpp, **{RUN_KEY: manager.fingerprint(options)})
-        self.spec = ImageSpec(options, manager.nr_types, manager.type_info_dict, header)
+        self.spec = ImageSpec(options, manager.nr_types, self.np_threshold, manager.type_info_dict, header)
 
     def all(self, images: list[Path]) -> None:
         """Do what is left to do of all images."""

@@ -18,12 +18,12 @@ def run_script(name: str, work: Callable[[], int]) -> int:
 
     Args:
         name: of the script, as the line begins.
-        work: all that the script does; returns the exit code.
+        work: all that the script does; returns the exit code. A `KeyboardInterrupt` of its own may say how to go on.
     """
     try:
         return work()
-    except KeyboardInterrupt:
-        print(f"{name}: stopped by Ctrl-C; files that were finished are whole and stay", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        print(f"{name}: stopped by Ctrl-C; {stopped or 'files that were finished are whole and stay'}", file=sys.stderr)
         return INTERRUPTED
     except (ValueError, OSError, MemoryError) as error:
         print(f"{name}: {reason(error)}", file=sys.stderr)

@@ -37,7 +37,13 @@ class Roi:
 
 
 def extract_rois(
-    slide_path: Path, output_dir: Path, size_px: int, count: int, mpp: float | None = None, seed: int = 0
+    slide_path: Path,
+    output_dir: Path,
+    size_px: int,
+    count: int,
+    mpp: float | None = None,
+    seed: int = 0,
+    slide_mpp: float | None = None,
 ) -> list[Roi]:
     """Write fields of a slide as `<slide>_x<x>_y<y>.png`, level-0 px of the corner in the name.
 
@@ -48,11 +54,12 @@ def extract_rois(
         count: how many; fewer come where there is not enough tissue.
         mpp: um per px of the fields; `None` reads the slide as it was scanned.
         seed: which field comes first.
+        slide_mpp: um per px of the slide's level 0; `None` goes by what the file says.
 
     Raises:
         SlideError, ValueError: the slide cannot be read, or is smaller than a field.
     """
-    with get_file_handler(slide_path) as handler:
+    with get_file_handler(slide_path, mpp=slide_mpp) as handler:
         if mpp is not None:
             handler.prepare_reading(read_mpp=mpp)
         height, width = handler.shape_yx
