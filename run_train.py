@@ -57,7 +57,7 @@ class Commands:
         from run_utils.viewer import save_picture, show_pictures
 
         trainer = self._trainer("", False)
-        pictures, names = trainer.view_batches(mode), say_types(range(trainer.nr_types or 0), trainer.type_info)
+        pictures, names = trainer.view_batches(mode), say_types(range(1, trainer.nr_types or 1), trainer.type_info)
         shown = f"image, NP, HV x, HV y{f', types ({names}; grey: unknown)' if names else ''}"
         if path is None:
             show_pictures(pictures, title=f"{mode}: {shown}")

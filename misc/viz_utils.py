@@ -73,7 +73,7 @@ def colorize_types(types: np.ndarray, type_info: TypeInfo) -> np.ndarray:
 
 def with_legend(picture: np.ndarray, type_info: TypeInfo | None) -> np.ndarray:
     """Return an (H, W, 3) uint8 RGB picture with numbers and names of the types below it, each beside its colour."""
-    texts = [(say_types([key], type_info), colour) for key, (_, colour) in (type_info or {}).items() if key is not None]
+    texts = [(say_types([key], type_info), colour) for key, (_, colour) in (type_info or {}).items() if key]
     if not texts:
         return picture
     rows, (x, y) = np.full((LEGEND_ROW_PX * len(texts), picture.shape[1], 3), 255, np.uint8), (0, 0)

@@ -22,7 +22,7 @@ def labelled(name: str, type_info: TypeInfo | None) -> str:
     match = _OF_TYPE.fullmatch(name)
     if not match or not type_info:
         return name
-    called = type_name(int(match[2]), type_info)
+    called = type_name(int(match[2]), type_info) if int(match[2]) else "background"
     return name if called == match[2] else f"{name} {called}"
 
 
