@@ -55,7 +55,9 @@ def main() -> int:
     print(markdown(sets, thresholds))
     pq = {name: values[..., 0] for name, values in sets.items()}
     best = thresholds[choose(pq)]
-    print(f"\nchosen: {best:g}; chosen by other images, PQ is {cross_validated(pq, int(args['--folds'])):.3f}")
+    print(f"\nchosen: {best:g}")
+    if max(values.shape[1] for values in pq.values()) > 1:
+        print(f"chosen by other images, PQ is {cross_validated(pq, int(args['--folds'])):.3f}")
     return 0
 
 

@@ -163,6 +163,19 @@ def test_p41_loaders_can_be_sent_to_spawned_workers(project):
     assert all(np.array_equal(ours[name], sent[name]) for name in ours)
 
 
+def test_an_interrupted_training_says_how_to_go_on(project, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "run", interrupted)
+    config = project / "config_logs.py"
+    arguments = {"--gpu": "", "--resume": False, "--seed": "4", "--view": None, "--config": str(config)}
+    with pytest.raises(
+        KeyboardInterrupt, match=f"go on: python run_train.py --gpu= --seed=4 --config={config} --resume"
+    ):
+        run_train.main(arguments)
+
+
 def test_options_that_make_no_sense_are_named(tmp_path):
     arguments = {"--gpu": None, "--resume": False, "--seed": None, "--view": None, "--config": "config.py"}
     with pytest.raises(ValueError, match="--seed takes a whole number, got `x`"):
