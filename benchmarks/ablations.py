@@ -48,7 +48,7 @@ TRAININGS: dict[str, dict] = {
     "msge axis: upstream": {"msge_axis": "upstream"},
     "msge axis: none": {"msge": 0},
     "averaged weights (ema 0.999)": {"ema": 0.999},
-    "window of 348 px in training": {"act_px": 348},
+    "window of 352 px in training": {"act_px": 352},
 }
 
 
