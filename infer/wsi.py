@@ -295,7 +295,8 @@ class SlideTask(RunTask):
 
     def job(self, index: int, maps: SharedArray) -> Job:
         plan = self._plan
-        return BlockJob(plan.blocks, plan.planes, index, maps, self.run.manager.nr_types, self._spool)
+        manager, threshold = self.run.manager, self.run.np_threshold
+        return BlockJob(plan.blocks, plan.planes, index, maps, manager.nr_types, threshold, self._spool)
 
     def place(self, what: Any) -> str:
         if not isinstance(what, int):
