@@ -337,7 +337,7 @@ def rois(args: dict) -> int:
     _complain(f"no slide, skipped: {path}" for path in files.others)
     nr_slides, there = len(slides) + len(files.unusable) - len(failed), len(files.slides) - len(slides)
     print(
-        f"{counted(len(found), 'field')} of {size} px from {counted(nr_slides, 'slide')}, {there} were there already, "
+        f"{counted(len(found), 'field')} of {size} px from {counted(nr_slides, 'slide')}, {there} there already, "
         f"{len(failed)} failed, {counted(len(files.others), 'other file')} skipped"
         f"{f'; listed in {table}' if table.exists() else ''}"
     )

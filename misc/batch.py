@@ -28,7 +28,10 @@ def run_script(name: str, work: Callable[[], int]) -> int:
     try:
         return work()
     except KeyboardInterrupt as stopped:
-        print(f"{name}: stopped by Ctrl-C; {stopped or 'files that were finished are whole and stay'}", file=sys.stderr)
+        print(
+            f"{name}: stopped by Ctrl-C; {str(stopped) or 'files that were finished are whole and stay'}",
+            file=sys.stderr,
+        )
         return INTERRUPTED
     except (*OF_USERS, MemoryError) as error:
         print(f"{name}: {reason(error)}", file=sys.stderr)

@@ -358,7 +358,7 @@ def test_rois_are_listed_where_they_lie(tmp_path, shared, capsys):
     out, err = capsys.readouterr()
     assert "failed: broken.svs: " in err
     assert f"no slide, skipped: {slides / 'notes.txt'}" in err
-    assert "3 fields of 300 px from 1 slide, 0 were there already, 1 failed, 1 other file skipped" in out
+    assert "3 fields of 300 px from 1 slide, 0 there already, 1 failed, 1 other file skipped" in out
     with open(tmp_path / "rois" / "rois.csv", newline="") as handle:
         rows = list(csv.DictReader(handle))
     assert list(rows[0]) == ["slide", "file", "x_level0_px", "y_level0_px", "size_px", "mpp_um"]
@@ -373,7 +373,7 @@ def test_rois_are_listed_where_they_lie(tmp_path, shared, capsys):
     (slides / "b.svs").symlink_to(shared / "data" / "slides" / "CMU-1-Small-Region.svs")
     before = (tmp_path / "rois" / "rois.csv").read_text()
     assert extract_patches.main(["rois", *options]) == 0  # goes on with the slide that is not listed
-    assert "3 fields of 300 px from 1 slides, 1 were there already, 0 failed" in capsys.readouterr().out
+    assert "3 fields of 300 px from 1 slide, 1 there already, 0 failed" in capsys.readouterr().out
     after = (tmp_path / "rois" / "rois.csv").read_text().splitlines()
     assert len(after) == 7
     assert set(before.splitlines()) < set(after)
