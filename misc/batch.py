@@ -28,10 +28,8 @@ def run_script(name: str, work: Callable[[], int]) -> int:
     try:
         return work()
     except KeyboardInterrupt as stopped:
-        print(
-            f"{name}: stopped by Ctrl-C; {str(stopped) or 'files that were finished are whole and stay'}",
-            file=sys.stderr,
-        )
+        how = str(stopped) or "files that were finished are whole and stay"
+        print(f"{name}: stopped by Ctrl-C; {how}", file=sys.stderr)
         return INTERRUPTED
     except (*OF_USERS, MemoryError) as error:
         print(f"{name}: {reason(error)}", file=sys.stderr)

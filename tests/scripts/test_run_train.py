@@ -173,7 +173,7 @@ def test_an_interrupted_training_says_how_to_go_on(project, monkeypatch):
     with pytest.raises(
         KeyboardInterrupt, match=f"go on: python run_train.py --gpu= --seed=4 --config={config} --resume"
     ):
-        run_train.main(arguments)
+        run_train.run(arguments)
 
 
 def test_options_that_make_no_sense_are_named(tmp_path):
