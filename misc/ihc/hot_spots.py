@@ -1,7 +1,7 @@
 """Hot spots by the rules labs follow: a window of a known area in which the most nuclei are positive.
 
-Windows are squares or circles around the points of a grid, fixed to 0 um, that has `STEPS` to a side of the window asked
-for and spans the nuclei. A window that holds too few nuclei grows by `GROWTH` until it holds enough, each on its own.
+Windows are squares or circles around the points of a grid, fixed to 0 um, that has `STEPS` to a side of the window
+asked for and spans the nuclei. A window that holds too few nuclei grows by `GROWTH` until it holds enough, each on its own.
 A nucleus lies in a square where -h <= x - x0 < h (and so for y), h half the side: squares that touch share none. In a
 circle it lies up to the radius.
 """
