@@ -201,8 +201,9 @@ def tissue_sample(image: SlideImage) -> np.ndarray:
 
 
 def _read_field(image: SlideImage, index: int, rows: int, columns: int) -> np.ndarray:
-    """Read the field in the middle of a cell of a grid over the slide, (FIELD_PX, FIELD_PX, 3)."""
+    """Read the field in the middle of a cell of a grid over the slide, up to (FIELD_PX, FIELD_PX, 3)."""
+    height, width = min(FIELD_PX, image.height), min(FIELD_PX, image.width)
     row, column = divmod(int(index), columns)
-    y = int(np.clip((row + 0.5) * image.height / rows - FIELD_PX / 2, 0, image.height - FIELD_PX))
-    x = int(np.clip((column + 0.5) * image.width / columns - FIELD_PX / 2, 0, image.width - FIELD_PX))
-    return image.read(y, x, FIELD_PX, FIELD_PX)
+    y = int(np.clip((row + 0.5) * image.height / rows - height / 2, 0, image.height - height))
+    x = int(np.clip((column + 0.5) * image.width / columns - width / 2, 0, image.width - width))
+    return image.read(y, x, height, width)
