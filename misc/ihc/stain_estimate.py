@@ -21,7 +21,7 @@ BLUR_PX = 1.0
 # Areas of 255 that are wider than this are no light, but what is written where a scanner did not look.
 WHITE_PERCENTILE, WHITE_BLUR_PX = 90, 2.0
 PADDING_PX = 13
-WHITE_LEAST, WHITE_SPREAD = 170, 30
+WHITE_LEAST, WHITE_SPREAD = 150, 45
 # A pixel is stained from this density on (length of the vector), and tells its hue down to this value.
 STAINED_OD, DARKEST_VALUE = 0.2, 15
 # By how much the density in one channel exceeds that in another for a hue: blue pixels take red light most, brown ones
