@@ -112,5 +112,22 @@ window.Layers = (() => {
     }
   }
 
-  return { slide, density, Outlines };
+  // OpenSeadragon hides the seams between tiles by drawing each a px too large, which blurs and moves what is in it.
+  // Here the edges of tiles lie on whole px of the screen instead, where there are no seams.
+  class Drawer extends OpenSeadragon.CanvasDrawer {
+    minimumOverlapRequired() {
+      return false;
+    }
+
+    _drawTile(tile, ...rest) {
+      const { position, size } = tile, ratio = OpenSeadragon.pixelDensityRatio;
+      const snap = (point) => point.apply((px) => Math.round(px * ratio) / ratio);
+      tile.position = snap(position);
+      tile.size = snap(position.plus(size)).minus(tile.position);
+      super._drawTile(tile, ...rest);
+      Object.assign(tile, { position, size });
+    }
+  }
+
+  return { slide, density, Outlines, Drawer };
 })();

@@ -22,7 +22,7 @@ window.Slide = (() => {
     document.head.append(nothing);
     viewer = OpenSeadragon({
       element: document.getElementById("canvas"),
-      drawer: "canvas",
+      drawer: Layers.Drawer,
       showNavigationControl: false,
       keyboardNavEnabled: false,
       showNavigator: false,
@@ -44,8 +44,10 @@ window.Slide = (() => {
       if (now) for (const layer of now.outlines) layer.forget(event.tile.getUrl());
     });
     viewer.addHandler("animation-finish", moved);
-    for (const name of ["update-viewport", "animation-start", "animation-finish"]) viewer.addHandler(name, settle);
-    viewer.addHandler("update-viewport", measure);
+    viewer.addHandler("update-viewport", () => {
+      measure();
+      settle();
+    });
     viewer.addHandler("resize", () => requestAnimationFrame(measure));
   }
 
@@ -77,7 +79,7 @@ window.Slide = (() => {
     return new Promise((done, fail) => viewer.addTiledImage({
       tileSource: source, index, width: 1, ...options,
       success: (event) => {
-        event.item.addHandler("fully-loaded-change", settle);
+        event.item.addHandler("fully-loaded-change", () => viewer.forceRedraw());
         done(event.item);
       },
       error: (event) => fail(new Error(event.message)),
@@ -97,7 +99,7 @@ window.Slide = (() => {
   // Colours, types and the slider: no request.
   function recolour() {
     now.outlines.forEach((layer, which) => layer.look(...now.look.of(which)));
-    viewer.forceRedraw();
+    redraw();
   }
 
   // Other types are counted: other tiles of density.
@@ -131,7 +133,7 @@ window.Slide = (() => {
     now.items.forEach((item, which) => item.setOpacity(near && on && results[which] ? opacity : 0));
     if (now.density) now.density.setOpacity(!near && on ? opacity : 0);
     document.body.dataset.far = String(!near);
-    settle();
+    redraw();
   }
 
   // Whether nuclei are large enough to be outlined; without density there is nothing else to show.
@@ -139,6 +141,13 @@ window.Slide = (() => {
     return !now.info.density || zoom() >= 2 ** (now.info.outlineZoom - 0.5);
   }
 
+  // What is on the screen is old until it was drawn again.
+  function redraw() {
+    document.body.dataset.tiles = "loading";
+    viewer.forceRedraw();
+  }
+
+  // Called when the view was drawn: says whether all that belongs there was.
   function settle() {
     if (!now || !viewer.world.getItemCount()) return;
     let loaded = now.outlines.length === now.info.results.length;
@@ -164,7 +173,6 @@ window.Slide = (() => {
     viewer.viewport.zoomTo(now.image.imageToViewportZoom(to), null, true);
     viewer.viewport.panTo(now.image.imageToViewportCoordinates(x, y), true);
     viewer.viewport.applyConstraints(true);
-    viewer.forceRedraw();
     moved();
   }
 
