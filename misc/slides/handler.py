@@ -143,7 +143,7 @@ class FileHandler:
 
     @property
     def shrinks(self) -> float:
-        """Px of the file's level that are read for a px of the prepared plane, along x; 1 where the plane is a level."""
+        """Px of the file's level that are read for a px of the prepared plane, along x; 1 for a level as it is."""
         return self._plane.axis_x.source / self._plane.axis_x.target
 
     def read_region(self, coords_xy, size_wh) -> np.ndarray:
