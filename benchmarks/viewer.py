@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -33,7 +34,6 @@ from docopt import docopt
 
 ROOT = Path(__file__).resolve().parents[1]
 # Nuclei that differ in shape; made-up slides repeat them.
-SHAPES = 500
 PIECE = 50_000
 AT_ONCE = 6
 TYPES = {1: ("neoplastic", (230, 30, 30)), 2: ("inflammatory", (0, 158, 115)), 3: ("connective", (0, 90, 220))}
@@ -90,20 +90,24 @@ def write_slide(place: Path, count: int, side: int) -> np.ndarray:
 
 
 def made_up(centres: np.ndarray, rng: np.random.Generator) -> Iterator:
-    """Yield nuclei, pieces of them, with contours of some twenty points."""
+    """Yield nuclei, pieces of them, with contours of some twenty points; pieces differ in where their nuclei are."""
     from misc.nuclei import Nuclei
 
-    shapes = []
-    for _ in range(SHAPES):
-        axes = tuple(rng.integers(7, 14, 2).tolist())
-        shapes.append(cv2.ellipse2Poly((0, 0), axes, int(rng.integers(0, 180)), 0, 345, 15).astype(np.int32))
+    axes, angles = rng.integers(7, 14, (PIECE, 2)).tolist(), rng.integers(0, 180, PIECE).tolist()
+    rings = [cv2.ellipse2Poly((0, 0), *shape, 0, 345, 15) for shape in zip(axes, angles, strict=True)]
+    boxes = [[ring.min(axis=0)[::-1], ring.max(axis=0)[::-1] + 1] for ring in rings]
+    types, prob = rng.integers(1, len(TYPES) + 1, PIECE).astype(np.int32), rng.uniform(0.4, 1, PIECE)
+    shapes = Nuclei.from_contours(range(PIECE), boxes, np.zeros((PIECE, 2)), rings, types=types, type_prob=prob)
     for start in range(0, len(centres), PIECE):
-        part = centres[start : start + PIECE]
-        rings = [shapes[i] + xy for i, xy in zip(rng.integers(0, SHAPES, len(part)), part, strict=True)]
-        boxes = [[ring.min(axis=0)[::-1], ring.max(axis=0)[::-1] + 1] for ring in rings]
-        ids, types = np.arange(start, start + len(part)) + 1, rng.integers(1, len(TYPES) + 1, len(part))
-        columns = {"types": types.astype(np.int32), "type_prob": rng.uniform(0.4, 1, len(part))}
-        yield Nuclei.from_contours(ids, boxes, part + rng.uniform(-0.5, 0.5, part.shape), rings, **columns)
+        xy = centres[start : start + PIECE]
+        part = shapes.select(slice(0, len(xy)))
+        yield replace(
+            part,
+            ids=part.ids + start + 1,
+            boxes_yx=part.boxes_yx + xy[:, None, ::-1],
+            centroids_xy=part.centroids_xy + xy,
+            points_xy=part.points_xy + np.repeat(xy, np.diff(part.offsets), axis=0),
+        )
 
 
 class serving:  # noqa: N801 (a context manager)

@@ -49,11 +49,11 @@ def find_places(name: str, folders: list[Path], origin_xy: tuple[int, int] = (0,
 
     Args:
         name: stem of the slide.
-        folders: where to look, each with the folders in it.
+        folders: where to look; not in what folders they hold.
         origin_xy: corner of what QuPath shows of level 0, which GeoJSON is counted from.
     """
     hot_spots, regions, notes = [], [], []
-    files = [path for folder in folders for path in _files(folder)]
+    files = [path for folder in folders for path in sorted(folder.glob("*")) if path.is_file()]
     for path in dict.fromkeys(files):
         try:
             if path.name == HOT_SPOTS:
@@ -65,10 +65,6 @@ def find_places(name: str, folders: list[Path], origin_xy: tuple[int, int] = (0,
     # a hot spot may stand in both kinds of file
     boxes = {tuple(np.rint(place.box_xywh).astype(int)) for place in hot_spots}
     return [*hot_spots, *(r for r in regions if tuple(np.rint(r.box_xywh).astype(int)) not in boxes)], notes
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in [*folder.glob("*"), *folder.glob("[!.]*/*")] if path.is_file())
 
 
 def _belongs(path: Path, name: str) -> bool:

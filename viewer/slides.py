@@ -105,9 +105,11 @@ class OpenSlide:
 
     entry: Entry
     options: Options
+    stamp: str = field(init=False)
     results: list[Result] = field(init=False)
 
     def __post_init__(self):
+        self.stamp = stamp_of(self.entry)
         self.image = open_image(self.entry.image)
         scores = [folder / "score" / f"{self.entry.name}.csv" for folder in self._folders]
         score = next((path for path in scores if path.is_file()), None)
@@ -117,19 +119,13 @@ class OpenSlide:
         self.results += [open_result(path, self.image, **said, first=self.results[0]) for path in others]
         self.tiles = SlideTiles(get_file_handler(self.entry.image, mag=1.0))
 
-    @cached_property
-    def stamp(self) -> str:
-        """Tells the tiles of these files from those of files that had their names before."""
-        files = [self.entry.image, *self.entry.results]
-        return hashlib.sha256(repr([(str(path), *stamp(path)) for path in files]).encode()).hexdigest()[:12]
-
     @property
     def _folders(self) -> list[Path]:
         """Folders with what else is known of the slide."""
         own = self.entry.results[0].parent
         own = own.parent if own.name == "json" else own
         known = [own, *([self.options.heat_dir] if self.options.heat_dir else [])]
-        return [*known, *(path for path in sorted(own.glob("[!.]*")) if path.is_dir())]
+        return [*known, *(path for path in sorted(own.glob("[!.]*")) if path.is_dir() and path not in known)]
 
     @cached_property
     def ranges(self) -> dict[str, tuple[float, float]]:
@@ -212,6 +208,12 @@ class OpenSlide:
         }
 
 
+def stamp_of(entry: Entry) -> str:
+    """Return what tells the files of a slide from those that had their names before."""
+    files = [entry.image, *entry.results]
+    return hashlib.sha256(repr([(str(path), *stamp(path)) for path in files]).encode()).hexdigest()[:12]
+
+
 class Library:
     """The slides of the list, opened when somebody looks at them; the last few stay open.
 
@@ -238,7 +240,9 @@ class Library:
         if entry.reason:
             raise ValueError(f"{entry.name}: {entry.reason}")
         with self._locks[number]:
-            found = self._open.pop(number, None) or OpenSlide(entry, self.options)
+            found = self._open.pop(number, None)
+            if found is None or found.stamp != stamp_of(entry):  # or its files were written anew
+                found = OpenSlide(entry, self.options)
             self._open[number] = found  # the last one used is the last one to go
             for other in list(self._open)[: -self.KEPT_OPEN]:
                 self._open.pop(other, None)

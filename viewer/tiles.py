@@ -23,7 +23,7 @@ ROUNDED = 0.02
 # Beyond the slide's own px it is the page that enlarges; outlines are drawn anew up to here, so that they stay sharp.
 MAX_NUCLEI_ZOOM = 3
 # Nuclei are drawn as outlines where their mean diameter is so many screen px; farther out as density.
-MIN_OUTLINE_PX = 5.0
+MIN_OUTLINE_PX = 6.0
 # Values of a slider are told apart in so many steps; 0 is a value that nobody knows.
 VALUE_STEPS = 64
 # Width of outlines, screen px: where nuclei are large, and where they are small.

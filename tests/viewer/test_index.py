@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 from made_up import random_nuclei, write_results
 
 from misc.nuclei import Nuclei
 from misc.nuclei_features import pixel_areas
-from misc.slides.image import open_image
 from viewer.index import BIN_PX, build_index, open_index
-from viewer.results import INDEX_DIR, open_result
+from viewer.results import INDEX_DIR
+from viewer.slides import Library, Options
 
 
 @pytest.fixture
@@ -88,13 +89,14 @@ def test_an_index_is_made_again_when_what_it_was_made_of_changed(tmp_path, nucle
 
 
 def test_results_that_were_made_again_are_seen(tmp_path, nuclei):
-    image = tmp_path / "a.png"
-    import cv2
-
-    cv2.imwrite(str(image), np.zeros((2000, 2000), np.uint8))
-    for part in (nuclei, nuclei.select(slice(0, 10))):
-        path = write_results(tmp_path, "a", part)
-        result = open_result(path, open_image(image))
-        assert sum(kind["count"] for kind in result.types()) == len(result.index) == len(part)
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((2000, 2000), np.uint8))
+    write_results(tmp_path, "a", nuclei)
+    library = Library(Options(results_dir=tmp_path, wsi_dir=tmp_path))
+    first = library.slide(0)
+    assert library.slide(0) is first
+    write_results(tmp_path, "a", nuclei.select(slice(0, 10)))
+    (result,) = library.slide(0).results
+    assert sum(kind["count"] for kind in result.types()) == len(result.index) == 10
     assert [kind["name"] for kind in result.types()] == ["round", "flat"]
-    assert [entry.name for entry in (path.parent / INDEX_DIR).glob("[!.]*")] == ["a"]
+    assert len(first.results[0].index) == len(nuclei)  # who looks at the old one still can
+    assert [entry.name for entry in (tmp_path / "json" / INDEX_DIR).glob("[!.]*")] == ["a"]

@@ -32,18 +32,14 @@ def test_hot_spots_and_regions_are_found_beside_the_results(tmp_path):
     (tmp_path / "abc.geojson").write_text(json.dumps(annotation(box)))  # another slide's
     packed = gzip.compress(json.dumps(annotation([[1, 1], [9, 1], [9, 9]])).encode())
     (tmp_path / "heat" / "a.geojson.gz").write_bytes(packed)
-    places, notes = find_places("a", [tmp_path])
-    assert [place.name for place in places] == ["Hot spot 1", "Hot spot 2", "Tumor", "Region 1"]
+    places, notes = find_places("a", [tmp_path / "heat", tmp_path])
+    assert [place.name for place in places] == ["Hot spot 1", "Hot spot 2", "Region 1", "Tumor"]
     assert places[0].box_xywh == (100, 200, 200, 300)
     assert [place.detail for place in places[:2]] == ["42 nuclei, 41 % positive", "7 nuclei"]
-    assert places[2].box_xywh == (0, 0, 40, 30)
+    assert places[3].box_xywh == (0, 0, 40, 30)
     assert not notes
-
-
-def test_regions_are_counted_from_the_corner_of_what_was_scanned(tmp_path):
-    (tmp_path / "a.geojson").write_text(json.dumps(annotation([[0, 0], [40, 0], [20, 30]])))
-    (place,), _ = find_places("a", [tmp_path], origin_xy=(1000, 50))
-    assert place.box_xywh == (1000, 50, 40, 30)
+    # GeoJSON is counted from the corner of what was scanned
+    assert find_places("a", [tmp_path], origin_xy=(1000, 50))[0][0].box_xywh == (1000, 50, 40, 30)
 
 
 def test_broken_files_are_said_and_passed_over(tmp_path):

@@ -66,6 +66,9 @@ def test_the_page_its_list_and_its_tiles_are_there(server):
         answer, body = ask(server, f"/slide/0/{path}")
         assert answer.status == 200, path
         assert cv2.imdecode(np.frombuffer(body, np.uint8), cv2.IMREAD_UNCHANGED) is not None
+    answer, body = ask(server, "/slide/1/info.json")
+    assert answer.status == 500
+    assert b"lost: no slide of this name" in body
 
 
 def test_a_nucleus_has_the_values_of_its_file(server, place):
@@ -97,9 +100,3 @@ def test_no_path_leads_to_a_file(server, place):
         assert ask(server, path)[0].status == 404, path
     for method in ("POST", "PUT", "DELETE", "OPTIONS"):
         assert ask(server, "/slides.json", method)[0].status == 501
-
-
-def test_a_slide_that_cannot_be_shown_says_why(server):
-    answer, body = ask(server, "/slide/1/info.json")
-    assert answer.status == 500
-    assert b"lost: no slide of this name" in body

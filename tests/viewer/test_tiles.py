@@ -51,6 +51,8 @@ def test_outlines_are_those_of_drawing_all_polygons_at_once(index, nuclei, subte
                 code = index.meta["types"].index(nuclei.types[i])
                 step = tiles.value_steps(nuclei.type_prob[i : i + 1], (0, 1))[0]
                 assert [step, code] in near[:, 1:].tolist()
+    steps = tiles.value_steps(np.array([np.nan, 0, 0.5, 1, 7]), (0, 1))
+    assert steps.tolist() == [0, 1, 33, 64, 64], "a value that nobody knows has a step of its own"
 
 
 def test_scale_moves_outlines_with_the_slide(index):
@@ -58,11 +60,6 @@ def test_scale_moves_outlines_with_the_slide(index):
     corner = np.array([TILE_PX, 0])
     plain = draw_outlines(index, 1.0, "area", (0, 200), 0, corner)
     assert np.array_equal(plain, draw_outlines(index, 2.0, "area", (0, 200), -1, corner))
-
-
-def test_values_that_nobody_knows_have_a_step_of_their_own():
-    steps = tiles.value_steps(np.array([np.nan, 0, 0.5, 1, 7]), (0, 1))
-    assert steps.tolist() == [0, 1, 33, 64, 64]
 
 
 def test_slide_tiles_are_the_slide(tmp_path, subtests):

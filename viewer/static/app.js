@@ -14,8 +14,8 @@
     return `#${[encodeURIComponent(slides[number].name), ...place].join("&")}`;
   }
 
-  function follow() {
-    const [name, ...place] = location.hash.slice(1).split("&");
+  function follow(hash) {
+    const [name, ...place] = hash.slice(1).split("&");
     const number = slides.findIndex((slide) => encodeURIComponent(slide.name) === name || slide.name === decode(name));
     if (number < 0) return showList();
     const [x, y, zoom] = place.map(Number);
@@ -55,6 +55,7 @@
       box.href = link(number);
       const image = document.createElement("img");
       Object.assign(image, { loading: "lazy", alt: "", src: Source.thumbnail(number) });
+      image.onerror = () => { frame.textContent = "cannot be opened"; };
       frame.append(image);
     }
     box.append(frame, name);
@@ -79,8 +80,9 @@
       if (current === number && where) Slide.goTo(...where);
     } catch (error) {
       if (current !== number) return;
+      history.replaceState(null, "", "#");
+      showList();
       fail(error.message);
-      location.hash = "";
     } finally {
       if (current === number || current < 0) get("busy").hidden = true;
     }
@@ -138,9 +140,9 @@
     Object.assign(tools, { shot: () => Slide.screenshot(), panel: togglePanel, help: () => get("help").showModal() });
     for (const [name, act] of Object.entries(tools)) get(`tool-${name}`).addEventListener("click", act);
     document.addEventListener("keydown", pressed);
-    addEventListener("hashchange", () => {
+    addEventListener("hashchange", (event) => {
       get("error").hidden = true;
-      follow();
+      follow(new URL(event.newURL).hash); // a view that moved meanwhile may have changed the location since
     });
     get("error").addEventListener("click", () => { get("error").hidden = true; });
     try {
@@ -151,7 +153,7 @@
     get("list-title").textContent = window.EXPORTED ? window.EXPORTED.title : "Slides";
     get("cards").replaceChildren(...slides.map(card));
     if (!location.hash && slides.length === 1 && !slides[0].reason) history.replaceState(null, "", link(0));
-    follow();
+    follow(location.hash);
   }
 
   start();
