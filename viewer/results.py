@@ -62,7 +62,8 @@ class Result:
         names = self.types()
         found = []
         for i, nucleus in enumerate(nuclei):
-            (left, top), (right, bottom) = nucleus["corner"], nucleus["corner"] + nucleus["side"] + 1
+            left, top = nucleus["corner"]
+            right, bottom = nucleus["corner"] + (nucleus["side"].astype(np.int32) << nucleus["shift"]) + 1
             kind = names[nucleus["code"]]
             probs = self.index.probs[rows[i]]
             found.append(
@@ -123,10 +124,8 @@ def _build(folder: Path, key: dict, parts: Callable[[], Iterable[Nuclei]], dab: 
     except OSError as error:
         if error.errno not in _READ_ONLY:
             raise
-        other = (
-            Path(tempfile.gettempdir())
-            / f"viewer_{folder.name}_{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}"
-        )
+        digest = hashlib.sha256(str(folder).encode()).hexdigest()[:12]
+        other = Path(tempfile.gettempdir()) / f"viewer_{digest}" / folder.name
         logger.warning("%s cannot be written; the index goes to %s", folder, other)
         return build_index(other, key, parts(), dab)
 

@@ -176,11 +176,11 @@ class OpenSlide:
 
     def info(self) -> dict:
         """Return what the page needs to know of the slide."""
-        first = self.results[0]
-        mpp = first.facts.mpp_xy
-        scale = first.facts.scale
-        # nuclei per px of the file -> per mm2, or per level-0 px
-        unit = 1 / scale**2 * (UM2_PER_MM2 / (mpp[0] * mpp[1]) if mpp else 1)
+        facts = self.results[0].facts
+        mpp = facts.mpp_xy
+        # per level-0 px^2 -> per mm2
+        unit = UM2_PER_MM2 / (mpp[0] * mpp[1]) if mpp else 1.0
+        peaks = [result.index.meta["peak"] / result.facts.scale**2 * unit for result in self.results]
         return {
             "name": self.entry.name,
             "file": self.image.name,
@@ -202,9 +202,9 @@ class OpenSlide:
                 for result in self.results
             ],
             "values": self._values(),
-            "density": {"peak": first.index.meta["peak"] * unit, "unit": "nuclei/mm²" if mpp else "nuclei/px²"},
+            "density": {"peaks": peaks, "unit": "nuclei/mm²" if mpp else "nuclei/px²"},
             "places": [place.as_json() for place in self.places],
-            "notes": list(first.facts.notes),
+            "notes": list(facts.notes),
         }
 
 

@@ -80,7 +80,6 @@ window.Panel = (() => {
     legend();
     places();
     slider();
-    get("density-high").textContent = info.density ? `${count(Number(info.density.peak.toPrecision(2)))} ${info.density.unit}` : "";
     return look;
   }
 
@@ -95,6 +94,8 @@ window.Panel = (() => {
         Slide.layersShown();
         Slide.recount();
       })));
+    const peak = info.density && count(Number(info.density.peaks[look.which()].toPrecision(2)));
+    get("density-high").textContent = info.density ? `${peak} ${info.density.unit}` : "";
     const names = [...look.state.types.keys()];
     const single = !two && names.length < 2;
     get("swatch").hidden = !single;
