@@ -51,5 +51,9 @@ def report() -> int:
     return run("make_report")
 
 
+def view() -> int:
+    return run("view_slides")
+
+
 def convert_checkpoint() -> int:
     return run("convert_chkpt_tf2pytorch")

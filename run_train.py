@@ -1,7 +1,7 @@
 """Train HoVer-Net as config.py and its recipe (models/hovernet/opt.py) say.
 
 Usage:
-  run_train.py [--gpu=<ids>] [--resume] [--seed=<n>] [--config=<file>]
+  run_train.py [--gpu=<ids>] [--resume] [--seed=<n>] [--config=<file>] [--no_report]
   run_train.py --view=<set> [--view_path=<file>] [--seed=<n>] [--config=<file>]
   run_train.py (-h | --help)
   run_train.py --version
@@ -13,6 +13,7 @@ Options:
   --resume            Go on where the run in log_dir was interrupted; without it, a log_dir in use is refused.
   --seed=<n>          Seed of all random numbers, instead of the one in the configuration.
   --config=<file>     Another file with a class Config. [default: config.py]
+  --no_report         Write no report.html, the page to look at in log_dir.
   --view=<set>        Look at batches instead of training: train or valid.
   --view_path=<file>  Write the first batch to this picture file instead of showing a window.
 
@@ -22,6 +23,7 @@ Several processes, on one machine or many: torchrun --nproc_per_node=4 run_train
 from __future__ import annotations
 
 import importlib.util
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -109,6 +111,10 @@ def run(args: dict) -> int:
             manager.run(args["--gpu"], args["--resume"])
         except KeyboardInterrupt as stopped:
             raise KeyboardInterrupt(f"to go on: {resume_command(args)}") from stopped
+        if manager.logging and not args.get("--no_report") and os.environ.get("RANK", "0") == "0":
+            from viewer.report.make import say_report
+
+            print(say_report(Path(manager.log_dir)))
     elif args["--view"] in ("train", "valid"):
         manager.view_dataset(args["--view"], args["--view_path"])
     else:

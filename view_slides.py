@@ -35,17 +35,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from docopt import docopt
+from misc.cli import number, run_command
+from misc.text import counted
 
 if TYPE_CHECKING:
     from viewer.slides import Library, Options
 
 
 def main(argv: list[str] | None = None) -> int:
-    from misc.batch import run_script
-
-    args = docopt(__doc__, argv)
-    return run_script("view_slides.py", lambda: view(args))
+    return run_command(__doc__, view, argv)
 
 
 def view(args: dict) -> int:
@@ -72,7 +70,7 @@ def serve(library: Library, port: int, browse: bool) -> int:
     from viewer.server import Server
 
     with Server(library, port) as server:
-        print(f"{len(library.entries)} slides at {server.address} (Ctrl-C stops)", flush=True)
+        print(f"{counted(len(library.entries), 'slide')} at {server.address} (Ctrl-C stops)", flush=True)
         if browse:
             webbrowser.open(server.address)
         server.serve_forever()
@@ -86,7 +84,8 @@ def export(library: Library, folder: Path, region: tuple[int, int, int, int] | N
 
     written, failed = export_places(library, folder, region)
     print_failed("view_slides.py", failed)
-    print(f"{written} places of {len(library.entries)} slides in {folder / 'index.html'}, {len(failed)} slides failed")
+    what = f"{counted(written, 'place')} of {counted(len(library.entries), 'slide')}"
+    print(f"{what} in {folder / 'index.html'}, {len(failed)} failed")
     return 1 if failed else 0
 
 
@@ -104,24 +103,14 @@ def parse(args: dict) -> Options:
     return Options(
         **{name: Path(path) if path else None for name, path in paths.items()},
         type_info=load_type_info(args["--type_info_path"]) if args["--type_info_path"] else None,
-        mpp=_positive(args, "--mpp"),
-        scale=_positive(args, "--scale"),
+        mpp=number(args, "--mpp"),
+        scale=number(args, "--scale"),
     )
 
 
-def _positive(args: dict, name: str) -> float | None:
-    try:
-        value = None if args[name] is None else float(args[name])
-    except ValueError:
-        value = 0.0
-    if value is not None and not 0 < value < float("inf"):
-        raise ValueError(f"{name} is a positive number, got {args[name]}")
-    return value
-
-
 def _port(args: dict) -> int:
-    port = int(args["--port"]) if args["--port"].isdecimal() else -1
-    if not 0 <= port < 1 << 16:
+    port = number(args, "--port", int, zero=True)
+    if port >= 1 << 16:
         raise ValueError(f"--port is a number from 0 to 65535, got {args['--port']}")
     return port
 

@@ -35,6 +35,7 @@ COMMON_TEXT = """
   --tta                       Predict each patch and its mirror images, and take the mean: four times as slow, for
                               somewhat better outlines.
   --overwrite                 Do again what is already there.
+  --no_report                 Write no report.html, the page to look at in the output folder.
 """
 
 TILE_TEXT = """Segment and classify nuclei in images.
