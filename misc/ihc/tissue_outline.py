@@ -1,0 +1,91 @@
+"""Where there is tissue on an IHC slide, as outlines in level-0 px: what areas and densities are of.
+
+Counterstain is often so pale that grey values do not part tissue from glass. Here a pixel is tissue when light is lost
+in it and around it: the optical density against the slide's own glass, averaged over the distance of some nuclei.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+import shapely
+from skimage.measure import find_contours
+
+from misc.ihc.regions import TISSUE, Region
+from misc.slides.image import SlideImage
+
+if TYPE_CHECKING:
+    from shapely.geometry.base import BaseGeometry
+
+# Mean optical density from which there is tissue: glass of scanned slides stays below 0.02, the palest stroma is
+# above 0.05.
+TISSUE_OD = 0.035
+# Over how much it is averaged, um: gaps between cells are tissue, a lumen is none.
+BLUR_UM = 15.0
+# Smallest piece of tissue and smallest hole, um^2.
+MIN_PIECE_UM2, MIN_HOLE_UM2 = 10_000.0, 10_000.0
+# The glass is as bright as this share of the brightest pixels of the slide, unless that is darker than `GLASS_MIN`.
+GLASS_QUANTILE, GLASS_MIN = 0.99, 200
+# um per px where nothing says it; only the smoothness of the outline depends on it.
+UNKNOWN_MPP = 0.5
+# Pixel size at which it is looked for, um, and how far the outline may leave the px of that mask.
+MASK_MPP, SMOOTH_PX = 4.0, 0.8
+
+
+def tissue_region(image: SlideImage, mpp: float | None) -> Region | None:
+    """Outline the tissue of a slide or an image; `None` where there is none.
+
+    Args:
+        image: the slide.
+        mpp: um per level-0 px, or `None`.
+    """
+    thumbnail = image.thumbnail()
+    mpp = (mpp or UNKNOWN_MPP) * image.width / thumbnail.shape[1]
+    if mpp < MASK_MPP:
+        sides = (max(1, round(side * mpp / MASK_MPP)) for side in thumbnail.shape[1::-1])
+        thumbnail, mpp = cv2.resize(thumbnail, tuple(sides), interpolation=cv2.INTER_AREA), MASK_MPP
+    mask = tissue_mask(thumbnail, mpp)
+    area = mask_outline(mask, image.width / mask.shape[1], image.height / mask.shape[0])
+    return None if area.is_empty else Region(TISSUE, TISSUE, area)
+
+
+def tissue_mask(rgb: np.ndarray, mpp: float) -> np.ndarray:
+    """Tell where there is tissue.
+
+    Args:
+        rgb: (h, w, 3) uint8, the whole slide.
+        mpp: um per px of it.
+
+    Returns:
+        (h, w) bool.
+    """
+    glass = np.maximum(np.quantile(rgb.reshape(-1, 3), GLASS_QUANTILE, axis=0), GLASS_MIN)
+    density = np.log10(glass / np.clip(rgb, 1, glass)).mean(axis=2).astype(np.float32)
+    sigma = BLUR_UM / mpp
+    density = cv2.GaussianBlur(density, (0, 0), sigma, borderType=cv2.BORDER_REFLECT) if sigma > 0.3 else density
+    mask = _without_small(density > TISSUE_OD, MIN_PIECE_UM2 / mpp**2)
+    return ~_without_small(~mask, MIN_HOLE_UM2 / mpp**2)
+
+
+def mask_outline(mask: np.ndarray, scale_x: float, scale_y: float) -> BaseGeometry:
+    """Return the outline of a mask as an area in px of a plane `scale` times as fine; holes are holes.
+
+    It runs between the px, but for corners, of which it cuts half a px of the mask.
+    """
+    if mask.all():
+        return shapely.box(-0.5, -0.5, mask.shape[1] * scale_x - 0.5, mask.shape[0] * scale_y - 0.5)
+    rings = find_contours(np.pad(mask, 1).astype(np.float32), 0.5)
+    # the padding moves all by a px
+    lines = [(ring[:, ::-1] - 1 + 0.5) * (scale_x, scale_y) - 0.5 for ring in rings]
+    area = shapely.build_area(shapely.MultiLineString(lines)) if lines else shapely.Polygon()
+    return area.simplify(SMOOTH_PX * max(scale_x, scale_y))
+
+
+def _without_small(mask: np.ndarray, min_px: float) -> np.ndarray:
+    """Leave out connected pieces of fewer px."""
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    keep = stats[:, cv2.CC_STAT_AREA] >= min_px
+    keep[0] = False
+    return keep[labels]
