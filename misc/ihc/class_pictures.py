@@ -31,7 +31,9 @@ class Outlines:
     classes: np.ndarray
 
 
-def field_picture(rgb: np.ndarray, nuclei: Outlines, caption: Caption, mpp: float | None) -> Figure:
+def field_picture(
+    rgb: np.ndarray, nuclei: Outlines, caption: Caption, mpp: float | None, regions: Iterable[Region] = ()
+) -> Figure:
     """Draw the outlines of nuclei on a field at full resolution, with legend, counts and scale bar beside it.
 
     Args:
@@ -39,9 +41,12 @@ def field_picture(rgb: np.ndarray, nuclei: Outlines, caption: Caption, mpp: floa
         nuclei: in px of the field.
         caption: what to say.
         mpp: um per px, or `None`: no scale bar.
+        regions: to be outlined, in px of the field.
     """
     zoom = enlargement(rgb)
-    return beside(draw_outlines(rgb, nuclei, zoom), caption, mpp and mpp / zoom)[0]
+    figure, axes, _, _ = beside(draw_outlines(rgb, nuclei, zoom), caption, mpp and mpp / zoom)
+    draw_regions(axes, regions, 1 / zoom)
+    return figure
 
 
 def draw_outlines(rgb: np.ndarray, nuclei: Outlines, zoom: int = 1) -> np.ndarray:

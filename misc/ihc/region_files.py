@@ -86,7 +86,7 @@ def load_regions(path: Path, origin_xy: tuple[int, int] = (0, 0)) -> list[Region
     return [Region(region.name, region.label, area) for region, area in zip(regions, moved, strict=True)]
 
 
-def write_geojson(
+def write_regions(
     path: Path,
     regions: Iterable[Region],
     measurements: Mapping[str, Mapping[str, float]] | None = None,

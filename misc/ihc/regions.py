@@ -61,12 +61,14 @@ class Chosen:
         excluded: nuclei in these count nowhere.
         tissue: outlines of tissue; nuclei outside count nowhere, and areas are of tissue in them. Empty: not drawn.
         hot_spots: fields that a person placed; empty: they are to be searched.
+        others: of classes that nobody asked for.
     """
 
     scored: list[Region]
     excluded: list[Region]
     tissue: list[Region]
     hot_spots: list[Region]
+    others: list[Region]
 
 
 def holds(area: BaseGeometry, xy: np.ndarray) -> np.ndarray:
@@ -142,15 +144,14 @@ def choose(regions: Sequence[Region], include: Sequence[str], exclude: Sequence[
         ValueError: the slide has no region of an included class.
     """
     wanted, unwanted = ({name.strip().lower() for name in names} for names in (include, exclude))
-    kinds: dict[str, list[Region]] = {"scored": [], "excluded": [], "tissue": [], "hot_spots": []}
+    kinds: dict[str, list[Region]] = {"scored": [], "excluded": [], "tissue": [], "hot_spots": [], "others": []}
     meanings = {TISSUE.lower(): "tissue", HOT_SPOT.lower(): "hot_spots"}
     for region in regions:
         label = region.label.lower()
         if label in unwanted:
             kinds["excluded"].append(region)
         elif label in wanted or label not in meanings:
-            if not wanted or label in wanted:
-                kinds["scored"].append(region)
+            kinds["scored" if not wanted or label in wanted else "others"].append(region)
         else:
             kinds[meanings[label]].append(region)
     missing = wanted - {region.label.lower() for region in kinds["scored"]}

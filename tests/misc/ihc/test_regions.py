@@ -11,7 +11,7 @@ from skimage.measure import points_in_poly
 
 from misc.formats.contours import Contour
 from misc.formats.sedeen import TUMOUR_BED_PEN, Graphic, box_graphics, nuclei_graphics, write_session
-from misc.ihc.region_files import file_of, find_files, load_regions, region_graphics, write_geojson
+from misc.ihc.region_files import file_of, find_files, load_regions, region_graphics, write_regions
 from misc.ihc.regions import HOT_SPOT, TISSUE, Region, choose, make_regions, outline, union
 from misc.nuclei import Nuclei
 from misc.type_info import UNTYPED
@@ -92,7 +92,7 @@ def some_regions():
 def test_regions_come_back_from_qupath_whatever_part_of_a_slide_it_shows(tmp_path):
     for origin in ((0, 0), (30, 20)):
         path = tmp_path / "a.geojson"
-        write_geojson(path, some_regions(), {"left": {"nuclei": 3, "H-score": float("nan")}}, origin)
+        write_regions(path, some_regions(), {"left": {"nuclei": 3, "H-score": float("nan")}}, origin)
         content = json.loads(path.read_text())
         assert all(shapely.geometry.shape(feature["geometry"]).is_valid for feature in content["features"])
         assert content["features"][1]["properties"]["measurements"] == {"nuclei": 3}
