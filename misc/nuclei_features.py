@@ -133,7 +133,7 @@ def nuclear_densities(nuclei: Nuclei, read: ReadRegion, shape_px: tuple[int, int
     Returns:
         (N, 2) float64, in the order of `misc.ihc.stain.STAINS[stain]`; NaN for a nucleus outside the image.
     """
-    nuclei = replace(nuclei, boxes_yx=_boxes_of_contours(nuclei))  # upstream's boxes on slides are of other places
+    nuclei = replace(nuclei, boxes_yx=boxes_of_contours(nuclei))  # upstream's boxes on slides are of other places
     means = np.full((len(nuclei), 3), np.nan)
     cells = np.floor(nuclei.centroids_xy / READ_PX).astype(np.int64)
     order = np.lexsort(cells.T)
@@ -168,7 +168,7 @@ def _measure_group(
                 means[i] = optical_density(pixels[inside]).mean(axis=0)
 
 
-def _boxes_of_contours(nuclei: Nuclei) -> np.ndarray:
+def boxes_of_contours(nuclei: Nuclei) -> np.ndarray:
     """Return (N, 2, 2) int32 boxes [[rmin, cmin], [rmax, cmax]], max exclusive; as they are where no contour is."""
     boxes, filled = nuclei.boxes_yx.copy(), np.diff(nuclei.offsets) > 0
     starts = nuclei.offsets[:-1][filled]
