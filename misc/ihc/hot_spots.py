@@ -1,29 +1,30 @@
 """Hot spots by the rules labs follow: a window of a known area in which the most nuclei are positive.
 
-Windows are squares or circles around the points of a grid, fixed to 0 um, that has `STEPS` to a side of the window
-asked for and spans the nuclei. A window that holds too few nuclei grows by `GROWTH` until it holds enough, each on its own.
-A nucleus lies in a square where -h <= x - x0 < h (and so for y), h half the side: squares that touch share none. In a
-circle it lies up to the radius.
+Windows are squares or circles around the points of a grid, fixed to 0 um, whose step is a tenth of the window asked
+for. A window that holds too few nuclei grows until it holds enough, each on its own. A nucleus at x lies in the cell
+floor(x / step) of the grid. A square consists of cells: squares that touch share no nucleus. A circle holds the nuclei
+up to its radius.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
+from misc.ihc.density import window_sums
 from misc.ihc.markers import BY_INDEX, SQUARE, Marker
 from misc.ihc.scores import NEGATIVE, NOT_MEASURED, Score, score
 
-# Points of the grid to a side of the window asked for: 50 um for 0.5 mm, some cells.
-STEPS = 10
-# Sides of a window, as multiples of the one asked for: up to four times its area.
-GROWTH = (1.0, 1.2, 1.4, 1.6, 1.8, 2.0)
+# Sides of a window in steps of the grid: the one asked for (a step is 50 um for 0.5 mm, some cells), and what it grows
+# to, up to four times its area. Even, so that squares around a point consist of cells.
+SIDES = (10, 12, 14, 16, 18, 20)
 # Share of a side by which rounding may let windows overlap that touch.
 TOUCHING = 1e-9
-# Points of a grid at most (a slide of 50 mm has a million), and nuclei that are counted at once.
-MAX_POINTS, PART = 16_000_000, 100_000
+# Points of a grid at most (a slide of 50 mm has a million), and nuclei that are compared with circles at once.
+MAX_POINTS, PART = 16_000_000, 250_000
 # Points of the circle that is drawn for a hot spot.
 CIRCLE_POINTS = 64
 
@@ -83,104 +84,127 @@ def find_hot_spots(
     Returns:
         Best first, `marker.top_k` at most.
     """
-    chosen = np.asarray(classes) > NOT_MEASURED
+    classes, chosen = np.asarray(classes), np.asarray(classes) > NOT_MEASURED
     chosen = np.flatnonzero(chosen if inside is None else chosen & inside)
-    xy, positive = np.asarray(centroids_xy_um, np.float64)[chosen], np.asarray(classes)[chosen] > NEGATIVE
+    positive = classes[chosen] > NEGATIVE
     if not positive.any():
         return []
-    grid = _Grid(xy, positive, marker)
+    grid = _Grid(np.asarray(centroids_xy_um, np.float64)[chosen], positive, marker)
     spots = []
-    for rank, (centre, side) in enumerate(grid.best(), 1):
-        members = chosen[_within(xy - centre, side, marker.shape)]
+    for rank, (point, side) in enumerate(grid.best(), 1):
+        members = chosen[grid.members(point, side)]
         scored = score(classes[members])
+        centre = tuple((point * grid.step).tolist())
         enough = scored.measured >= marker.min_nuclei
-        spots.append(HotSpot(rank, (float(centre[0]), float(centre[1])), side, marker.shape, members, scored, enough))
+        spots.append(HotSpot(rank, centre, side * grid.step, marker.shape, members, scored, enough))
     return spots
 
 
-def _within(offset_xy: np.ndarray, side: float, shape: str) -> np.ndarray:
-    """(N, 2) from the centre of a window -> (N,) bool, which lie in it."""
-    if shape == SQUARE:
-        return ((offset_xy >= -side / 2) & (offset_xy < side / 2)).all(axis=1)
-    return (offset_xy**2).sum(axis=1) <= (side / 2) ** 2
-
-
 class _Grid:
-    """The points of the grid, and what the window around each holds.
+    """The points of the grid, and what the window around each holds. Cells and points are counted from 0 um, (x, y).
 
     Attributes:
-        total, positive: (rows, columns) int64.
-        side: (rows, columns) um.
+        step: um.
+        total, positive: (rows, columns) int64, nuclei in the window around each point.
+        side: (rows, columns) int64, of that window, steps.
     """
 
     def __init__(self, xy: np.ndarray, positive: np.ndarray, marker: Marker):
-        self.marker, self.step = marker, marker.side_um / STEPS
-        low, high = xy.min(axis=0), xy.max(axis=0)
-        self.middle_xy = (low + high) / 2
-        self.first, last = np.floor(low / self.step).astype(np.int64), np.ceil(high / self.step).astype(np.int64)
-        shape = tuple((last - self.first + 1)[::-1].tolist())
-        if shape[0] * shape[1] > MAX_POINTS:
-            raise ValueError(f"nuclei lie {(high - low).max():.3g} um apart: a wrong pixel size, or a tiny hot spot")
-        self.total, self.positive = np.zeros((2, *shape), np.int64)
-        self.side = np.zeros(shape)
-        wanted = np.ones(shape, bool)
-        for side in (growth * marker.side_um for growth in GROWTH):
-            total, found = self._count(xy, positive, side, wanted)
+        self.marker, self.step = marker, marker.side_um / SIDES[0]
+        self.cells = np.floor(xy / self.step).astype(np.int64)
+        self.in_cell = (xy - self.cells * self.step).T.copy()  # (2, N) um from the corner of its cell
+        self.is_positive = positive
+        low, high = self.cells.min(axis=0), self.cells.max(axis=0) + 1  # a cell has a point at either side
+        columns, rows = self.size = (high - low + 1).tolist()
+        if rows * columns > MAX_POINTS:
+            raise ValueError(f"nuclei lie {(high - low).max() * self.step:.3g} um apart: a wrong pixel size?")
+        self.pad = SIDES[-1] // 2 + 1  # windows reach beyond the points
+        self.first = low
+        self.wide = (rows + 2 * self.pad, columns + 2 * self.pad)
+        place = self.cells - low + self.pad
+        self.place = place[:, 1] * self.wide[1] + place[:, 0]
+        self.base = self._bin(self.place, positive)
+        self.total, self.positive = np.zeros((2, rows, columns), np.int64)
+        self.side = np.zeros((rows, columns), np.int64)
+        wanted = np.ones((rows, columns), bool)
+        for side in SIDES:
+            total, found = self._squares(side) if marker.shape == SQUARE else self._circles(side, wanted)
             self.total[wanted], self.positive[wanted], self.side[wanted] = total[wanted], found[wanted], side
             wanted &= self.total < marker.min_nuclei
-            if not wanted.any():
-                break
 
-    def _count(self, xy: np.ndarray, positive: np.ndarray, side: float, wanted: np.ndarray) -> np.ndarray:
-        """Count the nuclei in the windows around the points that are wanted: (2, rows, columns), all and positive."""
-        reach = int(np.ceil(side / 2 / self.step)) + 1
-        columns, rows = (np.array(wanted.shape[::-1]) + 2 * reach).tolist()  # windows reach over the grid's edges
-        near = cv2.dilate(np.pad(wanted, reach).astype(np.uint8), np.ones((2 * reach + 1, 2 * reach + 1), np.uint8))
-        cells = np.floor(xy / self.step).astype(np.int64)
-        at = (cells[:, 1] - self.first[1] + reach) * columns + cells[:, 0] - self.first[0] + reach
-        chosen = np.flatnonzero(near.ravel()[at])
-        sums = np.zeros(2 * rows * columns, np.int64)
+    def _bin(self, place: np.ndarray, positive: np.ndarray) -> np.ndarray:
+        """Count nuclei by cell, (2, *wide): all, and positive."""
+        size = self.wide[0] * self.wide[1]
+        negative, found = np.bincount(place + positive * size, minlength=2 * size).reshape(2, *self.wide)
+        return np.stack([negative + found, found])
+
+    def _crop(self, sums: np.ndarray, dy: int, dx: int) -> np.ndarray:
+        """Return what lies (dy, dx) from each point, of (2, ...) arrays that begin `pad` before the first point."""
+        top, left = self.pad + dy, self.pad + dx
+        return sums[:, top : top + self.size[1], left : left + self.size[0]]
+
+    def _squares(self, side: int) -> np.ndarray:
+        sums = np.stack([window_sums(counts, (side, side)) for counts in self.base])
+        return self._crop(sums, -side // 2, -side // 2)
+
+    def _circles(self, side: int, wanted: np.ndarray) -> np.ndarray:
+        """Count the nuclei in circles: cells that lie in one for sure as a whole, the others nucleus by nucleus."""
+        radius, sums = side / 2, np.zeros((2, *wanted.shape), np.int64)
+        reach = np.arange(-side // 2 - 1, side // 2 + 1)
+        near, far = np.maximum(np.maximum(reach, -reach - 1), 0), np.maximum(np.abs(reach), np.abs(reach + 1))
+        unsure = []
+        for dy, near_y, far_y in zip(reach.tolist(), near, far, strict=True):
+            for dx, near_x, far_x in zip(reach.tolist(), near, far, strict=True):
+                if np.hypot(far_x, far_y) < radius * (1 - TOUCHING):
+                    sums += self._crop(self.base, dy, dx)
+                elif np.hypot(near_x, near_y) <= radius * (1 + TOUCHING):
+                    unsure.append((dy, dx))
+        return sums + self._crop(self._compare(side, wanted, unsure), 0, 0)
+
+    def _compare(self, side: int, wanted: np.ndarray, unsure: list[tuple[int, int]]) -> np.ndarray:
+        """Count, (2, *wide), the nuclei in circles around points from which their cell lies (dy, dx)."""
+        reach = side // 2 + 1
+        around = cv2.dilate(
+            np.pad(wanted, self.pad).astype(np.uint8), np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
+        )
+        chosen = np.flatnonzero(around.ravel()[self.place])
+        sums = np.zeros((2, *self.wide), np.int64)
         for part in np.split(chosen, range(PART, len(chosen), PART)):
-            flat = at[part] + positive[part] * (rows * columns)
-            for dx, dy, within in self._windows(xy[part], cells[part], side, reach):
-                sums += np.bincount(flat[within] + (dy * columns + dx), minlength=len(sums))
-        sums = sums.reshape(2, rows, columns)[:, reach : rows - reach, reach : columns - reach]
-        return np.stack([sums.sum(axis=0), sums[1]])
+            for dy, dx in unsure:
+                kept = part[self._in_circle(self.in_cell[:, part], dx, dy, side)]
+                sums += self._bin(self.place[kept] - (dy * self.wide[1] + dx), self.is_positive[kept])
+        return sums
 
-    def _windows(self, xy: np.ndarray, cells: np.ndarray, side: float, reach: int):
-        """Yield (dx, dy) and which nuclei lie in the window around the point that is so far from their cell's."""
-        steps = range(-reach, reach + 1)
-        for dx in steps:
-            x = xy[:, 0] - (cells[:, 0] + dx) * self.step
-            for dy in steps:
-                y = xy[:, 1] - (cells[:, 1] + dy) * self.step
-                yield dx, dy, _within(np.stack([x, y], axis=1), side, self.marker.shape)
+    def _in_circle(self, in_cell: np.ndarray, dx, dy, side: int) -> np.ndarray:
+        """Which nuclei lie in the circle around a point from which their cell lies (dx, dy); (2, N) -> (N,) bool."""
+        x, y = in_cell[0] + dx * self.step, in_cell[1] + dy * self.step
+        return x * x + y * y <= (side * self.step / 2) ** 2
 
-    def best(self):
-        """Yield the centre (x, y) in um and the side of one window after the other, best first."""
-        by_index = self.marker.ranked_by == BY_INDEX
-        rank = self.positive / np.maximum(self.total if by_index else self.side**2, 1)
-        left = (self.total >= self.marker.min_nuclei) & (self.positive > 0)
-        top_k = self.marker.top_k
+    def members(self, point: np.ndarray, side: int) -> np.ndarray:
+        """Return which nuclei lie in the window around a point, (N,) bool."""
+        if self.marker.shape == SQUARE:
+            return ((self.cells >= point - side // 2) & (self.cells < point + side // 2)).all(axis=1)
+        return self._in_circle(self.in_cell, *(self.cells - point).T, side)
+
+    def best(self) -> Iterator[tuple[np.ndarray, int]]:
+        """Yield the point (x, y) and the side of one window after the other, best first."""
+        rank = self.positive / np.maximum(self.total if self.marker.ranked_by == BY_INDEX else self.side**2, 1)
+        left, top_k = (self.total >= self.marker.min_nuclei) & (self.positive > 0), self.marker.top_k
         if not left.any():
-            left, rank, top_k = self.positive > 0, self.total.astype(np.float64), 1
-        rows, columns = np.indices(left.shape)
-        x, y = (columns + self.first[0]) * self.step, (rows + self.first[1]) * self.step
-        from_middle = (x - self.middle_xy[0]) ** 2 + (y - self.middle_xy[1]) ** 2
+            left, rank, top_k = self.positive > 0, self.total, 1
+        points = np.stack(np.indices(left.shape)[::-1]).reshape(2, -1).T + self.first
+        away = np.abs(2 * points - points[0] - points[-1]).sum(axis=1)  # from the middle
         for _ in range(top_k):
             if not left.any():
                 return
             at = np.flatnonzero(left & (rank == rank[left].max()))
-            best = at[np.lexsort((from_middle.ravel()[at], -self.total.ravel()[at]))[0]]
-            centre, side = (x.ravel()[best], y.ravel()[best]), self.side.ravel()[best]
-            yield np.array(centre), float(side)
-            away_xy = np.stack([x - centre[0], y - centre[1]])
-            left &= _apart(away_xy, (self.side + side) / 2, self.marker.shape)
+            best = at[np.lexsort((away[at], -self.total.ravel()[at]))[0]]
+            side = int(self.side.ravel()[best])
+            yield points[best], side
+            left &= self._apart(points - points[best], (self.side.ravel() + side) / 2).reshape(left.shape)
 
-
-def _apart(away_xy: np.ndarray, touching: np.ndarray, shape: str) -> np.ndarray:
-    """Whether windows share no area: (2, ...) um between the centres, (...) um where they touch -> (...) bool."""
-    touching = touching * (1 - TOUCHING)
-    if shape == SQUARE:
-        return (np.abs(away_xy) >= touching).any(axis=0)
-    return (away_xy**2).sum(axis=0) >= touching**2
+    def _apart(self, away_xy: np.ndarray, touching: np.ndarray) -> np.ndarray:
+        """Whether windows share no area: (P, 2) steps between the centres, (P,) where they touch -> (P,) bool."""
+        if self.marker.shape == SQUARE:
+            return (np.abs(away_xy) >= touching[:, None]).any(axis=1)
+        return (away_xy**2).sum(axis=1) >= (touching * (1 - TOUCHING)) ** 2
