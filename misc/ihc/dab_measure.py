@@ -52,11 +52,12 @@ def load_nuclei(path: Path, image: SlideImage, options: DabOptions) -> SlideNucl
     nuclei, header = read_json(path)
     facts = slide_facts(path, header, image, mpp=options.mpp)
     mpp_xy, notes = facts.mpp_xy, list(facts.notes)
-    if mpp_xy is None and options.default_mpp:
-        mpp_xy = (options.default_mpp,) * 2
-        notes.append(f"no file says the pixel size: taken as {options.default_mpp:g} um, as the network reads it (--mpp)")
-    elif mpp_xy is None:
+    if mpp_xy is None:
         notes.append("the pixel size is not known: no areas, no search for hot spots (--mpp)")
+    elif image.mpp_xy is None and options.mpp is None:
+        notes.append(
+            f"the image does not say its pixel size: taken as {mpp_xy[0]:g} um, as its nuclei were found (--mpp)"
+        )
     if facts.scale != 1:
         nuclei = nuclei.scale(facts.scale, facts.scale)
     stat = path.stat()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from misc.ihc.markers import Marker
 from misc.ihc.stain import StainModel
 
 # How nuclei get their class: by DAB density and thresholds, by three-way k-means of all slides, by the network's types.
-BY_OD, BY_KMEANS, BY_TYPES = "od", "kmeans", "types"
+BY_OD, BY_KMEANS, BY_TYPES = CLASSES = "od", "kmeans", "types"
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,8 @@ class DabOptions:
         regions: folder with outlines, or `None`.
         include, exclude: classes of regions.
         mpp: um per level-0 px, before what the files say.
-        default_mpp: the same where no file says it.
         vmax: density of the last colour of all maps, or `None`: the highest of the run.
+        compare: table of scores to compare with, or `None`.
         overwrite: do again what is there.
     """
 
@@ -41,6 +42,28 @@ class DabOptions:
     include: tuple[str, ...]
     exclude: tuple[str, ...]
     mpp: float | None
-    default_mpp: float | None
     vmax: float | None
+    compare: Path | None
     overwrite: bool
+
+
+def check(options: DabOptions) -> DabOptions:
+    """Return the options.
+
+    Raises:
+        ValueError, FileNotFoundError: in one line, which option is wrong and why.
+    """
+    for name in ("mpp", "vmax"):
+        value = getattr(options, name)
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"--{name} is a positive number, got {value}")
+    if options.classes not in CLASSES:
+        raise ValueError(f"--classes is {', '.join(CLASSES)}, got {options.classes!r}")
+    for folder in (options.image_dir, options.regions):
+        if folder is not None and not folder.is_dir():
+            raise FileNotFoundError(f"no such folder: {folder}")
+    if options.compare is not None and not options.compare.is_file():
+        raise FileNotFoundError(f"no such file: {options.compare} (--compare)")
+    if (options.include or options.exclude) and options.regions is None:
+        raise ValueError("--include and --exclude choose among regions; give --regions")
+    return options

@@ -1,4 +1,4 @@
-"""A run of `run_ihc.py` over slides whose nuclei are found: measure, classify, score, write; then what needs all slides."""
+"""A run of `run_ihc.py` over slides whose nuclei are found: measure, classify, score, write; then all slides together."""
 
 from __future__ import annotations
 
@@ -169,10 +169,9 @@ def write_slide(slide: DabSlide, folder: Path, made: dict) -> None:
     write_files(slide, folder)
     draw_overlay(slide, folder)
     overall = slide.scores.overall
-    title = f"{slide.image.name}: DAB above the ground, median of each nucleus"
-    histogram = dab_histogram(
-        slide.stained.dab[overall.members], slide.marker.thresholds, overall.scored.score, title
-    )
+    title, what = slide.image.name, "median DAB optical density of the nucleus, above the ground"
+    dab, scored = slide.stained.dab[overall.members], overall.scored.score
+    histogram = dab_histogram(dab, slide.marker.thresholds, scored, title, what)
     save_picture(histogram, paths["histogram"])
     keep_map(slide, paths["density"])
     write_classes(slide, folder, made)

@@ -78,8 +78,13 @@ class DabSlide:
     def words(self) -> list[str]:
         """Return what pictures say of stains and thresholds, and the notes."""
         weak, moderate, strong = self.marker.thresholds
-        limits = f"DAB above the ground ({self.stained.ground:.2f}): weak {weak:.3g}, moderate {moderate:.3g}, "
-        said = [f"{limits}strong {strong:.3g}", f"stain: {self.stained.model.words()}"]
+        model, numbers = self.stained.model, lambda values: ", ".join(f"{value:.2f}" for value in values)
+        said = [
+            f"DAB above the ground ({self.stained.ground:.2f}): weak {weak:.3g}, moderate {moderate:.3g}, strong "
+            f"{strong:.3g}",
+            f"stains ({model.source}): H {numbers(model.hematoxylin_rgb)}; DAB {numbers(model.dab_rgb)}; "
+            f"{model.angle_deg:.0f} degrees apart",
+        ]
         return [*said, *(f"! {note}" for note in self.notes)]
 
 

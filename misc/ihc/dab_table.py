@@ -111,4 +111,3 @@ def _rules(part: Part, marker: Marker) -> dict:
     for rule in marker.cutoffs:
         row |= {rule.name: part.scored.categories[rule.name], f"{rule.name}_source": rule.source}
     return row
-
