@@ -7,7 +7,9 @@ border of cells is summed over them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 
 import cv2
@@ -22,13 +24,18 @@ CELL_PX = 2048
 # Width of the ring around a nucleus, um (what is cytoplasm in most cells), and its px where a slide does not say them.
 RING_UM, RING_PX = 2.0, 8
 # Densities are counted in bins of this width, from `LOW_OD` up: a median is exact to half of it.
-BIN_OD, LOW_OD, HIGH_OD = 0.005, -0.5, 2.5
+BIN_OD, LOW_OD, HIGH_OD = 0.01, -0.3, 2.2
+BINS = round((HIGH_OD - LOW_OD) / BIN_OD)
+MIDDLES_OD = (LOW_OD + (np.arange(BINS) + 0.5) * BIN_OD).astype(np.float32)
+# Of rings, which have more pixels than nuclei, each second one along rows and columns is looked at.
+RING_STEP = 2
+# Threads that read cells ahead.
+READERS = 2
 # The ground between nuclei is read off their rings: this percentile of them, so that cytoplasm and neighbours that are
 # stained do not count. Beyond the limits it is no ground (it is 0 to 0.1 on labs' slides), and is taken as the limit.
 GROUND_PERCENTILE, GROUND_OD = 25, (-0.1, 0.15)
 # DAB lies around the nuclei, in membranes or cytoplasm, where this share of the positive ones has more in the ring.
 AROUND_SHARE = 0.5
-BINS = round((HIGH_OD - LOW_OD) / BIN_OD)
 
 
 @dataclass(frozen=True)
@@ -38,8 +45,8 @@ class Densities:
     Attributes:
         dab_mean, dab_median: of the nucleus. Medians are lower medians, exact to half of `BIN_OD`.
         hematoxylin_mean: of the nucleus.
-        ring_dab_mean, ring_dab_median: of the ring around it, without the pixels of any nucleus; NaN where other nuclei
-            leave no ring.
+        ring_dab_mean, ring_dab_median: of the ring around it, without the pixels of any nucleus, exact to half of
+            `BIN_OD`; NaN where other nuclei leave no ring.
     """
 
     dab_mean: np.ndarray
@@ -88,11 +95,9 @@ def measure(
     """
     ring_px = RING_PX if mpp is None else max(round(RING_UM / mpp), 1)
     found = np.full((len(nuclei), len(fields(Densities))), np.nan, np.float32)
-    tables, waiting = model.tables(), {}
-    for cell, members, is_whole, is_last in _cells(nuclei, shape_px, ring_px):
-        y0, x0, y1, x1 = cell
-        rgb = read(y0, x0, y1 - y0, x1 - x0)
-        rows = _count(_draw(nuclei, members, cell, ring_px), len(members), rgb, tables)
+    waiting: dict[int, np.ndarray] = {}
+    for (cell, members, is_whole, is_last), rgb in _read_ahead(_cells(nuclei, shape_px, ring_px), read):
+        rows = _count(*_draw(nuclei, members, cell, ring_px), len(members), rgb, model)
         for i in np.flatnonzero(~is_whole):
             rows[i] += waiting.pop(members[i], 0)
             if not is_last[i]:
@@ -130,44 +135,75 @@ def _cells(nuclei: Nuclei, shape_px: tuple[int, int], ring_px: int):
         yield (y0, x0, y1, x1), drawn[own], count[own] == 1, nth[group] == count[own] - 1
 
 
-def _draw(nuclei: Nuclei, members: np.ndarray, cell: tuple[int, int, int, int], ring_px: int) -> np.ndarray:
-    """Draw the nuclei of a cell and their rings: 0 nothing, i + 1 nucleus i of the `members`, n + i + 1 its ring."""
+def _read_ahead(cells: Iterator[tuple], read: ReadRegion) -> Iterator[tuple[tuple, np.ndarray]]:
+    """Yield each cell and its pixels; other threads read the next ones meanwhile."""
+    with ThreadPoolExecutor(READERS) as pool:
+        ahead: deque = deque()
+        for cell in cells:
+            y0, x0, y1, x1 = cell[0]
+            ahead.append((cell, pool.submit(read, y0, x0, y1 - y0, x1 - x0)))
+            if len(ahead) > READERS:
+                done, pixels = ahead.popleft()
+                yield done, pixels.result()
+        for done, pixels in ahead:
+            yield done, pixels.result()
+
+
+def _draw(
+    nuclei: Nuclei, members: np.ndarray, cell: tuple[int, int, int, int], ring_px: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw the nuclei of a cell and their rings.
+
+    Returns:
+        Two (h, w) arrays of the cell's px: i + 1 where nucleus i of the `members` lies, and where its ring; else 0.
+    """
     y0, x0, y1, x1 = cell
     dtype = np.uint16 if len(members) < np.iinfo(np.uint16).max else np.float32
     labels = np.zeros((y1 - y0 + 2 * ring_px, x1 - x0 + 2 * ring_px), dtype)
     for label, i in enumerate(members.tolist(), 1):
         cv2.fillPoly(labels, [nuclei.contour(i)], label, offset=(ring_px - x0, ring_px - y0))
     grown = cv2.dilate(labels, np.ones((2 * ring_px + 1, 2 * ring_px + 1), np.uint8))
+    grown[labels > 0] = 0
     inner = np.s_[ring_px : ring_px + y1 - y0, ring_px : ring_px + x1 - x0]
-    labels, grown = labels[inner].astype(np.int32), grown[inner].astype(np.int32)
-    return np.where(labels > 0, labels, grown + len(members) * (grown > 0))
+    return labels[inner], grown[inner]
 
 
-def _count(owner: np.ndarray, count: int, rgb: np.ndarray, tables: np.ndarray) -> np.ndarray:
+def _count(labels: np.ndarray, rings: np.ndarray, count: int, rgb: np.ndarray, model: StainModel) -> np.ndarray:
     """Return a row of numbers for each nucleus, which add up over cells.
 
     Returns:
-        (n, 2 * BINS + 3) float64: histogram of DAB in the nucleus and in the ring; sums of DAB in the nucleus, of
-        haematoxylin in it, of DAB in the ring.
+        (n, 2 * BINS + 2) float32: histogram of DAB in the nucleus and in the ring; sums of DAB and of haematoxylin in
+        the nucleus.
     """
-    places = np.flatnonzero(owner)
-    which = owner.ravel()[places] - 1
-    red, green, blue = rgb.reshape(-1, 3)[places].T
-    hematoxylin, dab = (tables[0, red] + tables[1, green] + tables[2, blue]).T
-    bins = np.clip((dab - LOW_OD) / BIN_OD, 0, BINS - 1).astype(np.int64)
-    histogram = np.bincount(which * BINS + bins, minlength=2 * count * BINS).reshape(2, count, BINS)
-    dab_sums = np.bincount(which, dab, minlength=2 * count).reshape(2, count)
-    hematoxylin_sums = np.bincount(which, hematoxylin, minlength=2 * count)[:count]
-    return np.column_stack([histogram[0], histogram[1], dab_sums[0], hematoxylin_sums, dab_sums[1]])
+    thinned = np.s_[::RING_STEP, ::RING_STEP]
+    which, densities = _pixels(labels, rgb, model)
+    ring_which, ring_densities = _pixels(rings[thinned], rgb[thinned], model)
+    rows = np.empty((count, 2 * BINS + 2), np.float32)
+    rows[:, :BINS] = _histogram(which, densities[:, 1], count)
+    rows[:, BINS:-2] = _histogram(ring_which, ring_densities[:, 1], count)
+    rows[:, -2] = np.bincount(which, densities[:, 1], minlength=count)
+    rows[:, -1] = np.bincount(which, densities[:, 0], minlength=count)
+    return rows
+
+
+def _pixels(labels: np.ndarray, rgb: np.ndarray, model: StainModel) -> tuple[np.ndarray, np.ndarray]:
+    """Return the nucleus of each pixel that has one, (P,) int64 from 0, and its densities, (P, 2) float32."""
+    places = np.flatnonzero(labels)
+    return labels.ravel()[places].astype(np.int64) - 1, model.densities(rgb.reshape(-1, 3)[places])
+
+
+def _histogram(which: np.ndarray, dab: np.ndarray, count: int) -> np.ndarray:
+    bins = np.clip((dab - LOW_OD) * (1 / BIN_OD), 0, BINS - 1).astype(np.int64)
+    return np.bincount(which * BINS + bins, minlength=count * BINS).reshape(count, BINS)
 
 
 def _summary(rows: np.ndarray) -> np.ndarray:
     """Turn the rows of finished nuclei into the columns of `Densities`, (n, 5)."""
-    nucleus, ring, (dab, hematoxylin, ring_dab) = rows[:, :BINS], rows[:, BINS : 2 * BINS], rows[:, 2 * BINS :].T
+    nucleus, ring, (dab, hematoxylin) = rows[:, :BINS], rows[:, BINS:-2], rows[:, -2:].T
     with np.errstate(invalid="ignore"):  # nothing over nothing is NaN: not measured
-        pixels, ring_pixels = nucleus.sum(axis=1), ring.sum(axis=1)
-        means = dab / pixels, hematoxylin / pixels, ring_dab / ring_pixels
-    return np.column_stack([means[0], _median(nucleus), means[1], means[2], _median(ring)])
+        pixels = nucleus.sum(axis=1)
+        ring_mean = ring @ MIDDLES_OD / ring.sum(axis=1)
+        return np.column_stack([dab / pixels, _median(nucleus), hematoxylin / pixels, ring_mean, _median(ring)])
 
 
 def _median(histogram: np.ndarray) -> np.ndarray:
@@ -175,4 +211,4 @@ def _median(histogram: np.ndarray) -> np.ndarray:
     sums = np.cumsum(histogram, axis=1)
     total = sums[:, -1:]
     middle = np.argmax(2 * sums >= total, axis=1)
-    return np.where(total[:, 0] > 0, LOW_OD + (middle + 0.5) * BIN_OD, np.nan)
+    return np.where(total[:, 0] > 0, MIDDLES_OD[middle], np.nan)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 
 # Optical density of pure stains in red, green and blue, measured by Ruifrok and Johnston (2001), "Quantification of
@@ -58,20 +59,16 @@ class StainModel:
         """Angle between the two stains; 37 degrees by default."""
         return angle_deg(self.hematoxylin_rgb, self.dab_rgb)
 
-    def tables(self) -> np.ndarray:
-        """Return what each value of each channel adds to the two densities, (3, 256, 2) float32.
-
-        A pixel's haematoxylin and DAB are the sums of three entries: deconvolution without a logarithm or a product.
-        """
-        matrix = unmix_vectors(self.hematoxylin_rgb, self.dab_rgb)
-        # white in this picture is WHITE / white times brighter than there: a constant density less
-        above = DENSITY_OF_VALUE[None] - np.log10(WHITE / np.array(self.white_rgb))[:, None]
-        return (above[..., None] * matrix[:, None]).astype(np.float32)
-
     def densities(self, rgb: np.ndarray) -> np.ndarray:
         """Return haematoxylin and DAB of each pixel, (..., 3) uint8 -> (..., 2) float32."""
-        red, green, blue = self.tables()
-        return red[rgb[..., 0]] + green[rgb[..., 1]] + blue[rgb[..., 2]]
+        if not rgb.size:
+            return np.zeros((*rgb.shape[:-1], 2), np.float32)
+        matrix = unmix_vectors(self.hematoxylin_rgb, self.dab_rgb).T
+        # of DENSITY_OF_VALUE, which is above WHITE; glass that is darker than that has this density
+        glass = matrix @ np.log10(WHITE / np.array(self.white_rgb, np.float32))
+        channels = cv2.LUT(np.ascontiguousarray(rgb).reshape(-1, 1, 3), np.dstack([DENSITY_OF_VALUE] * 3))
+        affine = np.column_stack([matrix, -glass]).astype(np.float32)
+        return cv2.transform(channels, affine).reshape(*rgb.shape[:-1], 2)
 
     def words(self) -> str:
         """Say the model in a line, for tables and pictures; the vectors are as `parse_stain` takes them."""

@@ -36,7 +36,7 @@ PINK_SHARE, BROWN_SHARE = 0.5, 0.02
 # Fluorescence: more than this share of the picture is darker than this value in every channel.
 DARK_SHARE, DARK_VALUE = 0.5, 64
 # Tissue is looked at in this many fields of a slide, of this side in level-0 px.
-FIELDS, FIELD_PX = 24, 512
+FIELDS, FIELD_PX = 24, 256
 
 
 @dataclass(frozen=True)
