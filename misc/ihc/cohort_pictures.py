@@ -154,4 +154,5 @@ def _lines(names: Sequence[str], title: str) -> tuple[Figure, Axes]:
 
 
 def _legend_above(axes: Axes, columns: int) -> None:
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=columns, frameon=False, fontsize=TEXT_PT)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=columns, frameon=False, fontsize=TEXT_PT)

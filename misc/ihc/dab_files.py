@@ -20,7 +20,7 @@ from misc.ihc.dab_slide import DabSlide
 from misc.ihc.dab_table import caption_lines
 from misc.ihc.panel import CLASS_TYPES, Caption, save_picture
 from misc.ihc.region_files import region_graphics, write_regions
-from misc.ihc.regions import TISSUE, Region
+from misc.ihc.regions import Region
 from misc.ihc.scores import NOT_MEASURED
 from misc.nuclei import Nuclei
 from misc.slides.image import SlideImage
@@ -91,15 +91,22 @@ def draw_overlay(slide: DabSlide, folder: Path) -> None:
         old.unlink()  # an earlier run may have found more of them
     overall = _caption(slide, slide.scores.overall, image.name)
     if image.width * image.height <= WHOLE_PX:
-        drawn = [region for region in slide.regions if region.label != TISSUE]
-        save_picture(_field(slide, (0, 0, image.width, image.height), overall, drawn), path)
+        save_picture(_field(slide, (0, 0, image.width, image.height), overall, _shown(slide)), path)
         return
     thumbnail = image.thumbnail()
-    figure = overview_picture(thumbnail, slide.regions, overall, image.width / thumbnail.shape[1], slide.mpp)
+    figure = overview_picture(
+        thumbnail, [*slide.tissue, *_shown(slide)], overall, image.width / thumbnail.shape[1], slide.mpp
+    )
     save_picture(figure, path)
     for part in slide.scores.hot_spots:
         figure = _field(slide, _box(part, image), _caption(slide, part, f"{image.name}\n{part.name}"), [part.region])
         save_picture(figure, path.with_name(f"{slide.name}_hotspot{part.rank}.png"))
+
+
+def _shown(slide: DabSlide) -> list[Region]:
+    """Return the regions that pictures show beside the tissue; the name says which count nowhere."""
+    excluded = [replace(region, name=f"{region.name} (excluded)") for region in slide.chosen.excluded]
+    return [*slide.chosen.scored, *excluded, *(part.region for part in slide.scores.hot_spots)]
 
 
 def _box(part: Part, image: SlideImage) -> tuple[int, int, int, int]:

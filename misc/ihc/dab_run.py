@@ -1,4 +1,4 @@
-"""A run of `run_ihc.py` over slides whose nuclei are found: measure, classify, score, write; then all slides together."""
+"""A run of `run_ihc.py` over slides whose nuclei are found: measure, classify, score, write; then all together."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tqdm import tqdm
 from misc.batch import recorded
 from misc.files import file_digest, full_stem
 from misc.formats.nuclei_json import read_header
-from misc.ihc.cohort import draw_cohort
+from misc.ihc.cohort import draw_cohort, read_rows
 from misc.ihc.dab_files import draw_overlay, paths_of, write_classes, write_files
 from misc.ihc.dab_maps import draw_maps, keep_map
 from misc.ihc.dab_measure import SlideNuclei, load_nuclei, measure_slide
@@ -65,6 +65,8 @@ class DabRun:
         self.region_files = find_files(options.regions) if options.regions else {}
         self.marker = options.marker
         earlier_rows(self.table, self.names)  # what is no table is refused before any work
+        if options.compare:
+            read_rows(options.compare)
 
     def all(self) -> DabReport:
         """Score the slides one after the other, then draw what needs all of them."""
@@ -82,8 +84,10 @@ class DabRun:
         merge_table(self.table, rows, list(report.failed), FIRST_COLUMNS, LAST_COLUMNS)
         paths = {name: paths_of(name, options.output_dir) for name in (*report.done, *report.kept)}
         maps, regions = ({name: of[kind] for name, of in paths.items()} for kind in ("density", "regions"))
-        draw_maps(maps, regions, options.image_dir, options.vmax)
-        draw_cohort(self.table, options.marker, options.compare)
+        with recorded(report.failed, "density maps"):
+            draw_maps(maps, regions, options.image_dir, options.vmax)
+        with recorded(report.failed, "cohort"):
+            draw_cohort(self.table, options.marker, options.compare)
         return report
 
     def _say_strangers(self) -> None:

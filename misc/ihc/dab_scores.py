@@ -6,7 +6,7 @@ that somebody drew, counts nowhere but in a part of its own, so that the parts a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -107,23 +107,25 @@ class Scorer:
                 parts.append(self._part(REGION, inside, region.area & ground, region=region))
             parts.append(self._part(ALL_REGIONS, together, area & ground))
             parts.append(self._part(REST, counted & ~together, ground - area))
+            ground = area & ground
+        within = SlideScores(parts).overall.members
         if not counted.all():
             parts.append(self._part(EXCLUDED, ~counted, excluded & self.tissue))
-        return SlideScores([*parts, *self._hot_spots(SlideScores(parts).overall, counted, ground)])
+        return SlideScores([*parts, *self._hot_spots(within, ground)])
 
-    def _hot_spots(self, within: Part, counted: np.ndarray, ground: BaseGeometry) -> list[Part]:
-        """Score the fields that were drawn; where there are none, search."""
+    def _hot_spots(self, within: np.ndarray, ground: BaseGeometry) -> list[Part]:
+        """Score the fields that were drawn, or else search; only nuclei and tissue of the regions count in them."""
         if drawn := self.chosen.hot_spots:
             found = [
-                self._part(SPOT, region.holds(self.xy) & counted, region.area & ground, region=region)
+                self._part(SPOT, region.holds(self.xy) & within, region.area & ground, region=region)
                 for region in drawn
             ]
             found.sort(key=lambda part: -np.nan_to_num(part.scored.score.index, nan=-1))
-            return [Part(**{**vars(part), "rank": rank}) for rank, part in enumerate(found, 1)]
+            return [replace(part, rank=rank) for rank, part in enumerate(found, 1)]
         if self.mpp_xy is None:
             return []
         xy_um = (self.xy + 0.5) * self.mpp_xy
-        return [self._found(spot, ground) for spot in find_hot_spots(xy_um, self.classes, within.members, self.marker)]
+        return [self._found(spot, ground) for spot in find_hot_spots(xy_um, self.classes, within, self.marker)]
 
     def _found(self, spot: HotSpot, ground: BaseGeometry) -> Part:
         outline = shapely.Polygon(spot.outline_xy_um() / self.mpp_xy - 0.5)

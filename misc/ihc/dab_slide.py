@@ -44,7 +44,7 @@ class DabSlide:
         stained: its DAB.
         scores: of its parts.
         tissue: outlines, drawn or found.
-        regions: all that are written out: tissue, drawn regions, hot spots.
+        chosen: the regions that were drawn.
         marker: how the classes are read.
         notes: what a person should know.
     """
@@ -56,13 +56,19 @@ class DabSlide:
     stained: Stained
     scores: SlideScores
     tissue: list[Region]
-    regions: list[Region]
+    chosen: Chosen
     marker: Marker
     notes: tuple[str, ...]
 
     @property
     def mpp(self) -> float | None:
         return self.mpp_xy and float(np.mean(self.mpp_xy))
+
+    @property
+    def regions(self) -> list[Region]:
+        """Outlines of all there are: tissue, regions, hot spots."""
+        spots = [part.region for part in self.scores.hot_spots]
+        return [*self.tissue, *self.chosen.scored, *self.chosen.excluded, *self.chosen.others, *spots]
 
     @property
     def origin_xy(self) -> tuple[int, int]:
@@ -111,10 +117,10 @@ def score_slide(
         ValueError: the types say nothing of staining.
     """
     classes = _classes(slide, stained, marker, by_types)
-    found = None if chosen.tissue else tissue_region(image, slide.mpp_xy and slide.mpp_xy[0])
+    xy = slide.nuclei.centroids_xy
+    found = None if chosen.tissue else tissue_region(image, slide.mpp_xy and slide.mpp_xy[0], xy)
     tissue = chosen.tissue or ([found] if found else [])
-    scores = Scorer(slide.nuclei.centroids_xy, classes, marker, chosen, union(tissue), slide.mpp_xy).run()
-    spots = [part.region for part in scores.hot_spots]
+    scores = Scorer(xy, classes, marker, chosen, union(tissue), slide.mpp_xy).run()
     notes = [*slide.notes, *stained.model.warnings, *_odd(slide, stained, classes, tissue)]
     return DabSlide(
         name=name,
@@ -126,7 +132,7 @@ def score_slide(
         stained=stained,
         scores=scores,
         tissue=tissue,
-        regions=[*tissue, *chosen.scored, *chosen.excluded, *chosen.others, *spots],
+        chosen=chosen,
         marker=marker,
         notes=tuple(notes),
     )
@@ -145,9 +151,7 @@ def _odd(slide: SlideNuclei, stained: Stained, classes: np.ndarray, tissue: list
     notes = []
     if not tissue:
         notes.append("no tissue found")
-    if not len(classes):
-        notes.append("no nuclei")
-    elif not (classes > NEGATIVE).any():
+    if len(classes) and not (classes > NEGATIVE).any():
         notes.append("no positive nucleus, so no hot spot")
     if missing := int((classes == NOT_MEASURED).sum()):
         notes.append(f"{missing} nuclei could not be measured: in no share")

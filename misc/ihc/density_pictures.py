@@ -136,7 +136,7 @@ def density_picture(found: DensityMap, slide: MapOnSlide, caption: Caption, top:
     density[draw_area(slide.tissue, rgb.shape[:2], shrunk) == 0] = np.nan
     figure, axes, _, y = beside(_blend(rgb, density / (top or 1.0)), caption, slide.mpp and slide.mpp * shrunk)
     levels = [share * top for share in CONTOURS]
-    if top and np.nanmin(density) < levels[-1] and np.nanmax(density) > levels[0]:
+    if top and np.nanmax(density, initial=0) > levels[0]:
         middles = np.arange(0.5, rgb.shape[1]), np.arange(0.5, rgb.shape[0])
         axes.contour(*middles, density, levels=levels, colors=CONTOUR_COLOUR, linewidths=(0.7, 1.1, 1.6))
     draw_regions(axes, slide.regions, shrunk)

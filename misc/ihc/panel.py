@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import shapely
 
+from misc.formats.sedeen import HOT_SPOT
 from misc.ihc.region_files import region_colour
 from misc.ihc.regions import TISSUE, Region
 from misc.ihc.scores import CLASS_NAMES, MODERATE, NEGATIVE, NOT_MEASURED, STRONG, WEAK
@@ -161,7 +162,7 @@ def bar_length(longest_um: float) -> float:
 
 
 def draw_regions(axes: Axes, regions: Iterable[Region], shrunk: float) -> None:
-    """Draw the outlines of regions, their names on top; `shrunk` is level-0 px per unit of the axes."""
+    """Draw the outlines of regions, their names inside; `shrunk` is level-0 px per unit of the axes."""
     from matplotlib.patheffects import withStroke
 
     around = [withStroke(linewidth=3.4, foreground="white")]
@@ -171,7 +172,10 @@ def draw_regions(axes: Axes, regions: Iterable[Region], shrunk: float) -> None:
             for ring in (polygon.exterior, *polygon.interiors):
                 xy = (shapely.get_coordinates(ring) + 0.5) / shrunk
                 axes.plot(*xy.T, color=colour, linewidth=1.5, path_effects=around)
-        if region.label != TISSUE:
-            x0, y0, x1, _ = ((value + 0.5) / shrunk for value in region.area.bounds)
-            text = axes.text((x0 + x1) / 2, y0 - 6, region.name, ha="center", va="bottom", fontsize=TEXT_PT)
-            text.set(color=colour, weight="bold", path_effects=around, clip_on=True)
+        if region.label == TISSUE:
+            continue
+        # in a corner, of hot spots another one than of regions: they often share an edge
+        (x0, y0), (_, y1) = ((np.array(region.area.bounds).reshape(2, 2) + 0.5) / shrunk).tolist()
+        y, side = (max(y0, 0) + 5, "top") if region.label == HOT_SPOT else (min(y1, axes.get_ylim()[0]) - 5, "bottom")
+        text = axes.text(max(x0, 0) + 5, y, region.name, ha="left", va=side, fontsize=TEXT_PT, clip_on=True)
+        text.set(color=colour, weight="bold", path_effects=around)

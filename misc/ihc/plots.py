@@ -141,7 +141,7 @@ def dab_histogram(
         )
     axes.set(xlabel=what, ylabel="nuclei", xlim=(low, high))
     axes.set_title(f"{title}\n{describe(scored)}", fontsize=LABEL_PT)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="upper right")
     return figure
 
 

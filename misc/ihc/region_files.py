@@ -73,12 +73,12 @@ def load_regions(path: Path, origin_xy: tuple[int, int] = (0, 0)) -> list[Region
         origin_xy: corner of what QuPath shows of the slide, level-0 px, from which QuPath counts.
 
     Raises:
-        FileNotFoundError, ValueError: there is no such file, it is broken, or nothing in it outlines a region.
+        FileNotFoundError, ValueError: there is no such file, it is broken, or what it holds outlines no region.
     """
     found = read_regions(path)
-    if not found.contours:
+    if found.others and not found.contours:
         others = ", ".join(f"{count} {kind}" for kind, count in sorted(found.others.items()))
-        raise ValueError(f"{path}: nothing in it outlines a region{f': {others}' if others else ''}")
+        raise ValueError(f"{path}: nothing in it outlines a region: {others}")
     regions = make_regions(found.contours)
     if path.name.lower().endswith(".xml") or not any(origin_xy):
         return regions
