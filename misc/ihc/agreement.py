@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy.special import fdtri, stdtrit
 
 # Two-sided 95 %: share below the upper quantile.
 UPPER = 0.975
@@ -58,13 +58,13 @@ def bland_altman(first: np.ndarray, second: np.ndarray) -> BlandAltman:
     first, second = _pairs(first, second)
     difference = second - first
     bias, sd, n = float(difference.mean()), float(difference.std(ddof=1)), len(difference)
-    half = float(stats.t.ppf(UPPER, n - 1)) * sd / np.sqrt(n)
+    half = float(stdtrit(n - 1, UPPER)) * sd / np.sqrt(n)
     return BlandAltman(
         mean=(first + second) / 2,
         difference=difference,
         bias=bias,
-        bias_low=bias - half,
-        bias_high=bias + half,
+        bias_low=float(bias - half),
+        bias_high=float(bias + half),
         low=bias - LIMITS_SD * sd,
         high=bias + LIMITS_SD * sd,
     )
@@ -103,7 +103,7 @@ def _interval(icc: float, squares: tuple[float, float, float], n: int, k: int) -
         return (1.0, 1.0) if icc == 1 else (float("nan"), float("nan"))
     by_columns, by_rows = k * icc * columns / error, n * (1 + (k - 1) * icc) - k * icc
     freedom = (k - 1) * (n - 1) * (by_columns + by_rows) ** 2 / ((n - 1) * by_columns**2 + by_rows**2)
-    above, below = stats.f.ppf(UPPER, n - 1, freedom), stats.f.ppf(UPPER, freedom, n - 1)
+    above, below = fdtri(n - 1, freedom, UPPER), fdtri(freedom, n - 1, UPPER)
     mixed = k * columns + (k * n - k - n) * error
     low = n * (rows - above * error) / (above * mixed + n * rows)
     high = n * (below * rows - error) / (mixed + n * below * rows)

@@ -25,7 +25,7 @@ TISSUE_OD = 0.035
 # Over how much it is averaged, um: gaps between cells are tissue, a lumen is none.
 BLUR_UM = 15.0
 # Smallest piece of tissue and smallest hole, um^2.
-MIN_PIECE_UM2, MIN_HOLE_UM2 = 10_000.0, 10_000.0
+MIN_PIECE_UM2, MIN_HOLE_UM2 = 5_000.0, 2_500.0
 # The glass is as bright as this share of the brightest pixels of the slide, unless that is darker than `GLASS_MIN`.
 GLASS_QUANTILE, GLASS_MIN = 0.99, 200
 # um per px where nothing says it; only the smoothness of the outline depends on it.
