@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import shapely
 
+from misc.files import atomic_path
 from misc.formats.nuclei_json import types_to_header, write_json
 from misc.formats.qupath import MIN_POINTS, write_geojson
 from misc.formats.sedeen import LAB_PENS, Graphic, nuclei_graphics, write_session
@@ -34,6 +36,8 @@ WHOLE_PX = 25_000_000
 AROUND = 0.04
 # How far outside a field the centre of a nucleus may lie that reaches into it, px.
 BESIDE_PX = 50
+# Decimals of positions and densities in the table of nuclei.
+DECIMALS = 3
 # Sedeen and QuPath want a pixel size; where none is known the unit is the px.
 UNKNOWN_PIXEL_UM = 1.0
 
@@ -41,6 +45,7 @@ UNKNOWN_PIXEL_UM = 1.0
 def paths_of(name: str, folder: Path) -> dict[str, Path]:
     """Return the files of a slide that are always written; the JSON file is written last, so it stands for all."""
     return {
+        "nuclei": folder / "nuclei" / f"{name}.csv",
         "qupath": folder / "qupath" / f"{name}.geojson",
         "sedeen": folder / "sedeen" / f"{name}.session.xml",
         "regions": folder / "regions" / f"{name}.geojson",
@@ -52,10 +57,11 @@ def paths_of(name: str, folder: Path) -> dict[str, Path]:
 
 
 def write_files(slide: DabSlide, folder: Path) -> None:
-    """Write nuclei and regions of a slide for QuPath and Sedeen."""
+    """Write nuclei and regions of a slide: a table, and for QuPath and Sedeen."""
     paths = paths_of(slide.name, folder)
     for path in paths.values():
         path.parent.mkdir(parents=True, exist_ok=True)
+    write_table(paths["nuclei"], slide.nuclei)
     write_geojson(paths["qupath"], slide.nuclei, CLASS_TYPES, name=slide.name, origin_xy=slide.origin_xy)
     numbers = {part.name: _numbers(part) for part in slide.scores.parts if part.region}
     write_regions(paths["regions"], slide.regions, numbers, slide.origin_xy)
@@ -68,6 +74,18 @@ def write_files(slide: DabSlide, folder: Path) -> None:
         slide.mpp_xy or UNKNOWN_PIXEL_UM,
         itertools.chain(region_graphics(slide.regions), _nuclei_graphics(slide.nuclei)),
     )
+
+
+def write_table(path: Path, nuclei: Nuclei) -> None:
+    """Write a row for each nucleus: id, pixel centre at level 0, class and densities; what is not known is empty."""
+    names = np.array([CLASS_TYPES[class_id][0] for class_id in sorted(CLASS_TYPES)])[nuclei.types]
+    columns = {"x_px": nuclei.centroids_xy[:, 0], "y_px": nuclei.centroids_xy[:, 1], **nuclei.measured}
+    texts = [np.char.mod(f"%.{DECIMALS}f", column) for column in columns.values()]
+    texts = [np.where(text == "nan", "", text).tolist() for text in texts]
+    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as out:
+        table = csv.writer(out, lineterminator="\n")
+        table.writerow(["id", "class", *columns])
+        table.writerows(zip(nuclei.ids.tolist(), names.tolist(), *texts, strict=True))
 
 
 def write_classes(slide: DabSlide, folder: Path, made: dict) -> None:

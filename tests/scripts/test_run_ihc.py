@@ -91,6 +91,9 @@ def test_a_folder_of_images_in_one_command(ihc, capsys):
         said = [feature["properties"]["classification"]["name"] for feature in features]
         assert {c: said.count(c) for c in CLASS_NAMES.values()} == {c: int(row[c]) for c in CLASS_NAMES.values()}
         assert all("dab_median_od" in feature["properties"]["measurements"] for feature in features)
+        listed = table(out, name=f"nuclei/{name}.csv")
+        assert [r["class"] for r in listed] == [CLASS_NAMES[c] for c in nuclei.types]
+        assert float(listed[0]["x_px"]) == pytest.approx(nuclei.centroids_xy[0, 0], abs=1e-3)
         graphics = read_session(out / "sedeen" / f"{name}.session.xml").graphics
         assert [g.description for g in graphics].count("strong") == int(row["strong"])
         for kind in ("overlay", "density", "histogram"):
