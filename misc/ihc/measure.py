@@ -163,7 +163,7 @@ def _draw(
     for label, i in enumerate(members.tolist(), 1):
         cv2.fillPoly(labels, [nuclei.contour(i)], label, offset=(ring_px - x0, ring_px - y0))
     grown = cv2.dilate(labels, np.ones((2 * ring_px + 1, 2 * ring_px + 1), np.uint8))
-    grown[labels > 0] = 0
+    grown *= labels == 0
     inner = np.s_[ring_px : ring_px + y1 - y0, ring_px : ring_px + x1 - x0]
     return labels[inner], grown[inner]
 
@@ -188,8 +188,9 @@ def _count(labels: np.ndarray, rings: np.ndarray, count: int, rgb: np.ndarray, m
 
 def _pixels(labels: np.ndarray, rgb: np.ndarray, model: StainModel) -> tuple[np.ndarray, np.ndarray]:
     """Return the nucleus of each pixel that has one, (P,) int64 from 0, and its densities, (P, 2) float32."""
-    places = np.flatnonzero(labels)
-    return labels.ravel()[places].astype(np.int64) - 1, model.densities(rgb.reshape(-1, 3)[places])
+    places = np.flatnonzero(labels != 0)
+    pixels = np.take(rgb.reshape(-1, 3), places, axis=0)
+    return labels.ravel()[places].astype(np.int64) - 1, model.densities(pixels)
 
 
 def _histogram(which: np.ndarray, dab: np.ndarray, count: int) -> np.ndarray:

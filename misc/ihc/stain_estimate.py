@@ -17,11 +17,11 @@ from misc.slides.image import SlideImage
 
 # Blur before pixels are looked at, px: noise and the colour fringes of JPEG.
 BLUR_PX = 1.0
-# White point: the brightest tenth of the smoothed picture. Values of `PADDING_FROM` and more are no light but what a
-# scanner writes where it did not look. It is believed where it is bright and grey enough to be glass.
+# White point: the brightest tenth of the smoothed picture, believed where it is bright and grey enough to be glass.
+# Areas of 255 that are wider than this are no light, but what is written where a scanner did not look.
 WHITE_PERCENTILE, WHITE_BLUR_PX = 90, 2.0
-PADDING_FROM = 254
-WHITE_LEAST, WHITE_SPREAD = 170, 30
+PADDING_PX = 13
+WHITE_LEAST, WHITE_SPREAD = 150, 45
 # A pixel is stained from this density on (length of the vector), and tells its hue down to this value.
 STAINED_OD, DARKEST_VALUE = 0.2, 15
 # By how much the density in one channel exceeds that in another for a hue: blue pixels take red light most, brown ones
@@ -137,12 +137,13 @@ def check_bright(rgb: np.ndarray) -> None:
 
 def find_white(rgb: np.ndarray) -> tuple[tuple[float, float, float], list[str]]:
     """Return the value of glass, or of the palest ground where a picture has none; and a note if it is not believed."""
-    smooth = cv2.GaussianBlur(rgb, (0, 0), WHITE_BLUR_PX).reshape(-1, 3)
-    least = smooth.min(axis=1)
-    seen = least < PADDING_FROM
+    square = np.ones((PADDING_PX, PADDING_PX), np.uint8)
+    padding = cv2.erode((rgb.min(axis=2) == WHITE).astype(np.uint8), square, borderValue=1)
+    seen = cv2.dilate(padding, np.ones((2 * PADDING_PX, 2 * PADDING_PX), np.uint8)) == 0  # and what the blur mixes
     if not seen.any():
         return (WHITE,) * 3, []
-    smooth, least = smooth[seen], least[seen]
+    smooth = cv2.GaussianBlur(rgb, (0, 0), WHITE_BLUR_PX)[seen]
+    least = smooth.min(axis=1)
     white = np.median(smooth[least >= np.percentile(least, WHITE_PERCENTILE)], axis=0)
     if white.min() < WHITE_LEAST or np.ptp(white) > WHITE_SPREAD:
         return (WHITE,) * 3, ["no glass and no pale ground: white is 255"]
@@ -201,8 +202,9 @@ def tissue_sample(image: SlideImage) -> np.ndarray:
 
 
 def _read_field(image: SlideImage, index: int, rows: int, columns: int) -> np.ndarray:
-    """Read the field in the middle of a cell of a grid over the slide, (FIELD_PX, FIELD_PX, 3)."""
+    """Read the field in the middle of a cell of a grid over the slide, up to (FIELD_PX, FIELD_PX, 3)."""
+    height, width = min(FIELD_PX, image.height), min(FIELD_PX, image.width)
     row, column = divmod(int(index), columns)
-    y = int(np.clip((row + 0.5) * image.height / rows - FIELD_PX / 2, 0, image.height - FIELD_PX))
-    x = int(np.clip((column + 0.5) * image.width / columns - FIELD_PX / 2, 0, image.width - FIELD_PX))
-    return image.read(y, x, FIELD_PX, FIELD_PX)
+    y = int(np.clip((row + 0.5) * image.height / rows - height / 2, 0, image.height - height))
+    x = int(np.clip((column + 0.5) * image.width / columns - width / 2, 0, image.width - width))
+    return image.read(y, x, height, width)
