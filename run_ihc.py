@@ -45,8 +45,8 @@ Options:
 In the output folder: scores.csv (a row for each slide, region and hot spot), cohort_index.png, cohort_classes.png;
 compare.csv, agreement.csv and agreement.png with --compare. For each slide: json/ (nuclei whose type is their class),
 qupath/ (the same as detections, with densities), nuclei/ (as a table), sedeen/, overlay/ (classes in colour: an image
-whole; of a slide an overview and each hot spot), density/, histogram/, regions/ (tissue, regions and hot spots: edit them
-in QuPath and give the folder as --regions), measured/ (densities), segmentation/ (what run_infer.py writes).
+whole; of a slide an overview and each hot spot), density/, histogram/, regions/ (tissue, regions and hot spots: edit
+them in QuPath and give the folder as --regions), measured/ (densities), segmentation/ (what run_infer.py writes).
 """
 
 from __future__ import annotations

@@ -36,6 +36,8 @@ WHOLE_PX = 25_000_000
 AROUND = 0.04
 # How far outside a field the centre of a nucleus may lie that reaches into it, px.
 BESIDE_PX = 50
+# Nuclei that are turned into text at once.
+PIECE = 50_000
 # Decimals of positions and densities in the table of nuclei.
 DECIMALS = 3
 # Sedeen and QuPath want a pixel size; where none is known the unit is the px.
@@ -78,14 +80,15 @@ def write_files(slide: DabSlide, folder: Path) -> None:
 
 def write_table(path: Path, nuclei: Nuclei) -> None:
     """Write a row for each nucleus: id, pixel centre at level 0, class and densities; what is not known is empty."""
-    names = np.array([CLASS_TYPES[class_id][0] for class_id in sorted(CLASS_TYPES)])[nuclei.types]
+    names = np.array([CLASS_TYPES[class_id][0] for class_id in sorted(CLASS_TYPES)])
     columns = {"x_px": nuclei.centroids_xy[:, 0], "y_px": nuclei.centroids_xy[:, 1], **nuclei.measured}
-    texts = [np.char.mod(f"%.{DECIMALS}f", column) for column in columns.values()]
-    texts = [np.where(text == "nan", "", text).tolist() for text in texts]
     with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as out:
         table = csv.writer(out, lineterminator="\n")
         table.writerow(["id", "class", *columns])
-        table.writerows(zip(nuclei.ids.tolist(), names.tolist(), *texts, strict=True))
+        for part in _pieces(len(nuclei)):
+            texts = [np.char.mod(f"%.{DECIMALS}f", column[part]) for column in columns.values()]
+            texts = [np.where(text == "nan", "", text).tolist() for text in texts]
+            table.writerows(zip(nuclei.ids[part].tolist(), names[nuclei.types[part]].tolist(), *texts, strict=True))
 
 
 def write_classes(slide: DabSlide, folder: Path, made: dict) -> None:
@@ -165,7 +168,15 @@ def _numbers(part: Part) -> dict[str, float]:
 
 def _nuclei_graphics(nuclei: Nuclei) -> Iterator[Graphic]:
     """Yield nuclei for Sedeen in the lab's pens, their density as the name; those not measured have no pen."""
-    chosen = nuclei.select((np.diff(nuclei.offsets) >= MIN_POINTS) & (nuclei.types != NOT_MEASURED))
-    density = chosen.measured["dab_median_od"].tolist()
-    for graphic, value in zip(nuclei_graphics(chosen, CLASS_TYPES, pens=LAB_PENS), density, strict=True):
-        yield replace(graphic, name=f"DAB {value:.3f}")
+    drawn = np.flatnonzero((np.diff(nuclei.offsets) >= MIN_POINTS) & (nuclei.types != NOT_MEASURED))
+    for part in _pieces(len(drawn)):
+        chosen = nuclei.select(drawn[part])
+        density = chosen.measured["dab_median_od"].tolist()
+        for graphic, value in zip(nuclei_graphics(chosen, CLASS_TYPES, pens=LAB_PENS), density, strict=True):
+            yield replace(graphic, name=f"DAB {value:.3f}")
+
+
+def _pieces(count: int) -> Iterator[slice]:
+    """Yield slices that cover a number of nuclei, so that no text of all of them is held at once."""
+    for start in range(0, count, PIECE):
+        yield slice(start, start + PIECE)

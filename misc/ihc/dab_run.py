@@ -74,6 +74,9 @@ class DabRun:
         options.output_dir.mkdir(parents=True, exist_ok=True)
         print("\n".join(describe(options.marker)))
         self._say_strangers()
+        if options.overwrite:
+            for name in self.names:
+                self._measured_path(name).unlink(missing_ok=True)
         if options.classes == BY_KMEANS:
             self._find_thresholds()
         in_table = {row["slide"] for row in earlier_rows(self.table, ())}
@@ -111,10 +114,13 @@ class DabRun:
         return load_nuclei(self.options.json_dir / f"{name}.json", image, self.options)
 
     def _measure(self, name: str, slide: SlideNuclei, image: SlideImage) -> Stained:
-        path = self.options.output_dir / "measured" / f"{name}.npz"
+        path, given = self._measured_path(name), self.options.stain
         with tqdm(total=len(slide.nuclei), unit=" nuclei", desc=name, disable=None, leave=False) as bar:
-            densities, model = measure_slide(slide, image, self.options.stain, path, bar.update)
+            densities, model = measure_slide(slide, image, given, path, bar.update)
         return Stained(densities, model, densities.ground())
+
+    def _measured_path(self, name: str) -> Path:
+        return self.options.output_dir / "measured" / f"{name}.npz"
 
     def _one(self, name: str, is_in_table: bool) -> None:
         """Score a slide and write its files, unless they are there."""

@@ -141,7 +141,7 @@ def choose(regions: Sequence[Region], include: Sequence[str], exclude: Sequence[
         exclude: classes whose nuclei count nowhere.
 
     Raises:
-        ValueError: the slide has no region of an included class.
+        ValueError: the slide has no region of any included class.
     """
     wanted, unwanted = ({name.strip().lower() for name in names} for names in (include, exclude))
     kinds: dict[str, list[Region]] = {"scored": [], "excluded": [], "tissue": [], "hot_spots": [], "others": []}
@@ -154,10 +154,9 @@ def choose(regions: Sequence[Region], include: Sequence[str], exclude: Sequence[
             kinds["scored" if not wanted or label in wanted else "others"].append(region)
         else:
             kinds[meanings[label]].append(region)
-    missing = wanted - {region.label.lower() for region in kinds["scored"]}
-    if missing:
+    if wanted and not kinds["scored"]:
         there = ", ".join(sorted({region.label or "no class" for region in regions})) or "none"
-        raise ValueError(f"no region of class {', '.join(sorted(missing))} (--include); the classes drawn are: {there}")
+        raise ValueError(f"no region of class {', '.join(include)} (--include); the classes drawn are: {there}")
     return Chosen(**kinds)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -123,6 +124,30 @@ def test_a_second_run_keeps_what_is_there_and_other_thresholds_need_no_pixel(ihc
     assert {path for path in before if path.parent.name == "measured" or "segmentation" in path.parts} == same
 
 
+def test_classes_by_k_means_of_all_images_or_by_the_types_of_the_network(ihc, tmp_path, capsys):
+    nuclei = tmp_path / "json"
+    nuclei.mkdir()
+    for name in NAMES:
+        found, _ = read_json(ihc / "out" / "segmentation" / "json" / f"{name}.json")
+        kinds = np.where(np.arange(len(found)) % 4 == 0, 2, 1).astype(np.int32)
+        header = {"types": {"1": ["Negative", [0, 0, 255]], "2": ["Positive", [255, 0, 0]]}}
+        write_json(nuclei / f"{name}.json", replace(found, types=kinds), header=header)
+    assert call(ihc / "good", tmp_path / "out", f"--json_dir={nuclei}", "--classes=types") == 0
+    for name in NAMES:
+        row = table(tmp_path / "out", name)[0]
+        assert int(row["negative"]) == int(row["nuclei"]) - -(-int(row["nuclei"]) // 4)
+    assert call(ihc / "good", tmp_path / "out", f"--json_dir={nuclei}", "--classes=kmeans") == 0
+    assert "k-means of 2 slides: weak, moderate, strong from 0.100" in capsys.readouterr().out
+    limits = {
+        tuple(row[f"{name}_from_od"] for name in ("weak", "moderate", "strong")) for row in table(tmp_path / "out")
+    }
+    assert len(limits) == 1
+    assert next(iter(limits)) != ("0.1", "0.3", "0.5")
+    options = (f"--json_dir={ihc / 'out' / 'segmentation' / 'json'}", "--classes=types")
+    assert call(ihc / "good", tmp_path / "two", *options) == 1
+    assert "needs a network with types" in table(tmp_path / "two", "Lung1")[0]["failed"]
+
+
 def annotation(name, label, rings):
     rings = [[*ring, ring[0]] for ring in rings]
     properties = {"objectType": "annotation", "name": name, "classification": {"name": label, "color": [1, 2, 3]}}
@@ -210,7 +235,7 @@ def test_what_a_slide_lacks_is_said(ihc, shared, tmp_path, capsys):
     options = (f"--json_dir={nuclei}", f"--regions={tmp_path / 'regions'}", "--include=Tumor")
     assert call(folder, tmp_path / "out", *options) == 1
     failed = {row["slide"]: row["failed"] for row in table(tmp_path / "out")}
-    assert "no region of class tumor (--include); the classes drawn are: Stroma" in failed["blue"]
+    assert "no region of class Tumor (--include); the classes drawn are: Stroma" in failed["blue"]
     assert "--regions has no file of it" in failed["he"]
 
 

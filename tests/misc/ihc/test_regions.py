@@ -74,7 +74,7 @@ def test_names_are_unique_and_classes_are_parted():
     assert [one.label for one in choose(regions, ("TUMOR",), ()).scored] == ["Tumor"] * 3
     assert choose(regions, ("Hot spot",), ()).scored[0].name == HOT_SPOT
     with pytest.raises(
-        ValueError, match="no region of class stroma .*are: Hot spot, Necrosis, Tissue, Tumor, no class"
+        ValueError, match="no region of class Stroma .*are: Hot spot, Necrosis, Tissue, Tumor, no class"
     ):
         choose(regions, ("Stroma",), ())
 
