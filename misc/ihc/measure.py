@@ -101,13 +101,13 @@ def measure(
         for i in np.flatnonzero(~is_whole):
             rows[i] += waiting.pop(members[i], 0)
             if not is_last[i]:
-                waiting[members[i]] = rows[i]
+                waiting[members[i]] = rows[i].copy()  # not the whole cell's
         found[members[is_last]] = _summary(rows[is_last])
         progress(int(is_last.sum()))
     return Densities(*found.T)
 
 
-def _cells(nuclei: Nuclei, shape_px: tuple[int, int], ring_px: int):
+def _cells(nuclei: Nuclei, shape_px: tuple[int, int], ring_px: int) -> Iterator[tuple]:
     """Yield the cells that have nuclei or rings in them, in rows from the top left.
 
     Yields:
@@ -122,10 +122,8 @@ def _cells(nuclei: Nuclei, shape_px: tuple[int, int], ring_px: int):
     count = size.prod(axis=1)
     which = np.repeat(np.arange(len(drawn)), count)
     nth = np.arange(len(which)) - np.repeat(np.cumsum(count) - count, count)
-    rows, columns = (
-        low[which, 0] + nth // np.maximum(size[which, 1], 1),
-        low[which, 1] + nth % np.maximum(size[which, 1], 1),
-    )
+    down, along = np.divmod(nth, size[which, 1])
+    rows, columns = low[which, 0] + down, low[which, 1] + along
     order = np.lexsort((which, columns, rows))
     breaks = np.flatnonzero(np.diff(rows[order]) | np.diff(columns[order])) + 1
     for group in np.split(order, breaks) if len(order) else ():

@@ -35,7 +35,8 @@ MAX_OFF_DEG, LEAST_ANGLE_DEG = 20, 20
 PINK_SHARE, BROWN_SHARE = 0.5, 0.02
 # Fluorescence: more than this share of the picture is darker than this value in every channel.
 DARK_SHARE, DARK_VALUE = 0.5, 64
-# Tissue is looked at in this many fields of a slide, of this side in level-0 px.
+# Images of up to so many px are looked at whole; slides in this many fields of tissue, of this side in level-0 px.
+WHOLE_PX = 4_000_000
 FIELDS, FIELD_PX = 24, 256
 
 
@@ -174,37 +175,44 @@ def _median_direction(directions: np.ndarray, count: int) -> np.ndarray | None:
 
 
 def tissue_sample(image: SlideImage) -> np.ndarray:
-    """Return a picture in which the stains of a slide can be seen: fields of its tissue, and the same of its glass.
+    """Return a picture in which the stains of a slide can be seen: fields of its tissue, and some of its glass.
 
-    An image of up to `FIELDS` fields is returned whole. Of a slide, the stained parts of the thumbnail say where to
-    look; nuclei are smaller than a thumbnail's pixels, so the fields are read at level 0.
+    An image of up to `WHOLE_PX` is returned whole. Of a slide, the stained parts of the thumbnail say where to look:
+    nuclei are smaller than a thumbnail's pixels, so the fields are read at level 0.
 
     Returns:
         (H, W, 3) uint8.
+
+    Raises:
+        ValueError: the slide is dark.
     """
-    if image.width * image.height <= FIELDS * FIELD_PX**2:
+    if image.width * image.height <= WHOLE_PX:
         return image.read(0, 0, image.height, image.width)
     thumbnail = image.thumbnail()
     check_bright(thumbnail)
     side = max(FIELD_PX * thumbnail.shape[1] / image.width, 1.0)
     rows, columns = (max(int(n / side), 1) for n in thumbnail.shape[:2])
-    small = cv2.resize(thumbnail, (columns, rows), interpolation=cv2.INTER_AREA).astype(np.float64)
+    small = cv2.resize(thumbnail, (columns, rows), interpolation=cv2.INTER_AREA).reshape(-1, 3)
     white, _ = find_white(thumbnail)
-    density = np.log10(np.array(white) / np.maximum(small, 1)).clip(0)
-    brown = (density[..., 2] - density[..., 0]).ravel()
-    stain = density.sum(axis=2).ravel()
-    tissue = np.argsort(stain)[::-1][: max(np.count_nonzero(stain > STAINED_OD / 2), FIELDS)]
+    return np.concatenate([_read_field(image, i, rows, columns) for i in _choose_fields(small, white)])
+
+
+def _choose_fields(colours: np.ndarray, white_rgb: tuple[float, float, float]) -> list[int]:
+    """Choose fields by their mean colours, (N, 3) uint8: the brownest, some from pale to dark, and glass."""
+    density = np.log10(np.array(white_rgb) / np.maximum(colours, 1).astype(np.float64)).clip(0)
+    brown, stain = density[:, 2] - density[:, 0], density.sum(axis=1)
+    by_stain = np.argsort(-stain)
+    tissue = by_stain[: max(np.count_nonzero(stain > STAINED_OD / 2), FIELDS)]
     spread = tissue[np.linspace(0, len(tissue) - 1, FIELDS // 2).astype(int)]
-    chosen = dict.fromkeys([*np.argsort(brown)[::-1][: FIELDS // 2].tolist(), *spread.tolist()])
-    glass = np.argsort(stain)[: max(len(chosen) // 4, 1)]
-    fields = [_read_field(image, i, rows, columns) for i in [*chosen, *glass.tolist()]]
-    return np.concatenate(fields)
+    scanned = colours.min(axis=1) < WHITE  # a scanner writes 255 where it did not look
+    glass = np.argsort(np.where(scanned, stain, np.inf))[: FIELDS // 4]
+    return list(dict.fromkeys([*np.argsort(-brown)[: FIELDS // 2].tolist(), *spread.tolist(), *glass.tolist()]))
 
 
 def _read_field(image: SlideImage, index: int, rows: int, columns: int) -> np.ndarray:
     """Read the field in the middle of a cell of a grid over the slide, up to (FIELD_PX, FIELD_PX, 3)."""
     height, width = min(FIELD_PX, image.height), min(FIELD_PX, image.width)
-    row, column = divmod(int(index), columns)
+    row, column = divmod(index, columns)
     y = int(np.clip((row + 0.5) * image.height / rows - height / 2, 0, image.height - height))
     x = int(np.clip((column + 0.5) * image.width / columns - width / 2, 0, image.width - width))
     return image.read(y, x, height, width)

@@ -81,15 +81,12 @@ def test_members_are_the_nuclei_that_count():
             assert abs(area / spot.area_mm2 - 1) < 0.002  # of a circle 64 points are drawn
 
 
-def test_nothing_positive_is_no_hot_spot_and_nothing_inside_neither():
-    xy, classes, _ = made_up(2)
+def test_nothing_positive_is_no_hot_spot_and_a_small_image_is_a_flagged_one():
+    xy, classes, _ = made_up(2, extent_um=120)
     assert find_hot_spots(xy, np.minimum(classes, 1), None, marker("ki67")) == []
     assert find_hot_spots(xy, classes, np.zeros(len(xy), bool), marker("ki67")) == []
     assert find_hot_spots(np.zeros((0, 2)), np.zeros(0, np.uint8), None, marker("ki67")) == []
-
-
-def test_a_small_image_is_one_flagged_hot_spot():
-    xy, classes, _ = made_up(3, extent_um=120)
+    # an image is smaller than a hot spot: one window, and it is flagged
     (spot,) = find_hot_spots(xy, classes, None, marker("ki67"))
     assert spot.score.measured == (classes > 0).sum()
     assert not spot.has_enough

@@ -14,7 +14,7 @@ from misc.ihc.scores import NEGATIVE, classify
 from misc.ihc.stain import AUTO, GIVEN, StainModel, angle_deg
 from misc.ihc.stain_estimate import estimate_stains, find_white, parse_stain, tissue_sample
 from misc.nuclei import Nuclei
-from misc.slides.image import open_image
+from misc.slides.image import SlideImage, open_image
 
 
 def painted(hematoxylin, dab, white, noise=2):
@@ -65,6 +65,26 @@ def test_white_is_not_what_a_scanner_left_out():
     white, notes = find_white(np.full((100, 100, 3), (200, 110, 150), np.uint8))
     assert white == (255, 255, 255)
     assert "no glass" in notes[0]
+
+
+def test_a_slide_is_looked_at_in_fields_of_its_tissue():
+    """A tenth of it is tissue, the rest glass, and half of that was never scanned."""
+    hematoxylin, dab, white = (0.76, 0.60, 0.25), (0.40, 0.56, 0.72), (225, 228, 222)
+    slide = np.full((2400, 3200, 3), white, np.uint8)
+    slide[:, :1600] = 255
+    slide[800:1600, 2000:2800] = np.tile(painted(hematoxylin, dab, white), (2, 2, 1))
+    read = []
+
+    def read_region(y, x, height, width):
+        read.append(height * width)
+        return slide[y : y + height, x : x + width]
+
+    image = SlideImage("a.svs", 3200, 2400, None, None, read_region, lambda: cv2.resize(slide, (400, 300)))
+    model = estimate_stains(tissue_sample(image))
+    assert sum(read) < slide.size / 3 / 2
+    assert angle_deg(model.hematoxylin_rgb, hematoxylin) < 2
+    assert angle_deg(model.dab_rgb, dab) < 2
+    assert model.white_rgb == pytest.approx(white, abs=3)
 
 
 def test_option(subtests):
