@@ -40,7 +40,9 @@ def draw_cohort(table: Path, marker: Marker, other: Path | None) -> None:
         save_picture(index_picture(slides, limits, title), table.with_name(INDEX_PICTURE))
         save_picture(shares_picture(slides, f"{marker.name}: staining classes"), table.with_name(CLASSES_PICTURE))
     if other:
-        compare(rows, read_rows(other), table.parent, other.parent.name or other.stem)
+        # a run goes by its folder, a table of a person by its own name
+        name = other.resolve().parent.name if other.name == table.name else other.stem
+        compare(rows, read_rows(other), table.parent, name)
 
 
 def read_rows(table: Path) -> dict[str, dict[str, str]]:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 import shapely
-from skimage.measure import find_contours
 
 from misc.ihc.regions import TISSUE, Region
+from misc.runs import find_mask_runs
 from misc.slides.image import SlideImage
 
 if TYPE_CHECKING:
@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 TISSUE_OD = 0.035
 # Over how much it is averaged, um: gaps between cells are tissue, a lumen is none.
 BLUR_UM = 15.0
-# Smallest piece of tissue and smallest hole, um^2.
-MIN_PIECE_UM2, MIN_HOLE_UM2 = 5_000.0, 2_500.0
+# Smallest piece of tissue, um^2; and smallest hole: of glass that is white, and of what might be pale stroma (a field
+# within the tissue shows no glass to compare with).
+MIN_PIECE_UM2, MIN_WHITE_HOLE_UM2, MIN_HOLE_UM2 = 5_000.0, 2_500.0, 100_000.0
+WHITE_FROM = 220
 # The glass is as bright as this share of the brightest pixels of the slide, unless that is darker than `GLASS_MIN`.
 GLASS_QUANTILE, GLASS_MIN = 0.99, 200
 # um per px where nothing says it; only the smoothness of the outline depends on it.
@@ -73,26 +75,25 @@ def tissue_mask(rgb: np.ndarray, mpp: float) -> np.ndarray:
     density = np.log10(glass / np.clip(rgb, 1, glass)).mean(axis=2).astype(np.float32)
     sigma = BLUR_UM / mpp
     density = cv2.GaussianBlur(density, (0, 0), sigma, borderType=cv2.BORDER_REFLECT) if sigma > 0.3 else density
-    mask = _without_small(density > TISSUE_OD, MIN_PIECE_UM2 / mpp**2)
-    return ~_without_small(~mask, MIN_HOLE_UM2 / mpp**2)
+    mask = _pieces(density > TISSUE_OD, MIN_PIECE_UM2 / mpp**2)
+    white = cv2.blur(rgb, (3, 3)).min(axis=2) >= WHITE_FROM
+    holes = _pieces(~mask, MIN_HOLE_UM2 / mpp**2) | _pieces(~mask & white, MIN_WHITE_HOLE_UM2 / mpp**2)
+    return ~holes
 
 
 def mask_outline(mask: np.ndarray, scale_x: float, scale_y: float) -> BaseGeometry:
     """Return the outline of a mask as an area in px of a plane `scale` times as fine; holes are holes.
 
-    It runs between the px, but for corners, of which it cuts half a px of the mask.
+    It leaves the edges of the px of the mask by at most `SMOOTH_PX` of them.
     """
-    if mask.all():
-        return shapely.box(-0.5, -0.5, mask.shape[1] * scale_x - 0.5, mask.shape[0] * scale_y - 0.5)
-    rings = find_contours(np.pad(mask, 1).astype(np.float32), 0.5)
-    # the padding moves all by a px
-    lines = [(ring[:, ::-1] - 1 + 0.5) * (scale_x, scale_y) - 0.5 for ring in rings]
-    area = shapely.build_area(shapely.MultiLineString(lines)) if lines else shapely.Polygon()
+    runs = find_mask_runs(mask.astype(np.uint8))
+    x0, x1, y0, y1 = (runs.x0 * scale_x, runs.x1 * scale_x, runs.y * scale_y, (runs.y + 1) * scale_y)
+    area = shapely.union_all(shapely.box(x0 - 0.5, y0 - 0.5, x1 - 0.5, y1 - 0.5))
     return area.simplify(SMOOTH_PX * max(scale_x, scale_y))
 
 
-def _without_small(mask: np.ndarray, min_px: float) -> np.ndarray:
-    """Leave out connected pieces of fewer px."""
+def _pieces(mask: np.ndarray, min_px: float) -> np.ndarray:
+    """Return the connected pieces of at least so many px."""
     _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     keep = stats[:, cv2.CC_STAT_AREA] >= min_px
     keep[0] = False
