@@ -146,7 +146,7 @@ class Inputs:
 def find_inputs(folder: Path, pattern: str, output_dir: Path, mpp: float | None) -> Inputs:
     """Look through the input folder; dark pictures, which fluorescence is, are refused before the network runs."""
     from misc.batch import recorded
-    from misc.files import full_stem
+    from misc.files import check_unique_stems, full_stem
     from misc.ihc.stain_estimate import check_bright
     from misc.slides.folder import find_slides
     from misc.slides.image import open_image
@@ -158,6 +158,7 @@ def find_inputs(folder: Path, pattern: str, output_dir: Path, mpp: float | None)
     pictures = [path for path in found.others if is_picture(path)]
     if others := sorted(path.name for path in found.others if path not in pictures):
         print(f"no images and no slides, left out: {', '.join(others)}")
+    check_unique_stems([*found.slides, *pictures])
     for path in (*found.slides, *pictures):
         with recorded(inputs.failed, full_stem(path)):
             image = open_image(path)

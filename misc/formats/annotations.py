@@ -158,7 +158,8 @@ def _regions_from_sedeen(session: sedeen.Session) -> Annotations:
         elif label.endswith(sedeen.HOLE):
             holes.append(graphic.outline_xy())
         else:
-            contours.append(Contour([graphic.outline_xy()], label, graphic.pen_colour[:7]))
+            name = "" if sedeen.DEFAULT_NAME.fullmatch(graphic.name) else graphic.name.strip()
+            contours.append(Contour([graphic.outline_xy()], label, graphic.pen_colour[:7], name=name))
     if alone := take_away(holes, contours):
         others["hole"] += len(alone)
     return Annotations(contours, others, session.image_name)

@@ -40,6 +40,8 @@ TUMOUR_BED = "tumour bed"
 # What hot spots are described as, with their rank; and how the description of a region's hole ends, as Sedeen has none.
 _TOP = re.compile(r"top(\d+)")
 HOT_SPOT = "Hot spot"
+# What Sedeen calls graphics that nobody named.
+DEFAULT_NAME = re.compile(r"(Region \d+)?")
 HOLE = " (hole)"
 RANK_PENS = ("#ffff00ff", "#ff0000ff", "#0000ffff", "#aa00ffff", "#00ff00ff", "#000000ff")
 # What Sedeen's own files say of themselves; it opens files that say the same.

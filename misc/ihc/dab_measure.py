@@ -25,7 +25,7 @@ _MADE, _STAIN = "made", "stain"
 
 
 @dataclass(frozen=True)
-class SlideNuclei:
+class FoundNuclei:
     """The nuclei of a slide.
 
     Attributes:
@@ -43,7 +43,7 @@ class SlideNuclei:
     made: dict
 
 
-def load_nuclei(path: Path, image: SlideImage, options: DabOptions) -> SlideNuclei:
+def load_nuclei(path: Path, image: SlideImage, options: DabOptions) -> FoundNuclei:
     """Read the nuclei of a slide, whole.
 
     Raises:
@@ -62,11 +62,11 @@ def load_nuclei(path: Path, image: SlideImage, options: DabOptions) -> SlideNucl
         nuclei = nuclei.scale(facts.scale, facts.scale)
     stat = path.stat()
     made = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns, "mpp": mpp_xy and list(mpp_xy)}
-    return SlideNuclei(nuclei, types_from_header(header), mpp_xy, tuple(notes), made)
+    return FoundNuclei(nuclei, types_from_header(header), mpp_xy, tuple(notes), made)
 
 
 def measure_slide(
-    slide: SlideNuclei,
+    slide: FoundNuclei,
     image: SlideImage,
     given: StainModel | None,
     path: Path,

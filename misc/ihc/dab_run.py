@@ -15,7 +15,7 @@ from misc.formats.nuclei_json import read_header
 from misc.ihc.cohort import draw_cohort, read_rows
 from misc.ihc.dab_files import draw_overlay, paths_of, write_classes, write_files
 from misc.ihc.dab_maps import draw_maps, keep_map
-from misc.ihc.dab_measure import SlideNuclei, load_nuclei, measure_slide
+from misc.ihc.dab_measure import FoundNuclei, load_nuclei, measure_slide
 from misc.ihc.dab_options import BY_KMEANS, BY_TYPES, DabOptions
 from misc.ihc.dab_slide import DabSlide, Stained, origin, score_slide
 from misc.ihc.dab_table import FIRST_COLUMNS, LAST_COLUMNS, failed_row, line, score_rows
@@ -110,10 +110,10 @@ class DabRun:
         limits = ", ".join(f"{limit:.3f}" for limit in self.marker.thresholds)
         print(f"k-means of {len(found)} slides: weak, moderate, strong from {limits}")
 
-    def _load(self, name: str, image: SlideImage) -> SlideNuclei:
+    def _load(self, name: str, image: SlideImage) -> FoundNuclei:
         return load_nuclei(self.options.json_dir / f"{name}.json", image, self.options)
 
-    def _measure(self, name: str, slide: SlideNuclei, image: SlideImage) -> Stained:
+    def _measure(self, name: str, slide: FoundNuclei, image: SlideImage) -> Stained:
         path, given = self._measured_path(name), self.options.stain
         with tqdm(total=len(slide.nuclei), unit=" nuclei", desc=name, disable=None, leave=False) as bar:
             densities, model = measure_slide(slide, image, given, path, bar.update)
@@ -142,7 +142,7 @@ class DabRun:
         self.report.done.append(name)
         tqdm.write("\n  ".join([line(name, slide.scores), *slide.notes, *slide.scores.overall.flags]))
 
-    def _depends(self, nuclei: SlideNuclei, drawn: Path | None) -> dict:
+    def _depends(self, nuclei: FoundNuclei, drawn: Path | None) -> dict:
         """Return what the results of a slide depend on, as JSON gives it back."""
         options = self.options
         values = asdict(self.marker) | {name: getattr(options, name) for name in ("classes", "include", "exclude")}

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from misc.ihc.dab_measure import SlideNuclei
+from misc.ihc.dab_measure import FoundNuclei
 from misc.ihc.dab_scores import Scorer, SlideScores
 from misc.ihc.markers import Marker
 from misc.ihc.measure import Densities
@@ -100,7 +100,7 @@ def origin(image: SlideImage) -> tuple[int, int]:
 
 
 def score_slide(
-    name: str, image: SlideImage, slide: SlideNuclei, stained: Stained, chosen: Chosen, marker: Marker, by_types: bool
+    name: str, image: SlideImage, slide: FoundNuclei, stained: Stained, chosen: Chosen, marker: Marker, by_types: bool
 ) -> DabSlide:
     """Classify and score the nuclei of a slide.
 
@@ -138,7 +138,7 @@ def score_slide(
     )
 
 
-def _classes(slide: SlideNuclei, stained: Stained, marker: Marker, by_types: bool) -> np.ndarray:
+def _classes(slide: FoundNuclei, stained: Stained, marker: Marker, by_types: bool) -> np.ndarray:
     if not by_types:
         return classify(stained.dab, marker.thresholds)
     if slide.nuclei.types is None or slide.types is None:
@@ -146,7 +146,7 @@ def _classes(slide: SlideNuclei, stained: Stained, marker: Marker, by_types: boo
     return classes_of_types(slide.nuclei.types, slide.types, stained.dab, marker.thresholds)
 
 
-def _odd(slide: SlideNuclei, stained: Stained, classes: np.ndarray, tissue: list[Region]) -> list[str]:
+def _odd(slide: FoundNuclei, stained: Stained, classes: np.ndarray, tissue: list[Region]) -> list[str]:
     """Say what is unusual about a slide."""
     notes = []
     if not tissue:

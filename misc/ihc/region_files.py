@@ -18,7 +18,7 @@ import shapely
 from misc.files import full_stem, list_files, write_atomic
 from misc.formats.annotations import read_regions
 from misc.formats.qupath import qupath_xy
-from misc.formats.sedeen import HOLE, HOT_SPOT, Graphic, pen
+from misc.formats.sedeen import HOLE, HOT_SPOT, RANK_PENS, Graphic, pen
 from misc.ihc.regions import TISSUE, Region, make_regions
 from misc.type_info import RGB
 
@@ -117,13 +117,22 @@ def write_regions(
 
 
 def region_graphics(regions: Iterable[Region]) -> Iterator[Graphic]:
-    """Yield the outlines of regions for Sedeen, which knows no holes: each is a graphic that is described as one."""
+    """Yield the outlines of regions for Sedeen.
+
+    It knows no holes: each is a graphic that is described as one. Hot spots are as the lab has them, `top1`, `top2`.
+    """
+    rank = 0
     for region in regions:
-        colour = pen(region_colour(region.label))
+        colour, label = pen(region_colour(region.label)), region.label or region.name
+        if region.label == HOT_SPOT:
+            rank += 1
+            colour, label = RANK_PENS[min(rank, len(RANK_PENS)) - 1], f"top{rank}"
         for polygon in shapely.get_parts(region.area):
-            yield Graphic("polygon", _ring(polygon.exterior), colour, region.name, region.label or region.name)
+            corners = _ring(polygon.exterior)
+            kind = "rectangle" if len(corners) == 4 and polygon.equals(shapely.box(*polygon.bounds)) else "polygon"
+            yield Graphic(kind, corners, colour, region.name, label)
             for hole in polygon.interiors:
-                yield Graphic("polygon", _ring(hole), colour, region.name, f"{region.label or region.name}{HOLE}")
+                yield Graphic("polygon", _ring(hole), colour, region.name, f"{label}{HOLE}")
 
 
 def _ring(ring: BaseGeometry) -> np.ndarray:

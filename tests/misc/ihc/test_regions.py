@@ -116,6 +116,7 @@ def test_regions_come_back_from_sedeen_from_among_nuclei_and_hot_spots(tmp_path)
     back = load_regions(tmp_path / "a.session.xml", (30, 20))
     labels = [one.label for one in back]
     assert sorted(labels) == sorted([TISSUE, *["Tumor"] * 3, *[HOT_SPOT] * 3, "tumour bed"])
+    assert {one.name for one in back} >= {"left", "right 1", "right 2", "Hot spot 1", "Hot spot 2"}
     tumour = union([one for one in back if one.label == "Tumor"])
     assert tumour.equals(union([one for one in some_regions() if one.label == "Tumor"]))
 
