@@ -28,20 +28,23 @@ class KeptMap:
         found: the map.
         lines: what stands beside it.
         mpp: um per level-0 px, or `None`.
+        excluded: names of the regions that count nowhere, and have no colour.
         drawn_to: density of the last colour in its picture, 0 where there is none yet.
     """
 
     found: DensityMap
     lines: Sequence[str]
     mpp: float | None
+    excluded: Sequence[str]
     drawn_to: float = 0.0
 
     def save(self, path: Path) -> None:
         """Write it as `.npz`: `density` is the map, the rest is for drawing."""
         about = {"tile_px": self.found.tile_px, "unit": self.found.unit, "lines": list(self.lines), "mpp": self.mpp}
+        about |= {"excluded": list(self.excluded), "drawn_to": self.drawn_to}
         with atomic_path(path) as temporary:
             density = self.found.density.astype(np.float32)
-            np.savez_compressed(temporary, density=density, about=json.dumps(about | {"drawn_to": self.drawn_to}))
+            np.savez_compressed(temporary, density=density, about=json.dumps(about))
 
     @classmethod
     def load(cls, path: Path) -> KeptMap:
@@ -49,15 +52,18 @@ class KeptMap:
         with np.load(path, allow_pickle=False) as file:
             about = json.loads(str(file["about"]))
             found = DensityMap(file["density"], about["tile_px"], about["unit"])
-        return cls(found, about["lines"], about["mpp"], about["drawn_to"])
+        return cls(found, about["lines"], about["mpp"], about["excluded"], about["drawn_to"])
 
 
 def keep_map(slide: DabSlide, path: Path) -> None:
     """Count the positive nuclei of a slide by bin, and write the map."""
     counted = slide.scores.parts[0].members & (slide.nuclei.types > NEGATIVE)
     size = slide.image.width, slide.image.height
-    found = density_map(slide.nuclei.centroids_xy[counted], union(slide.tissue), size, slide.mpp_xy)
-    KeptMap(found, [*caption_lines(slide.scores.overall, slide.marker), *slide.words()], slide.mpp).save(path)
+    excluded = slide.chosen.excluded
+    tissue = union(slide.tissue) - union(excluded)
+    found = density_map(slide.nuclei.centroids_xy[counted], tissue, size, slide.mpp_xy)
+    lines = [*caption_lines(slide.scores.overall, slide.marker), *slide.words()]
+    KeptMap(found, lines, slide.mpp, [region.name for region in excluded]).save(path)
 
 
 def draw_maps(maps: Mapping[str, Path], regions: Mapping[str, Path], image_dir: Path, vmax: float | None) -> float:
@@ -79,7 +85,8 @@ def draw_maps(maps: Mapping[str, Path], regions: Mapping[str, Path], image_dir: 
             continue
         image = find_image(name, image_dir)
         outlines = load_regions(regions[name], origin(image)) if regions[name].is_file() else []
-        tissue = union([region for region in outlines if region.label == TISSUE])
+        tissue = union(region for region in outlines if region.label == TISSUE)
+        tissue -= union(region for region in outlines if region.name in kept.excluded)
         thumbnail = image.thumbnail()
         slide = MapOnSlide(thumbnail, image.width / thumbnail.shape[1], tissue, outlines, kept.mpp)
         save_picture(density_picture(kept.found, slide, Caption(image.name, {}, kept.lines), top), picture)

@@ -33,7 +33,7 @@ GLASS_QUANTILE, GLASS_MIN = 0.99, 200
 # um per px where nothing says it; only the smoothness of the outline depends on it.
 UNKNOWN_MPP = 0.5
 # Pixel size at which it is looked for, um, and how far the outline may leave the px of that mask.
-MASK_MPP, SMOOTH_PX = 4.0, 0.8
+MASK_MPP, SMOOTH_PX = 4.0, 1.0
 
 
 def tissue_region(image: SlideImage, mpp: float | None, xy: np.ndarray) -> Region | None:
