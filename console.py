@@ -51,6 +51,10 @@ def report() -> int:
     return run("make_report")
 
 
+def ihc() -> int:
+    return run("run_ihc")
+
+
 def view() -> int:
     return run("view_slides")
 
