@@ -55,7 +55,8 @@ def run_tile(args: dict) -> int:
     logging.debug("options: %s", {**method, **vars(options)})
     manager = load(InferManager, method, args)
     report = manager.process_file_list(options)
-    print(f"{summary(manager, report, 'image', start)}; overlays in {options.output_dir / 'overlay'}")
+    page = page_of(args, options, report, report.failed)
+    print(f"{summary(manager, report, 'image', start)}; overlays in {options.output_dir / 'overlay'}{page}")
     if report.warning:
         logging.warning("%s", report.warning)
     return report.exit_code
@@ -75,13 +76,24 @@ def run_wsi(args: dict) -> int:
     for name, reason in sorted(report.failed.items()):
         print(f"failed: {name}: {reason}", file=sys.stderr)
     where = f"in {options.output_dir / 'json'}, summary in {options.output_dir / 'summary.csv'}"
-    print(f"{summary(manager, report, 'slide', start)}; {where}")
+    page = page_of(args, options, report, {})
+    print(f"{summary(manager, report, 'slide', start)}; {where}{page}")
     return report.exit_code
 
 
 def load(manager: type, method: dict, args: dict):
     """Load the network."""
     return manager(method, args["--type_info_path"] or None, gpu=args["--gpu"], precision=args["--precision"] or "auto")
+
+
+def page_of(args: dict, options, report, failed: dict[str, str]) -> str:
+    """Write the report where there is something new, and return the words that say so."""
+    if args["--no_report"] or not (report.done or report.failed):
+        return ""
+    from viewer.report.make import say_report
+
+    images = None if options.recursive else options.input_dir  # pictures are looked up by name in one folder
+    return f", {say_report(options.output_dir, image_dir=images, failed=failed)}"
 
 
 def summary(manager, report, kind: str, start: float) -> str:

@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from misc.files import check_name_lengths, file_digest, printable, remove_if_emp
 from misc.formats.nuclei_json import iter_json
 from misc.locks import locked
 from misc.machine import available_memory
-from misc.slides.folder import find_slides, slide_files
+from misc.slides.folder import FoundSlides, find_slides, slide_files
 from misc.slides.tissue import TissueMask, load_mask, otsu_mask, save_png, thumbnail
 from misc.summary import Summary
 from misc.text import counted
@@ -65,7 +65,9 @@ class Row:
 class InferManager(BaseManager):
     """Runs inference on a folder of slides."""
 
-    def process_wsi_list(self, run_args: Mapping[str, Any] | WsiOptions) -> Report:
+    def process_wsi_list(
+        self, run_args: Mapping[str, Any] | WsiOptions, slides: Sequence[Path] | None = None
+    ) -> Report:
         """Segment every slide of a folder; write `json/`, and `qupath/ thumb/ mask/` where asked, and `summary.csv`.
 
         Slides whose nuclei are there are skipped, unless `overwrite` is set; only files that are missing beside them
@@ -73,6 +75,7 @@ class InferManager(BaseManager):
 
         Args:
             run_args: options by name, see `WsiOptions`.
+            slides: of the input folder; left out: all.
 
         Raises:
             FileNotFoundError: no input folder, no slide in it, or no folder of masks.
@@ -80,7 +83,11 @@ class InferManager(BaseManager):
         """
         options = run_args if isinstance(run_args, WsiOptions) else WsiOptions.from_dict(run_args)
         is_ours = partial(_is_result, options.output_dir)
-        found = find_slides(options.input_dir, options.pattern, options.recursive, is_ours)
+        found = (
+            find_slides(options.input_dir, options.pattern, options.recursive, is_ours)
+            if slides is None
+            else FoundSlides(list(slides))
+        )
         if found.others:
             names = ", ".join(printable(path.name) for path in found.others)
             logger.info("%s left out, no slide: %s", counted(len(found.others), "file"), names)
@@ -295,7 +302,8 @@ class SlideTask(RunTask):
 
     def job(self, index: int, maps: SharedArray) -> Job:
         plan = self._plan
-        return BlockJob(plan.blocks, plan.planes, index, maps, self.run.manager.nr_types, self._spool)
+        manager, threshold = self.run.manager, self.run.np_threshold
+        return BlockJob(plan.blocks, plan.planes, index, maps, manager.nr_types, threshold, self._spool)
 
     def place(self, what: Any) -> str:
         if not isinstance(what, int):

@@ -12,7 +12,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from misc.files import remove_parts, write_atomic
+from misc.files import CsvWriter, plain_cell, remove_parts, write_atomic
 from misc.locks import locked
 
 logger = logging.getLogger(__name__)
@@ -62,9 +62,9 @@ class Summary:
                     lines[row.slide] = {**(earlier or {}), **asdict(row)}
             text = io.StringIO()
             columns = dict.fromkeys(itertools.chain(self._columns, *lines.values()))
-            writer = csv.DictWriter(text, list(columns), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(lines[slide] for slide in sorted(lines))
+            writer = CsvWriter(text)
+            writer.writerow(columns)
+            writer.writerows([lines[slide].get(name, "") for name in columns] for slide in sorted(lines))
             write_atomic(self.path, text.getvalue().encode(errors="backslashreplace"))
         self._unwritten = []
 
@@ -85,4 +85,5 @@ class Summary:
         encoded = {"encoding": "utf-8-sig", "errors": "replace"}
         with open(self.path, newline="", **encoded) as handle, contextlib.suppress(csv.Error):
             lines = [line for line in csv.DictReader(handle) if line.get("slide")]
-        return {line["slide"]: {name: value for name, value in line.items() if name is not None} for line in lines}
+        plain = ({name: plain_cell(value or "") for name, value in line.items() if name is not None} for line in lines)
+        return {line["slide"]: line for line in plain}

@@ -19,13 +19,16 @@ from misc.formats.qupath import MIN_POINTS
 CORNER_TO_CENTRE = -0.5
 # `objectType` of QuPath's; earlier versions wrote the class of the object as its id.
 ANNOTATION, DETECTION, CELL = "annotation", "detection", "cell"
-AROUND_NUCLEI = frozenset({"tile", "tma core", "root"})
+TMA_CORE = "tma core"
+AROUND_NUCLEI = frozenset({"tile", TMA_CORE, "root"})
+# Outlines of parts of the slide; of a feature that does not say its kind nothing else is known.
+_REGIONS = frozenset({ANNOTATION, TMA_CORE, ""})
 _KINDS_BY_ID = {
     "PathAnnotationObject": ANNOTATION,
     "PathDetectionObject": DETECTION,
     "PathCellObject": CELL,
     "PathTileObject": "tile",
-    "TMACoreObject": "tma core",
+    "TMACoreObject": TMA_CORE,
     "PathRootObject": "root",
 }
 
@@ -41,6 +44,7 @@ class GeoObject:
         outlines: rings of each outlined thing, (N, 2) float64, px; whole numbers are pixel centres.
         label: the class, empty where there is none.
         colour: `#rrggbb`, empty where there is none.
+        name: what a person called this one.
     """
 
     kind: str
@@ -49,6 +53,7 @@ class GeoObject:
     outlines: list[list[np.ndarray]]
     label: str
     colour: str
+    name: str
 
 
 def from_geojson(content) -> Annotations:
@@ -79,6 +84,22 @@ def from_geojson(content) -> Annotations:
     if regions:
         others["region"] += len(regions)
     return Annotations([contour for i, contour in enumerate(contours) if i not in regions], others)
+
+
+def regions_from_geojson(content) -> Annotations:
+    """Read what outlines a part of the slide: annotations and cores of tissue arrays, not detections, cells and tiles.
+
+    Raises:
+        ValueError: as `from_geojson`.
+    """
+    contours, others = [], Counter()
+    for one in find_objects(content):
+        if one.kind in _REGIONS and one.outlines:
+            label = one.label or (TMA_CORE if one.kind == TMA_CORE else "")
+            contours += [Contour(rings, label, one.colour, name=one.name) for rings in one.outlines]
+        else:
+            others[one.kind or str(one.geometry.get("type")).lower()] += 1
+    return Annotations(contours, others)
 
 
 def find_objects(content) -> Iterator[GeoObject]:
@@ -118,7 +139,8 @@ def _object(feature: dict, properties: dict) -> GeoObject:
     if not nucleus and any(where.get("isEllipse") for where in (geometry, properties, feature)):
         outlines = [[ellipse(ring) for ring in rings] for rings in outlines]
     kind = kind or _KINDS_BY_ID.get(str(feature.get("id")), "")
-    return GeoObject(kind, geometry, bool(nucleus), outlines, *_class_of(properties))
+    name = str(properties.get("name") or "").strip()
+    return GeoObject(kind, geometry, bool(nucleus), outlines, *_class_of(properties), name)
 
 
 def _nucleus(where: dict) -> dict | None:

@@ -284,7 +284,7 @@ def test_one_bad_file_does_not_end_the_batch(folder, capsys, monkeypatch):
     assert call(folder, "--untyped") == 1
     printed = capsys.readouterr()
     assert (
-        "GenerateMasks.py: failed: huge.png: a label map of 200000 x 200000 px with 1 outlines takes 960 GB"
+        "GenerateMasks.py: failed: huge.png: a label map of 200000 x 200000 px with 1 outlines: 960 GB of memory are needed"
         in printed.err
     )
     assert "failed: packed.png: " in printed.err
