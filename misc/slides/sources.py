@@ -2,7 +2,7 @@
 
 OpenSlide (4.0.1, as `openslide-bin` brings it) reads Aperio, Hamamatsu, Leica, MIRAX, Philips, Sakura, Trestle,
 Ventana, generic tiled TIFF, DICOM (from one file all levels of its series), and Zeiss CZI (raw or Zstandard). Other
-TIFF is read with tifffile, other DICOM with pydicom.
+TIFF is read with tifffile, other DICOM with pydicom, other CZI with pylibCZIrw where that is installed.
 
 A source has
 
@@ -31,6 +31,7 @@ import openslide
 
 from misc.machine import TooLargeError
 from misc.slides.blocks import BlockCache, fill
+from misc.slides.czi import CziSource
 from misc.slides.dicom import series_in
 from misc.slides.dicom_frames import DicomSource
 from misc.slides.picture import JPEG, PNG, ImageSource, is_picture
@@ -43,7 +44,7 @@ SLIDE_SUFFIXES = frozenset(
 )
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MIRAX_SUFFIX = ".mrxs"
-_GENERIC_TIFF, _DICOM, _NDPI = "generic-tiff", "dicom", "hamamatsu"
+_GENERIC_TIFF, _DICOM, _NDPI, _CZI = "generic-tiff", "dicom", "hamamatsu", "zeiss"
 _TAG_ORIENTATION = 274
 _RGB, _YCBCR = 2, 6  # tag PhotometricInterpretation
 # in what OpenSlide says of DICOM that may be read without it: no ImageType, other bits or channels, another JPEG
@@ -94,7 +95,7 @@ def is_slide(path: str | Path) -> bool:
         return False
 
 
-def open_source(path: Path) -> OpenSlideSource | TiffSource | DicomSource | ImageSource:
+def open_source(path: Path) -> OpenSlideSource | TiffSource | DicomSource | CziSource | ImageSource:
     """Open a slide by what it holds; its name does not matter.
 
     Args:
@@ -132,7 +133,7 @@ def _first_file(path: Path) -> Path:
     return series[0][0].path if series else path
 
 
-def _open(path: Path) -> OpenSlideSource | TiffSource | DicomSource | ImageSource:
+def _open(path: Path) -> OpenSlideSource | TiffSource | DicomSource | CziSource | ImageSource:
     head = file_head(path)
     if not head:
         raise ImageError("is empty (0 bytes)")
@@ -157,6 +158,8 @@ def _open(path: Path) -> OpenSlideSource | TiffSource | DicomSource | ImageSourc
     except openslide.OpenSlideError as error:
         if vendor == _DICOM and any(reason in str(error) for reason in _OFF_DICOM):
             return DicomSource(path)
+        if vendor == _CZI:
+            return CziSource(path)
         raise
 
 
