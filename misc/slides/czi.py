@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from misc.extras import require
@@ -41,7 +42,7 @@ class CziSource:
         width, height = self._file.total_bounding_rectangle.w, self._file.total_bounding_rectangle.h
         self.sizes_xy = [(width, height)]
         while max(self.sizes_xy[-1]) > _MIN_LEVEL_PX:
-            self.sizes_xy.append(tuple(-(-side // 2) for side in self.sizes_xy[-1]))
+            self.sizes_xy.append(tuple(max(side // 2, 1) for side in self.sizes_xy[-1]))
         self.is_deep = pixel_type == "Bgr48"
         depth = self._file.total_bounding_box.get("Z", (0, 1))[1]
         self.notes = [f"holds {depth} planes of focus; the first is read"] if depth > 1 else []
@@ -50,13 +51,18 @@ class CziSource:
         self.power = _power(document)
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
-        """Return a region that lies inside the level, (height, width, 3) uint8."""
+        """Return a region that lies inside the level, (height, width, 3) uint8.
+
+        The library leaves pixels out where a file has no pyramid, so a level is the mean of what is twice as fine.
+        """
         scale = 2**level
         left, top = self._corner_xy[0] + x * scale, self._corner_xy[1] + y * scale
         roi = (left, top, width * scale, height * scale)
         with self._lock:
-            bgr = self._file.read(roi=roi, plane={"C": 0}, zoom=1 / scale, background_pixel=_WHITE)
-        return to_rgb(np.ascontiguousarray(bgr[:height, :width, ::-1]))
+            bgr = self._file.read(roi=roi, plane={"C": 0}, zoom=min(2 / scale, 1.0), background_pixel=_WHITE)
+        if level:
+            bgr = cv2.resize(bgr, (width, height), interpolation=cv2.INTER_AREA)
+        return to_rgb(np.ascontiguousarray(bgr[..., ::-1]))
 
     def close(self) -> None:
         self._file.close()

@@ -30,8 +30,8 @@ def test_czi_with_a_dimension_that_openslide_does_not_know(shared, tmp_path, mon
         np.testing.assert_array_equal(slide.read_region((width - 9, height - 7), (9, 7)), rgb[-7:, -9:])
         slide.prepare_reading(read_mpp=0.5)
         half = slide.read_region((0, 0), (width // 2, height // 2))
-        wanted = cv2.resize(rgb, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
-        assert np.abs(half.astype(int) - wanted).mean() < 12
+        wanted = cv2.resize(rgb[:600], (width // 2, height // 2), interpolation=cv2.INTER_AREA)
+        assert np.abs(half.astype(int) - wanted).mean() < 1
     monkeypatch.setitem(sys.modules, "pylibCZIrw.czi", None)
     with pytest.raises(SlideError, match="pip install -r requirements-czi.txt"):
         get_file_handler(path)
