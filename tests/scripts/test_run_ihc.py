@@ -304,7 +304,7 @@ def test_options_that_make_no_sense_are_one_line(ihc, tmp_path, capsys):
         ("--regions=nowhere", "no such folder: nowhere"),
         ("--compare=nowhere.csv", "nowhere.csv"),
         (f"--compare={tmp_path / 'no.csv'}", "columns slide and positive_percent"),
-        ("--vmax=-1", "--vmax is a positive number"),
+        ("--vmax=-1", "--vmax is a number above 0"),
         ("--top_k=many", "--top_k takes a whole number"),
         ("--pattern=*.svs", "no image or slide matches"),
     ):
