@@ -304,8 +304,8 @@ def test_options_that_make_no_sense_are_one_line(ihc, tmp_path, capsys):
         ("--regions=nowhere", "no such folder: nowhere"),
         ("--compare=nowhere.csv", "nowhere.csv"),
         (f"--compare={tmp_path / 'no.csv'}", "columns slide and positive_percent"),
-        ("--vmax=-1", "--vmax is a positive number"),
-        ("--top_k=many", "--top_k takes a whole number"),
+        ("--vmax=-1", "--vmax is a number above 0"),
+        ("--top_k=many", "--top_k is a whole number above 0"),
         ("--pattern=*.svs", "no image or slide matches"),
     ):
         argv = [f"--input_dir={ihc / 'good'}", f"--output_dir={tmp_path / 'out'}", f"--json_dir={tmp_path}", option]
