@@ -1,7 +1,7 @@
 """Segment and classify nuclei in images and whole slides.
 
 Usage:
-  run_infer.py [options] [--help] (tile | wsi) [<args>...]
+  run_infer.py [options] [--help] (tile | wsi | merge) [<args>...]
   run_infer.py --version
   run_infer.py (-h | --help)
 
@@ -12,6 +12,7 @@ Options:
 Commands:
   tile    images (PNG, JPEG, TIFF, BMP, ...) that fit into memory
   wsi     whole slides of any size
+  merge   join what jobs that shared slides found (wsi --shard)
 
 `run_infer.py <command> --help` shows the options of a command.
 """
@@ -22,8 +23,10 @@ import logging
 import os
 import sys
 import time
+from pathlib import Path
 
 from misc.cli import number, run_command
+from misc.shard import PARTS_DIR, join_parts
 from misc.text import counted
 
 
@@ -33,14 +36,16 @@ def main(argv: list[str] | None = None) -> int:
 
 def commands() -> tuple[str, dict[str, str]]:
     """Return the options of both commands, and the help text of each."""
-    from infer.options import COMMON_TEXT, TILE_TEXT, WSI_TEXT
+    from infer.options import COMMON_TEXT, MERGE_TEXT, TILE_TEXT, WSI_TEXT
 
-    return COMMON_TEXT, {"tile": TILE_TEXT, "wsi": WSI_TEXT}
+    return COMMON_TEXT, {"tile": TILE_TEXT, "wsi": WSI_TEXT, "merge": MERGE_TEXT}
 
 
 def run(args: dict) -> int:
     """Run the command; it ends with one line that says what was found and where it is."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    if args["merge"]:
+        return run_merge(Path(args["--output_dir"]))
     return (run_tile if args["tile"] else run_wsi)(args)
 
 
@@ -72,11 +77,25 @@ def run_wsi(args: dict) -> int:
     logging.debug("options: %s", {**method, **vars(options)})
     manager = load(InferManager, method, args)
     report = manager.process_wsi_list(options)
-    for name, reason in sorted(report.failed.items()):
-        print(f"failed: {name}: {reason}", file=sys.stderr)
-    where = f"in {options.output_dir / 'json'}, summary in {options.output_dir / 'summary.csv'}"
+    print_failed(report.failed)
+    lines = PARTS_DIR if options.shard else "summary.csv"
+    where = f"in {options.output_dir / 'json'}, summary in {options.output_dir / lines}"
     print(f"{summary(manager, report, 'slide', start)}; {where}")
     return report.exit_code
+
+
+def run_merge(output_dir: Path) -> int:
+    """Join the lines of the shards of a cohort."""
+    joined = join_parts(output_dir)
+    print_failed(joined.failed)
+    found = f"{counted(joined.nuclei, 'nucleus')} in {counted(len(joined.done), 'slide')}"
+    print(f"{found}, {len(joined.failed)} failed or missing; summary in {output_dir / 'summary.csv'}")
+    return 1 if joined.failed else 0
+
+
+def print_failed(failed: dict[str, str]) -> None:
+    for name, reason in sorted(failed.items()):
+        print(f"failed: {name}: {reason}", file=sys.stderr)
 
 
 def load(manager: type, method: dict, args: dict):
