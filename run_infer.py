@@ -29,6 +29,9 @@ from misc.cli import number, run_command
 from misc.shard import PARTS_DIR, join_parts
 from misc.text import counted
 
+# Options that say which slides, and who does them.
+OF_COHORTS = ("--input_dir", "--slides", "--pattern", "--recursive", "--shard", "--cluster", "--nr_workers", "--help")
+
 
 def main(argv: list[str] | None = None) -> int:
     return run_command(__doc__, run, argv, commands)
@@ -71,6 +74,8 @@ def run_wsi(args: dict) -> int:
     from infer.options import WsiOptions
 
     options, method = WsiOptions.from_args(args), method_options(args)
+    if args["--cluster"]:
+        return run_cluster(args, options)
     from infer.wsi import InferManager
 
     start = time.perf_counter()
@@ -84,9 +89,42 @@ def run_wsi(args: dict) -> int:
     return report.exit_code
 
 
+def run_cluster(args: dict, options) -> int:
+    """Hand slides out; each is a run of this script."""
+    from misc.cluster import check_where, run_slides
+    from misc.slides.cohort import find_cohort
+    from misc.usage import option_names
+
+    gpus, nr_workers = args["--gpu"].split(","), number(args, "--nr_workers", int)
+    check_where(args["--cluster"], nr_workers)
+    if options.shard:
+        raise ValueError("--cluster hands out all slides; --shard is for jobs that something else starts")
+    slides, unusable = find_cohort(
+        options.input_dir, options.slides, options.pattern, options.recursive, options.output_dir
+    )
+    given = {name: args[name] for name in args if name.startswith("--") and name not in OF_COHORTS}
+    words = {
+        name: name if value is True else f"{name}={value}"
+        for name, value in given.items()
+        if value not in (None, False)
+    }
+    common = option_names(commands()[0])
+    command = [sys.executable, str(Path(__file__).resolve())]
+    command += [*(words[name] for name in words if name in common), "wsi"]
+    command += [words[name] for name in words if name not in common]
+    local = gpus if args["--cluster"] == "local" and len(gpus) > 1 else []
+    joined = run_slides(slides, command, options.output_dir, args["--cluster"], nr_workers or len(gpus), local)
+    joined.failed |= {path.name: reason for path, reason in unusable.items()}
+    return say_joined(joined, options.output_dir)
+
+
 def run_merge(output_dir: Path) -> int:
     """Join the lines of the shards of a cohort."""
-    joined = join_parts(output_dir)
+    return say_joined(join_parts(output_dir), output_dir)
+
+
+def say_joined(joined, output_dir: Path) -> int:
+    """Print what became of a cohort; return the exit code."""
     print_failed(joined.failed)
     found = f"{counted(joined.nuclei, 'nucleus')} in {counted(len(joined.done), 'slide')}"
     print(f"{found}, {len(joined.failed)} failed or missing; summary in {output_dir / 'summary.csv'}")

@@ -93,6 +93,10 @@ Options:
   --recursive              Look into sub-folders too.
   --shard=<i/n>            Do every n-th slide of the sorted list, from the i-th on, counted from 0, and leave lines of
                            the summary in parts/: for array jobs. `run_infer.py merge` joins them.
+  --cluster=<where>        Hand the slides out through Dask (requirements-cluster.txt): local (this machine), slurm
+                           (jobs as Dask's jobqueue.yaml describes them) or tcp://host:port (a scheduler that runs).
+                           Each slide is a process of its own with a log in logs/.
+  --nr_workers=<n>         Processes or jobs at once, each on a slide. Left out: one a GPU of --gpu.
 """
 
 MERGE_TEXT = """Join what the shards of a cohort found: their lines, in parts/, become summary.csv.
