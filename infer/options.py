@@ -71,6 +71,8 @@ Options:
   --input_dir=<path>       Folder with the slides; other files are listed and left out.
   --slides=<csv>           Or a table with a line for each slide: column `path`, and mpp, mag, mask, regions (file of
                            annotations: no tissue outside) where it needs them; others are carried to summary.csv.
+  --scratch=<path>         Folder that slides which the table names by a URI (s3://, https://, gs://, file://) are
+                           fetched to, one by one, and removed from. Left out: the system's for temporary files.
   --output_dir=<path>      Folder for the results: json/ (and qupath/ thumb/ mask/), summary.csv. Slides whose results
                            are there are skipped, those made with other options are reported; an interrupted run
                            goes on with the same command.
@@ -208,6 +210,7 @@ class WsiOptions(RunOptions):
     NEEDED: ClassVar = (("input_dir", "slides"), ("output_dir",))
 
     slides: Path | None = None
+    scratch: Path | None = None
     shard: str | None = None
     cache_path: Path | None = None
     input_mask_dir: Path | None = None

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import shutil
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -31,6 +32,7 @@ from misc.machine import available_memory
 from misc.shard import Shard
 from misc.slides.cohort import CohortSlide, find_cohort
 from misc.slides.folder import slide_files
+from misc.slides.remote import fetch, size_of
 from misc.slides.tissue import TissueMask, load_mask, otsu_mask, save_png, thumbnail, within_regions
 from misc.summary import Row, Summary
 from misc.text import counted
@@ -67,7 +69,7 @@ class InferManager(BaseManager):
         """
         options = run_args if isinstance(run_args, WsiOptions) else WsiOptions.from_dict(run_args)
         where = options.input_dir, options.slides, options.pattern, options.recursive
-        slides, unusable = find_cohort(*where, options.output_dir)
+        slides, unusable = find_cohort(*where, options.output_dir, options.scratch)
         run = _SlideRun(self, options)
         shard = run.shard or Shard(0, 1)
         for path, reason in shard.of(list(unusable.items())):
@@ -164,7 +166,7 @@ class SlideTask(RunTask):
     def prepare(self) -> Plan | None:
         """Lock and open the slide, find its tissue, and look up what an earlier run has done."""
         self._start = time.perf_counter()
-        if not self.path.exists():
+        if not self.slide.uri and not self.path.exists():
             raise FileNotFoundError(f"no such slide: {self.path}")
         lock = self.run.paths(self.name)["json"].with_name(f".{short_stem(self.name)}.lock")
         if not self._held.enter_context(locked(lock)):
@@ -173,7 +175,10 @@ class SlideTask(RunTask):
         # looked up under the lock, since another run may have been writing them before
         self._files = self.run.paths(self.name)
         check_name_lengths(self._files.values())
-        size = sum(path.stat().st_size for path in slide_files(self.path))
+        if self.slide.uri:
+            size = size_of(self.slide.uri)
+        else:
+            size = sum(path.stat().st_size for path in slide_files(self.path))
         slide = {"slide_bytes": size, "mask": _digest(self._mask_path)}
         own = {"mpp": self.slide.mpp, "mag": self.slide.mag, "regions": _digest(self.slide.regions)}
         self._depends = self.run.fingerprint | slide | {name: value for name, value in own.items() if value}
@@ -219,6 +224,9 @@ class SlideTask(RunTask):
 
     def _source(self) -> SlideSource:
         options, manager = self.run.options, self.run.manager
+        if self.slide.uri:
+            self._held.callback(shutil.rmtree, self.path.parent, ignore_errors=True)
+            fetch(self.slide.uri, self.path)
         trained_at = float(manager.trained_at) if manager.trained_at else None
         mpp, mag = self.slide.mpp or options.mpp, self.slide.mag or options.mag
         source = SlideSource(self.path, mpp, mag, trained_at, options.proc_mag)
@@ -227,9 +235,10 @@ class SlideTask(RunTask):
 
     def _spooled(self, plan: Plan) -> dict[str, Any]:
         """Return all that the blocks in the spool depend on."""
+        files = slide_files(self.path)
         return {
             **self._depends,
-            "slide": [[str(path.resolve()), path.stat().st_mtime_ns] for path in slide_files(self.path)],
+            "slide": self.slide.uri or [[str(path.resolve()), path.stat().st_mtime_ns] for path in files],
             "grids": [plan.planes, plan.patches, plan.blocks],
             "tissue": hashlib.sha256(np.packbits(plan.tissue).tobytes()).hexdigest(),
             "version": VERSION,

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from misc.files import check_unique_stems, printable, write_atomic
 from misc.slides.folder import find_slides
+from misc.slides.remote import is_uri, local_path
 from misc.summary import COLUMNS
 from misc.text import counted
 
@@ -27,6 +28,7 @@ class CohortSlide:
 
     Attributes:
         path: the file, or the folder of a DICOM slide.
+        uri: what is to be fetched to `path` first; empty where the slide is there.
         mpp, mag: um/px and objective power of level 0, where the file is silent or wrong.
         mask: image whose black px are no tissue.
         regions: file of annotations; what lies outside of all of them is left out.
@@ -39,21 +41,28 @@ class CohortSlide:
     mask: Path | None = None
     regions: Path | None = None
     extra: dict[str, str] = field(default_factory=dict)
+    uri: str = ""
 
 
 def find_cohort(
-    input_dir: Path | None, table: Path | None, pattern: str, recursive: bool, output_dir: Path
+    input_dir: Path | None,
+    table: Path | None,
+    pattern: str,
+    recursive: bool,
+    output_dir: Path,
+    scratch: Path | None = None,
 ) -> tuple[list[CohortSlide], dict[Path, str]]:
     """Return the slides of a table, or else of a folder, in a fixed order, and why others cannot be opened.
 
-    Thumbnails and masks that a run wrote to `output_dir`, where that lies in the folder, are no slides.
+    Slides that the table names by a URI are to be fetched to `scratch`. Thumbnails and masks that a run wrote to
+    `output_dir`, where that lies in the folder, are no slides.
 
     Raises:
         FileNotFoundError: no such table or folder, or no slide in it.
         ValueError: the table makes no sense, or two slides would write the same files.
     """
     if table:
-        return read_cohort(table), {}
+        return read_cohort(table, scratch), {}
     own = [(output_dir / kind).resolve() for kind in ("thumb", "mask")]
     found = find_slides(input_dir, pattern, recursive, lambda path: path.parent.resolve() in own)
     if found.others:
@@ -64,8 +73,10 @@ def find_cohort(
     return [CohortSlide(path) for path in found.slides], dict(sorted(found.unusable.items()))
 
 
-def read_cohort(table: Path) -> list[CohortSlide]:
+def read_cohort(table: Path, scratch: Path | None = None) -> list[CohortSlide]:
     """Read a CSV file with a line for each slide; paths are relative to its folder.
+
+    Slides that it names by a URI are to be fetched to `scratch`, see `local_path`.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -85,18 +96,19 @@ def read_cohort(table: Path) -> list[CohortSlide]:
     taken = sorted(set(columns) & set(COLUMNS) - set(NUMBERS))
     if taken:
         raise ValueError(f"{table}: the summary has columns {taken} of its own; rename them")
-    slides = [_slide(line, f"{table}, line {number}", table.parent) for number, line in lines if line[PATH]]
+    slides = [_slide(line, f"{table}, line {number}", table.parent, scratch) for number, line in lines if line[PATH]]
     if not slides:
         raise FileNotFoundError(f"no slide in {table}")
     check_unique_stems(slide.path for slide in slides)
-    return sorted(slides, key=lambda slide: slide.path)
+    return sorted(slides, key=lambda slide: slide.uri or str(slide.path))
 
 
-def _slide(line: dict, where: str, folder: Path) -> CohortSlide:
+def _slide(line: dict, where: str, folder: Path, scratch: Path | None) -> CohortSlide:
     if None in line or None in line.values():
         raise ValueError(f"{where}: not as many values as columns")
     line = {name.strip(): value.strip() for name, value in line.items()}
-    says: dict = {PATH: folder / line.pop(PATH)}
+    place = line.pop(PATH)
+    says: dict = {"uri": place, PATH: local_path(place, scratch)} if is_uri(place) else {PATH: folder / place}
     for name in NUMBERS:
         if text := line.pop(name, ""):
             says[name] = _positive(text, f"{where}: {name}")
@@ -125,6 +137,7 @@ def write_cohort(table: Path, slides: Iterable[CohortSlide]) -> None:
     writer.writeheader()
     for slide in slides:
         files = {name: path and Path(path).resolve() for name, path in ((n, getattr(slide, n)) for n in (PATH, *FILES))}
+        files[PATH] = slide.uri or files[PATH]
         writer.writerow({**files, **{name: getattr(slide, name) for name in NUMBERS}, **slide.extra})
     table.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(table, text.getvalue())

@@ -37,12 +37,12 @@ def test_a_table_says_how_each_slide_is_read(weights, tmp_path, capsys):
     left = np.zeros((20, 26), np.uint8)
     left[:, :4] = 255  # glass
     cv2.imwrite(str(tmp_path / "left.png"), left)
-    ring = [[0, 0], [30, 0], [30, 199], [0, 199], [0, 0]]  # glass too
+    ring = [[0, 0], [130, 0], [130, 199], [0, 199], [0, 0]]
     feature = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]}, "properties": {}}
-    (tmp_path / "glass.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
+    (tmp_path / "half.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
     (tmp_path / "cohort.csv").write_text(
         "path,mpp,mask,regions,patient\nplain.tif,,,,p1\nsilent.tif,0.5,,,p2\nmasked.tif,,left.png,,p3\n"
-        "region.tif,,,glass.geojson,p4\ngone.svs,,,,p5\n"
+        "region.tif,,,half.geojson,p4\ngone.svs,,,,p5\n"
     )
     assert call(weights, tmp_path / "out", f"--slides={tmp_path / 'cohort.csv'}") == 1
     assert "failed: gone: " in capsys.readouterr().err
@@ -57,8 +57,23 @@ def test_a_table_says_how_each_slide_is_read(weights, tmp_path, capsys):
     assert {name for name, line in lines.items() if line["status"] == "failed"} == {"gone.svs"}
     found = {name: len(nuclei) for name, nuclei in nuclei_of(tmp_path / "out").items()}
     assert found["plain"] == found["silent"] > 5
-    assert found["region"] == 0
-    assert float(lines["masked.tif"]["tissue_share"]) == pytest.approx(4 / 26, abs=1e-4)
+    shares = {name: float(line["tissue_share"] or 0) for name, line in lines.items()}
+    assert shares["masked.tif"] == pytest.approx(4 / 26, abs=1e-4)
+    assert shares["region.tif"] == pytest.approx(shares["plain.tif"] / 2, rel=0.15)
+
+
+def test_slides_by_uri_are_fetched_and_removed(weights, tmp_path):
+    write_slide(tmp_path / "there" / "a.tif")
+    scratch = tmp_path / "scratch"
+    (tmp_path / "cohort.csv").write_text(f"path\nfile://{tmp_path}/there/a.tif\nfile://{tmp_path}/gone.tif\n")
+    (tmp_path / "there" / "cohort.csv").write_text("path\na.tif\n")
+    for out, table in (("plain", "there/cohort.csv"), ("fetched", "cohort.csv")):
+        code = call(weights, tmp_path / out, f"--slides={tmp_path / table}", f"--scratch={scratch}")
+        assert code == (out == "fetched")
+    assert nuclei_of(tmp_path / "fetched") == nuclei_of(tmp_path / "plain")
+    assert "gone.tif" in lines_of(tmp_path / "fetched")["gone.tif"]["reason"]
+    assert not list(scratch.iterdir())
+    assert (tmp_path / "there" / "a.tif").exists()
 
 
 def test_shards_joined_are_one_run(weights, tmp_path, capsys):
