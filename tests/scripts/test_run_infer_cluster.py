@@ -142,3 +142,23 @@ def test_a_killed_worker_and_a_cancelled_job_cost_no_slide(cohort, tmp_path):
     assert run.returncode == 1, errors
     assert "failed: broken.svs: " in errors.splitlines()[-1]
     check_same(cohort, "slurm", [f"{number:02d}" for number in range(GOOD)], said)
+
+
+@pytest.mark.skipif(bool(slurm_node.why_not()), reason=slurm_node.why_not() or "there is one")
+def test_an_array_of_jobs_is_joined(cohort, tmp_path, capsys):
+    """`contrib/slurm_array.sh`: two jobs without a GPU share three slides, the first of which is broken."""
+    table = cohort / "array.csv"
+    table.write_text("path\nin/broken.svs\nin/00.tif\nin/07.tif\n")
+    submit = ["sbatch", "--wait", "--array=0-1", str(ROOT / "contrib" / "slurm_array.sh"), str(table)]
+    with slurm_node.slurm(tmp_path / "slurm") as environment:
+        environment |= {"HOVERNET": str(ROOT), "PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""}
+        submit += [str(cohort / "array"), str(cohort / "net.tar")]
+        ended = subprocess.run(submit, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    logs = "".join(path.read_text() for path in tmp_path.glob("hovernet-*.log"))
+    assert ended.returncode == 1, logs + ended.stderr
+    assert run_infer.main(["merge", f"--output_dir={cohort / 'array'}"]) == 1
+    said = capsys.readouterr()
+    assert "in 2 slides, 1 failed or missing" in said.out, logs
+    assert said.err.startswith("failed: broken.svs: ")
+    one = nuclei_of(cohort / "one")
+    assert nuclei_of(cohort / "array") == {name: one[name] for name in ("00", "07")}
