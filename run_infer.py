@@ -26,7 +26,9 @@ import time
 from pathlib import Path
 
 from misc.cli import number, run_command
+from misc.files import printable
 from misc.shard import PARTS_DIR, join_parts
+from misc.summary import Row, Summary
 from misc.text import counted
 
 # Options that say which slides, and who does them.
@@ -114,7 +116,10 @@ def run_cluster(args: dict, options) -> int:
     command += [words[name] for name in words if name not in common]
     local = gpus if args["--cluster"] == "local" and len(gpus) > 1 else []
     joined = run_slides(slides, command, options.output_dir, args["--cluster"], nr_workers or len(gpus), local)
-    joined.failed |= {path.name: reason for path, reason in unusable.items()}
+    table = Summary(options.output_dir / "summary.csv")
+    for path, reason in unusable.items():
+        joined.failed[printable(path.name)] = reason
+        table.put(Row(printable(path.name), reason=reason))
     return say_joined(joined, options.output_dir)
 
 

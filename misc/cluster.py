@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,14 +113,12 @@ def _run(
     """Run commands by name; yield the name of each as it ends, and what went wrong, if anything."""
     distributed = require("distributed", EXTRA)
     logging.getLogger("distributed").setLevel(logging.WARNING)  # it tells of each connection
-    # workers need Python and Dask, not this tree on their path
-    require("cloudpickle", EXTRA).register_pickle_by_value(sys.modules[__name__])
     with _cluster(where, nr_workers) as address, distributed.Client(address) as client:
         _check_workers(client, where)
         options: dict[str, Any] = {"resources": {RESOURCE: 1}, "retries": RETRIES, "pure": False}
-        log_of = {name: logs / f"{short_stem(name)}.log" for name in commands}
+        log_of, run_command = {name: logs / f"{short_stem(name)}.log" for name in commands}, _runner(gpus)
         futures = {
-            client.submit(run_command, command, str(log_of[name]), os.getcwd(), gpus, **options): name
+            client.submit(run_command, command, str(log_of[name].resolve()), os.getcwd(), **options): name
             for name, command in commands.items()
         }
         try:
@@ -137,7 +135,12 @@ def _cluster(where: str, nr_workers: int) -> Iterator[Any]:
     if where == LOCAL:
         how = {"n_workers": nr_workers, "threads_per_worker": 1, "memory_limit": None, "dashboard_address": ":0"}
         how |= {"silence_logs": logging.CRITICAL}  # its workers repeat each error
-        with require("distributed", EXTRA).LocalCluster(**how, resources={RESOURCE: 1}) as cluster:
+        heard = signal.signal(signal.SIGINT, signal.SIG_IGN)  # workers hear no Ctrl-C; this process ends them
+        try:
+            cluster = require("distributed", EXTRA).LocalCluster(**how, resources={RESOURCE: 1})
+        finally:
+            signal.signal(signal.SIGINT, heard)
+        with cluster:
             yield cluster
     elif where == SLURM:
         arguments = require("dask", EXTRA).config.get("jobqueue.slurm.worker-extra-args", None) or []
@@ -169,28 +172,30 @@ def _reason(future: Any, log: Path) -> str:
         with open(log, "rb") as handle:
             handle.seek(max(log.stat().st_size - _TAIL_BYTES, 0))
             said = (handle.read().decode(errors="replace").splitlines() or [""])[-1]
-    return f"{error}{': ' if said else ''}{said}"
+    return " ".join(f"{error}{': ' if said else ''}{said}".split())
 
 
-def run_command(command: list[str], log: str, folder: str, gpus: list[str]) -> None:
-    """Run a command, in a worker; what it prints goes to the end of a log.
+def _runner(gpus: list[str]) -> Callable[[list[str], str, str], None]:
+    """Return what runs a command in a worker; what the command prints goes to the end of a log.
 
-    Raises:
-        RuntimeError: it failed, so that Dask tries it again.
+    A function within a function travels whole: workers need Python and Dask, not this tree on their path.
     """
-    import shutil
-    import subprocess
 
-    from distributed import get_worker
+    def run_command(command: list[str], log: str, folder: str) -> None:
+        import shutil
+        import subprocess
 
-    if gpus:  # local workers are called 0, 1, ...
-        own = f"--gpu={gpus[int(get_worker().name) % len(gpus)]}"
-        command = [own if word.startswith("--gpu=") else word for word in command]
-    if shutil.which("setpriv"):  # Linux: it ends with its worker; else it would hold the slide that another one tries
-        command = ["setpriv", "--pdeathsig", "KILL", *command]
-    with open(log, "ab") as out:
-        code = subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, cwd=folder
-        ).returncode
-    if code:
-        raise RuntimeError(f"its process was killed (signal {-code})" if code < 0 else f"ended with exit code {code}")
+        from distributed import get_worker
+
+        if gpus:  # local workers are called 0, 1, ...
+            own = f"--gpu={gpus[int(get_worker().name) % len(gpus)]}"
+            command = [own if word.startswith("--gpu=") else word for word in command]
+        if shutil.which("setpriv"):  # Linux: it ends with its worker, and gives the slide's lock up
+            command = ["setpriv", "--pdeathsig", "KILL", *command]
+        to_log = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT, "cwd": folder}
+        with open(log, "ab") as out:
+            code = subprocess.run(command, stdout=out, **to_log).returncode
+        if code:  # so that Dask tries it again
+            raise RuntimeError(f"its process was killed (signal {-code})" if code < 0 else f"it ended with {code}")
+
+    return run_command
