@@ -11,7 +11,9 @@ Options:
   --true_dir=<dir>        Folder with the truth, files of the same names. Predictions there are an error.
   --ext=<ext>             How the files of both folders end: .mat (version 5 to 7.3), or .npy of (H, W) instances or
                           (H, W, 2) with types. [default: .mat]
-  --out=<dir>             Write scores.csv and scores.json there: a row for each image, and one for all.
+  --out=<dir>             Write scores.csv and scores.json there: a row for each image, and one for all. And
+                          report.html, with the images that score lowest and highest.
+  --no_report             Leave report.html out.
   --merge=<preset>        Merge types of the truth before scoring them: `consep` (3,4 -> 3; 5,6,7 -> 4), or a JSON file
                           {"new type": [types], ...}, by name or number.
   --true_types=<map>      What types of the truth are scored as, e.g. weak=Positive,moderate=Positive,strong=Positive,
@@ -83,6 +85,10 @@ def run(args: dict) -> int:
     _print_problems(scores, args["--mode"])
     if args["--out"]:
         _write(Path(args["--out"]), rows, scores.failed)
+        if not args["--no_report"]:
+            from viewer.report.make import say_report
+
+            print(say_report(Path(args["--out"]), pred_dir=Path(pred_dir), true_dir=Path(true_dir), ext=ext))
     return 1 if scores.failed else 0
 
 

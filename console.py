@@ -51,5 +51,13 @@ def report() -> int:
     return run("make_report")
 
 
+def ihc() -> int:
+    return run("run_ihc")
+
+
+def view() -> int:
+    return run("view_slides")
+
+
 def convert_checkpoint() -> int:
     return run("convert_chkpt_tf2pytorch")

@@ -5,7 +5,7 @@ Usage:
   extract_patches.py --check=<dir> [--nr_types=<n>]
   extract_patches.py unpack --images=<file> --masks=<file> --output_dir=<dir> [--overwrite]
   extract_patches.py rois --wsi_dir=<dir> --output_dir=<dir> [--size=<px>] [--per_slide=<n>] [--mpp=<um>]
-                     [--seed=<n>] [--pattern=<glob>] [--recursive] [--overwrite]
+                     [--slide_mpp=<um>] [--seed=<n>] [--pattern=<glob>] [--recursive] [--overwrite]
   extract_patches.py (-h | --help)
 
 Options:
@@ -43,8 +43,8 @@ Options:
   --wsi_dir=<dir>        Folder with the slides.
   --size=<px>            Side of a field. [default: 1000]
   --per_slide=<n>        Fields of each slide. [default: 5]
-  --mpp=<um>             Micrometres per pixel of the fields. Left out: the slide's own. A slide that does not say its
-                         own has these.
+  --mpp=<um>             Micrometres per pixel of the fields. Left out: the slide's own.
+  --slide_mpp=<um>       Micrometres per pixel of the slides at level 0, where the files are silent or wrong.
   --seed=<n>             Another number, other fields. [default: 0]
   --pattern=<glob>       Which files of the folder are slides. [default: *]
   --recursive            Look into its folders too.
@@ -224,7 +224,7 @@ def extract(options: Options) -> int:
         f"{counted(failed, 'image')} failed, {counted(lone, 'file')} without partner, "
         f"{time.perf_counter() - start:.1f} s; in {folders}"
     )
-    return 1 if failed else 0
+    return 1 if failed or lone else 0
 
 
 def print_reports(reports: list[Report], type_names: dict[int, str]) -> None:
@@ -313,7 +313,7 @@ def rois(args: dict) -> int:
     from misc.slides.rois import extract_rois
 
     size, count, mpp = number(args, "--size", int), number(args, "--per_slide", int), number(args, "--mpp")
-    seed = number(args, "--seed", int, zero=True)
+    seed, own_mpp = number(args, "--seed", int, zero=True), number(args, "--slide_mpp")
     files, out_dir = find_slides(args["--wsi_dir"], args["--pattern"], args["--recursive"]), Path(args["--output_dir"])
     if not files.slides:
         reasons = "".join(f"; {reason}" for reason in files.unusable.values())
@@ -328,7 +328,7 @@ def rois(args: dict) -> int:
     found, failed = [], {path.name: reason for path, reason in files.unusable.items()}
     for path in tqdm(slides, unit=" slides", disable=None):
         with recorded(failed, path.name):
-            found += extract_rois(path, out_dir, size, count, mpp, seed)
+            found += extract_rois(path, out_dir, size, count, mpp, seed, own_mpp)
     rows = [(roi.slide, Path(roi.file).name, roi.x, roi.y, size, roi.mpp) for roi in found]
     if rows:  # slides that failed are not in it: the next run does them
         rows = [dict(zip(ROI_COLUMNS, row, strict=True)) for row in rows]
@@ -337,7 +337,7 @@ def rois(args: dict) -> int:
     _complain(f"no slide, skipped: {path}" for path in files.others)
     nr_slides, there = len(slides) + len(files.unusable) - len(failed), len(files.slides) - len(slides)
     print(
-        f"{counted(len(found), 'field')} of {size} px from {counted(nr_slides, 'slide')}, {there} were there already, "
+        f"{counted(len(found), 'field')} of {size} px from {counted(nr_slides, 'slide')}, {there} there already, "
         f"{len(failed)} failed, {counted(len(files.others), 'other file')} skipped"
         f"{f'; listed in {table}' if table.exists() else ''}"
     )

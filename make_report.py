@@ -23,14 +23,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from docopt import docopt
+from misc.cli import run_command
 
 
 def main(argv: list[str] | None = None) -> int:
-    from misc.batch import run_script
-
-    args = docopt(__doc__, argv)
-    return run_script("make_report.py", lambda: run(args))
+    return run_command(__doc__, run, argv)
 
 
 def run(args: dict) -> int:

@@ -31,6 +31,7 @@ Options:
   --kmeans                  Find the limits between weak, moderate and strong by three-way k-means of the positive
                             nuclei of all slides together; the first of --thresholds still says what is positive.
   --pattern=<glob>          Which files of the folder to read. [default: *.[jJ][sS][oO][nN]]
+  --no_report               Write no report.html, the page to look at in the output folder.
   --overwrite               Redo pictures and sessions that are there; without it they are kept, and a run with other
                             options than theirs is refused. Tables and what --score writes are always made anew.
 
@@ -138,10 +139,15 @@ def map_all(args: dict) -> int:
     if report.kept:
         print(f"kept: {counted(len(report.kept), 'file')} of earlier runs; --overwrite redoes them")
     good = [row for row in report.summary if not row["failed"]]
+    page = ""
+    if not args["--no_report"]:
+        from viewer.report.make import say_report
+
+        page = f", {say_report(options.output_dir, image_dir=options.wsi_dir, json_dir=options.json_dir)}"
     print(
         f"{len(good)} of {counted(len(report.summary), 'slide')} mapped "
         f"({counted(sum(row['nuclei'] for row in good), 'nucleus')}, {counted(len(report.hot_spots), 'hot spot')}, "
-        f"{time.perf_counter() - start:.1f} s), {len(report.failed)} failed; results in {options.output_dir}"
+        f"{time.perf_counter() - start:.1f} s), {len(report.failed)} failed; results in {options.output_dir}{page}"
     )
     return report.exit_code
 

@@ -27,7 +27,7 @@ from pathlib import Path
 
 from misc.cli import number, run_command
 from misc.files import printable
-from misc.shard import PARTS_DIR, join_parts
+from misc.shard import PARTS_DIR, Joined, join_parts
 from misc.summary import Row, Summary
 from misc.text import counted
 
@@ -50,7 +50,7 @@ def run(args: dict) -> int:
     """Run the command; it ends with one line that says what was found and where it is."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     if args["merge"]:
-        return run_merge(Path(args["--output_dir"]))
+        return run_merge(args)
     return (run_tile if args["tile"] else run_wsi)(args)
 
 
@@ -65,7 +65,8 @@ def run_tile(args: dict) -> int:
     logging.debug("options: %s", {**method, **vars(options)})
     manager = load(InferManager, method, args)
     report = manager.process_file_list(options)
-    print(f"{summary(manager, report, 'image', start)}; overlays in {options.output_dir / 'overlay'}")
+    page = page_of(args, options, report, report.failed)
+    print(f"{summary(manager, report, 'image', start)}; overlays in {options.output_dir / 'overlay'}{page}")
     if report.warning:
         logging.warning("%s", report.warning)
     return report.exit_code
@@ -87,7 +88,8 @@ def run_wsi(args: dict) -> int:
     print_failed(report.failed)
     lines = PARTS_DIR if options.shard else "summary.csv"
     where = f"in {options.output_dir / 'json'}, summary in {options.output_dir / lines}"
-    print(f"{summary(manager, report, 'slide', start)}; {where}")
+    page = "" if options.shard else page_of(args, options, report, {})
+    print(f"{summary(manager, report, 'slide', start)}; {where}{page}")
     return report.exit_code
 
 
@@ -120,19 +122,24 @@ def run_cluster(args: dict, options) -> int:
     for path, reason in unusable.items():
         joined.failed[printable(path.name)] = reason
         table.put(Row(printable(path.name), reason=reason))
-    return say_joined(joined, options.output_dir)
+    return say_joined(args, joined, None if options.recursive else options.input_dir)
 
 
-def run_merge(output_dir: Path) -> int:
+def run_merge(args: dict) -> int:
     """Join the lines of the shards of a cohort."""
-    return say_joined(join_parts(output_dir), output_dir)
+    return say_joined(args, join_parts(Path(args["--output_dir"])))
 
 
-def say_joined(joined, output_dir: Path) -> int:
-    """Print what became of a cohort; return the exit code."""
+def say_joined(args: dict, joined: Joined, image_dir: Path | None = None) -> int:
+    """Print what became of a cohort, and write its report; return the exit code."""
+    output_dir, page = Path(args["--output_dir"]), ""
     print_failed(joined.failed)
+    if joined.done and not args["--no_report"]:
+        from viewer.report.make import say_report
+
+        page = f", {say_report(output_dir, image_dir=image_dir, failed={})}"
     found = f"{counted(joined.nuclei, 'nucleus')} in {counted(len(joined.done), 'slide')}"
-    print(f"{found}, {len(joined.failed)} failed or missing; summary in {output_dir / 'summary.csv'}")
+    print(f"{found}, {len(joined.failed)} failed or missing; summary in {output_dir / 'summary.csv'}{page}")
     return 1 if joined.failed else 0
 
 
@@ -144,6 +151,16 @@ def print_failed(failed: dict[str, str]) -> None:
 def load(manager: type, method: dict, args: dict):
     """Load the network."""
     return manager(method, args["--type_info_path"] or None, gpu=args["--gpu"], precision=args["--precision"] or "auto")
+
+
+def page_of(args: dict, options, report, failed: dict[str, str]) -> str:
+    """Write the report where there is something new, and return the words that say so."""
+    if args["--no_report"] or not (report.done or report.failed):
+        return ""
+    from viewer.report.make import say_report
+
+    images = None if options.recursive else options.input_dir  # pictures are looked up by name in one folder
+    return f", {say_report(options.output_dir, image_dir=images, failed=failed)}"
 
 
 def summary(manager, report, kind: str, start: float) -> str:

@@ -1,7 +1,7 @@
 """Train HoVer-Net as config.py and its recipe (models/hovernet/opt.py) say.
 
 Usage:
-  run_train.py [--gpu=<ids>] [--resume] [--seed=<n>] [--config=<file>]
+  run_train.py [--gpu=<ids>] [--resume] [--seed=<n>] [--config=<file>] [--no_report]
   run_train.py --view=<set> [--view_path=<file>] [--seed=<n>] [--config=<file>]
   run_train.py (-h | --help)
   run_train.py --version
@@ -13,6 +13,7 @@ Options:
   --resume            Go on where the run in log_dir was interrupted; without it, a log_dir in use is refused.
   --seed=<n>          Seed of all random numbers, instead of the one in the configuration.
   --config=<file>     Another file with a class Config. [default: config.py]
+  --no_report         Write no report.html, the page to look at in log_dir.
   --view=<set>        Look at batches instead of training: train or valid.
   --view_path=<file>  Write the first batch to this picture file instead of showing a window.
 
@@ -22,6 +23,8 @@ Several processes, on one machine or many: torchrun --nproc_per_node=4 run_train
 from __future__ import annotations
 
 import importlib.util
+import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -47,14 +50,17 @@ class Commands:
 
     def view_dataset(self, mode: str = "train", path: str | Path | None = None) -> None:
         """Show batches as the network gets them, or write the first one to `path`."""
+        from misc.type_info import say_types
         from run_utils.viewer import save_picture, show_pictures
 
-        pictures = self._trainer("", False).view_batches(mode)
+        trainer = self._trainer("", False)
+        pictures, names = trainer.view_batches(mode), say_types(range(1, trainer.nr_types or 1), trainer.type_info)
+        shown = f"image, NP, HV x, HV y{f', types ({names}; grey: unknown)' if names else ''}"
         if path is None:
-            show_pictures(pictures, title=f"{mode}: image, NP, HV x, HV y, types (grey: unknown)")
+            show_pictures(pictures, title=f"{mode}: {shown}")
         else:
             save_picture(path, next(iter(pictures)))
-            print(f"first {mode} batch written to {path}: image, NP, HV x, HV y, types (grey: unknown)")
+            print(f"first {mode} batch written to {path}: {shown}")
 
     def _trainer(self, gpu: str | None, resume: bool):
         from run_utils import distributed
@@ -101,12 +107,25 @@ def run(args: dict) -> int:
     if args["--seed"] is not None:
         manager.seed = number(args, "--seed", int, zero=True)
     if args["--view"] is None:
-        manager.run(args["--gpu"], args["--resume"])
+        try:
+            manager.run(args["--gpu"], args["--resume"])
+        except KeyboardInterrupt as stopped:
+            raise KeyboardInterrupt(f"to go on: {resume_command(args)}") from stopped
+        if manager.logging and not args.get("--no_report") and os.environ.get("RANK", "0") == "0":
+            from viewer.report.make import say_report
+
+            print(say_report(Path(manager.log_dir)))
     elif args["--view"] in ("train", "valid"):
         manager.view_dataset(args["--view"], args["--view_path"])
     else:
         raise ValueError(f"--view takes train or valid, got `{args['--view']}`")
     return 0
+
+
+def resume_command(args: dict) -> str:
+    """Return the command that goes on with a run."""
+    given = [f"{option}={args[option]}" for option in ("--gpu", "--seed", "--config") if args[option] is not None]
+    return shlex.join(["python", "run_train.py", *(text for text in given if text != "--config=config.py"), "--resume"])
 
 
 if __name__ == "__main__":

@@ -2,12 +2,13 @@
 
 Usage:
   ablations.py inference --model_path=<file> [options] <folder>...
-  ablations.py training --patches=<dir> [--epochs=<n>] [--seed=<n>] [--log_dir=<dir>] [options] <folder>...
+  ablations.py training --patches=<dir> [options] <folder>...
   ablations.py (-h | --help)
 
-`inference` changes how one checkpoint is used: window of the network, precision, smallest nucleus, and what the maps
-are stretched by before post-processing. `training` trains the recipe `opt_scratch` once for each axis of the loss
-term `msge`, equally long and with the same batches, and scores each. Each folder has Images/ and Labels/.
+`inference` changes how one checkpoint is used: window of the network, precision, flips at test time, smallest nucleus,
+and what the maps are stretched by before post-processing. `training` trains the recipe `opt_scratch` once for each axis
+of the loss term `msge`, once with averaged weights, and once with a larger window, equally long and with the same
+patches, and scores each. Each folder has Images/ and Labels/.
 
 Options:
   -h --help            Show this text.
@@ -16,6 +17,7 @@ Options:
   --epochs=<n>         Epochs of each training. [default: 2]
   --seed=<n>           Seed of each training. [default: 10]
   --log_dir=<dir>      Where the trainings go; those that are there are taken up. [default: logs/ablations]
+  --only=<text>        Rows whose name has this text, beside the first one.
   --mpp=<um>           um/px of the images in the folders. [default: 0.25]
   --gpu=<ids>          GPUs; empty for the CPU. [default: 0]
   --bootstrap=<n>      Resamples of the images for the 95 % intervals. [default: 2000]
@@ -28,6 +30,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -39,8 +42,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 SHOWN = ("Dice", "AJI", "DQ", "SQ", "PQ")
 WINDOWS_PX = (256, 512, 1024)
 MIN_SIZES_PX = (10, 20, 40, 80)
-# msge: axis and weight
-AXES = {"paper": ("paper", 1), "upstream": ("upstream", 1), "none": ("paper", 0)}
+# What one training has that the first does not: axis and weight of `msge`, decay of the averaged weights, window in px.
+TRAININGS: dict[str, dict] = {
+    "msge axis: paper": {},
+    "msge axis: upstream": {"msge_axis": "upstream"},
+    "msge axis: none": {"msge": 0},
+    "averaged weights (ema 0.999)": {"ema": 0.999},
+    "window of 352 px in training": {"act_px": 352},
+}
 
 
 def main() -> int:
@@ -52,7 +61,10 @@ def main() -> int:
     print("|---" * (len(SHOWN) + 3) + "|")
     first = None
     try:
-        for name, values, seconds in part(args, folders):
+        for name, score in part(args, folders):
+            if first is not None and (args["--only"] or "") not in name:
+                continue
+            values, seconds = score()
             first = values if first is None else first
             print(row(name, values, first, seconds, int(args["--bootstrap"])), flush=True)
     except (ValueError, OSError) as error:
@@ -73,10 +85,9 @@ def row(name: str, values: np.ndarray, first: np.ndarray, seconds: float, resamp
     return f"| {name} | {' | '.join(f'{means[s]:.3f}' for s in SHOWN)} | {difference} | {seconds:.1f} |"
 
 
-def inference(args: dict, folders: list[Path]) -> Iterator[tuple[str, np.ndarray, float]]:
-    """Yield name, (6, N) scores and seconds an image of each way to use a checkpoint."""
+def inference(args: dict, folders: list[Path]) -> Iterator[tuple[str, Callable]]:
+    """Yield the name of each way to use a checkpoint, and what returns its (6, N) scores and seconds an image."""
     from infer.tile import InferManager
-    from models.hovernet import post_proc
     from models.hovernet.net_desc import PATCH_SHAPES
 
     def score(precision: str = "fp32", **options) -> tuple[np.ndarray, float]:
@@ -84,26 +95,42 @@ def inference(args: dict, folders: list[Path]) -> Iterator[tuple[str, np.ndarray
         options = {"patch_input_shape": PATCH_SHAPES[manager.mode][0], **options}  # whatever the checkpoint recommends
         return scored(manager, folders, {"mpp": float(args["--mpp"]), "nr_post_proc_workers": 0, **options})
 
-    yield "as it is: patch of the mode, fp32", *score()
+    yield "as it is: patch of the mode, fp32", score
     for window in WINDOWS_PX:
-        yield f"window of {window} px", *score(patch_input_shape=window)
-    yield "bf16", *score(precision="bf16")
+        yield f"window of {window} px", partial(score, patch_input_shape=window)
+    yield "bf16", partial(score, precision="bf16")
+    yield "flips (--tta)", partial(score, tta=True)
     for size in MIN_SIZES_PX:
-        with mock.patch.object(post_proc, "MIN_SIZE_PX", size):
-            yield f"smallest nucleus {size} px", *score()
-    ranges = typical_ranges(score)
-    with fixed_normalisation(ranges):
-        yield "HV maps and slopes stretched by fixed numbers", *score()
+        yield f"smallest nucleus {size} px", partial(with_smallest, score, size)
+    yield "HV maps and slopes stretched by fixed numbers", partial(with_fixed_ranges, score)
 
 
-def training(args: dict, folders: list[Path]) -> Iterator[tuple[str, np.ndarray, float]]:
-    """Yield name, (6, N) scores and seconds an image of a training with each axis of `msge`."""
+def with_smallest(score: Callable, size_px: int) -> tuple[np.ndarray, float]:
+    """Score with another size of the smallest nucleus."""
+    from models.hovernet import post_proc
+
+    with mock.patch.object(post_proc, "MIN_SIZE_PX", size_px):
+        return score()
+
+
+def with_fixed_ranges(score: Callable) -> tuple[np.ndarray, float]:
+    """Score with maps that are stretched by the same numbers in every image."""
+    with fixed_normalisation(typical_ranges(score)):
+        return score()
+
+
+def training(args: dict, folders: list[Path]) -> Iterator[tuple[str, Callable]]:
+    """Yield the name of each training, and what returns its (6, N) scores and seconds an image."""
+    for name, changes in TRAININGS.items():
+        yield name, partial(train_and_score, name, changes, args, folders)
+
+
+def train_and_score(name: str, changes: dict, args: dict, folders: list[Path]) -> tuple[np.ndarray, float]:
+    """Train, and score what comes of it."""
     from infer.tile import InferManager
 
-    for name, (axis, weight) in AXES.items():
-        path = train(name, axis, weight, args)
-        manager = InferManager({"model_path": path}, gpu=args["--gpu"])
-        yield f"msge axis: {name}", *scored(manager, folders, {"mpp": float(args["--mpp"])})
+    manager = InferManager({"model_path": train(name, args, **changes)}, gpu=args["--gpu"])
+    return scored(manager, folders, {"mpp": float(args["--mpp"])})
 
 
 def scored(manager, folders: list[Path], options: dict) -> tuple[np.ndarray, float]:
@@ -115,19 +142,38 @@ def scored(manager, folders: list[Path], options: dict) -> tuple[np.ndarray, flo
     return values, (time.perf_counter() - start) / values.shape[1]
 
 
-def train(name: str, axis: str, weight: float, args: dict) -> Path:
-    """Train once and return the checkpoint; a training that is there already is taken as it is."""
+def train(
+    name: str,
+    args: dict,
+    msge_axis: str = "paper",
+    msge: float = 1,
+    ema: float | None = None,
+    act_px: int | None = None,
+) -> Path:
+    """Train once and return the checkpoint; a training that is there already is taken as it is.
+
+    Args:
+        name: of the training, and of its folder.
+        args: of the command line.
+        msge_axis, msge: axis and weight of the loss term.
+        ema: decay of the averaged weights.
+        act_px: side of what the network reads in training; its output shrinks and grows with it.
+    """
+    from models.hovernet.net_desc import output_size
     from pretrained.config import Config
     from run_train import Commands
 
     manager = type("TrainManager", (Commands, Config), {})()
-    epochs = int(args["--epochs"])
-    manager.seed, manager.log_dir = int(args["--seed"]), str(Path(args["--log_dir"]) / name)
+    epochs, folder = int(args["--epochs"]), "".join(c if c.isalnum() else "_" for c in name)
+    manager.seed, manager.log_dir = int(args["--seed"]), str(Path(args["--log_dir"]) / folder)
     manager.train_dir_list = manager.valid_dir_list = [args["--patches"]]
     (phase,) = manager.model_config["phase_list"]
     phase["nr_epochs"] = epochs
     extra = phase["run_info"]["net"]["extra_info"]
-    extra["msge_axis"], extra["loss"]["hv"]["msge"] = axis, weight
+    extra["msge_axis"], extra["loss"]["hv"]["msge"], extra["ema"] = msge_axis, msge, ema
+    if act_px is not None:
+        shape = {"input_shape": [act_px] * 2, "mask_shape": [output_size("fast", act_px)] * 2}
+        manager.shape_info = {"train": shape, "valid": shape}
     path = Path(manager.log_dir) / f"net_epoch={epochs}.tar"
     if not path.exists():
         manager.run(args["--gpu"], resume=Path(manager.log_dir).exists())

@@ -37,13 +37,19 @@ class Pyramid:
 
 
 def write_pyramid(
-    path: Path, shape_yx: tuple[int, int], tissue_share: float = 0.3, mpp: float = 0.25, seed: int = 0
+    path: Path,
+    shape_yx: tuple[int, int],
+    tissue_share: float = 0.3,
+    mpp: float = 0.25,
+    seed: int = 0,
+    pattern: np.ndarray | None = None,
 ) -> Pyramid:
     """Write a slide with tissue in a share of its blocks.
 
     Args:
         shape_yx: height and width, px. The number of nuclei is exact where these are multiples of `block_px`.
         tissue_share: below 1, since Otsu's threshold needs glass beside the tissue; one block has tissue at least.
+        pattern: (TILE_PX, TILE_PX, 3) uint8, what tissue looks like; left out, nuclei as `tests/stubs.py` reads them.
     """
     rng = np.random.default_rng(seed)
     block, downsamples = block_px(shape_yx)
@@ -51,7 +57,7 @@ def write_pyramid(
     tissue = np.zeros(rows * cols, bool)
     tissue[rng.permutation(rows * cols)[: max(round(tissue_share * rows * cols), 1)]] = True
     tissue = tissue.reshape(rows, cols)
-    pattern = _tissue_tile(rng)
+    pattern = _tissue_tile(rng) if pattern is None else pattern
     with open(path, "wb") as out:
         out.write(struct.pack("<2sHHHQ", b"II", 43, 8, 0, 0))  # BigTIFF; the place of the first directory comes last
         places = [[_put(out, _shrunk(picture, factor)) for picture in (None, pattern)] for factor in downsamples]

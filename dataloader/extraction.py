@@ -13,7 +13,6 @@ from tqdm import tqdm
 from misc.batch import recorded
 from misc.files import check_unique_stems, full_stem, list_files
 from misc.patch_extractor import PatchExtractor
-from misc.text import counted
 
 from .patch_files import write_patches
 
@@ -105,11 +104,15 @@ def pair_files(name: str, img: tuple[str, str | Path], ann: tuple[str, str | Pat
         swapped = ann[0] and any(path.name.lower().endswith(ann[0].lower()) for path in list_files(img[1]))
         raise ValueError(
             f"no image in {img[1]} (*{img[0]}) has a label of its name in {ann[1]} (*{ann[0]}): "
-            f"{counted(len(images), 'image')}, {counted(len(labels), 'label')}"
-            f"{'; are the two folders swapped?' if swapped else ''}"
+            f"images {_some(images)}; labels {_some(labels)}{'; are the two folders swapped?' if swapped else ''}"
         )
     lone = [path for own in found for stem, path in own.items() if stem not in pairs]
     return Split(name, pairs, lone)
+
+
+def _some(names: dict[str, Path]) -> str:
+    """Return the first names, and how many there are."""
+    return f"{', '.join(path.name for path in list(names.values())[:3]) or 'none'} ({len(names)})"
 
 
 def extract_split(
@@ -138,15 +141,13 @@ def extract_split(
             with recorded(report.failed, name):
                 image, label = _read(load_img, img_path), _read(load_ann, ann_path)
                 done = write_patches(name, image, label, out_dir, extractor, cut.extract_type, cut.scale, overwrite)
-            if name in report.failed:
-                continue
-            report.images += 1
-            report.new += done.new
-            report.there += done.there
-            report.nuclei += done.nuclei
-            report.vanished += done.vanished
-            if not done.nuclei:
-                report.empty.append(name)
+                report.images += 1
+                report.new += done.new
+                report.there += done.there
+                report.nuclei += done.nuclei
+                report.vanished += done.vanished
+                if not done.nuclei:
+                    report.empty.append(name)
             bar.set_postfix(patches=report.new + report.there, nuclei=report.nuclei.total(), refresh=False)
     return report
 

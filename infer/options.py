@@ -30,7 +30,12 @@ COMMON_TEXT = """
   --window=<n>                Side in px of the pieces that the network reads: what the checkpoint recommends or the
                               patch of the mode (270 for `original`, 256 for `fast`) when left out. Larger is faster
                               and needs more memory; it is cut to what an image needs.
+  --np_threshold=<p>          Probability from which on a pixel is nuclear: lower for larger outlines. Left out: what
+                              the checkpoint says, or 0.5 as in the original.
+  --tta                       Predict each patch and its mirror images, and take the mean: four times as slow, for
+                              somewhat better outlines.
   --overwrite                 Do again what is already there.
+  --no_report                 Write no report.html, the page to look at in the output folder.
 """
 
 TILE_TEXT = """Segment and classify nuclei in images.
@@ -132,6 +137,8 @@ class RunOptions:
     patch_input_shape: int | None = None
     patch_output_shape: int | None = None
     mpp: float | None = None
+    np_threshold: float | None = None
+    tta: bool
     save_qupath: bool
     save_type_probs: bool
     overwrite: bool
@@ -178,6 +185,8 @@ class RunOptions:
         self._at_least("nr_post_proc_workers", 0)
         if self.mpp is not None and not 0 < self.mpp < math.inf:
             raise ValueError(f"--mpp must be a positive number of micrometres per pixel, got {self.mpp}")
+        if self.np_threshold is not None:
+            check_probability(self.np_threshold, "--np_threshold")
 
     def _at_least(self, name: str, least: int, unit: str = "") -> None:
         if getattr(self, name) < least:
@@ -229,6 +238,17 @@ class WsiOptions(RunOptions):
                 raise ValueError(f"--{name} must be a positive magnification, got {getattr(self, name)}")
         for name, least in (("chunk_shape", 1), ("tile_shape", 1), ("ambiguous_size", 0)):
             self._at_least(name, least, " px")
+
+
+def check_probability(value: Any, name: str) -> float:
+    """Return a probability above 0 and below 1.
+
+    Raises:
+        ValueError: it is none; `name` says what it was to be.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
+        raise ValueError(f"{name} is a probability above 0 and below 1, got {value!r}")
+    return float(value)
 
 
 def _defaults(text: str, known: Mapping[str, str]) -> dict[str, Any]:

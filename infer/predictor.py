@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from models.hovernet.devices import choose_precision, computing_in, is_out_of_memory
+from models.hovernet.flips import Flipped
 from models.hovernet.net_desc import PATCH_SHAPES, HoVerNet, to_inference
 from models.hovernet.run_desc import prediction_planes
 
@@ -52,10 +53,17 @@ class Predictor:
         batch_size: patches of the mode's own size a device; on a CPU at most `MAX_CPU_BATCH`.
         precision: see `choose_precision`.
         type_probs: append the softmax of the TP branch to the maps.
+        tta: average the maps over mirror images of each patch.
     """
 
     def __init__(
-        self, net: HoVerNet, devices: Sequence[torch.device], batch_size: int, precision: str = "auto", type_probs=False
+        self,
+        net: HoVerNet,
+        devices: Sequence[torch.device],
+        batch_size: int,
+        precision: str = "auto",
+        type_probs: bool = False,
+        tta: bool = False,
     ):
         self.device = devices[0]
         self.precision = choose_precision(precision, None, self.device)
@@ -67,6 +75,7 @@ class Predictor:
             batch_size = MAX_CPU_BATCH
         self._patch_px = PATCH_SHAPES[getattr(net, "mode", "fast")][0] ** 2
         self._batch_px = batch_size * self._patch_px
+        net = Flipped(net) if tta else net
         # Apple's kernels have been wrong before, without a word
         self._unchecked = copy.deepcopy(net) if self.device.type == "mps" else None
         net = to_inference(net, self.device)

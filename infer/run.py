@@ -14,7 +14,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from infer.grid import cut_window
-from infer.options import RunOptions
+from infer.options import RunOptions, check_probability
 from infer.plan import Plan
 from infer.predictor import Predictor
 from infer.provenance import post_proc_constants
@@ -25,11 +25,12 @@ from misc.formats.nuclei_json import types_from_header, types_to_header
 from misc.machine import reused_memory_pages
 from misc.text import counted
 from misc.threads import Budget
-from misc.type_info import TypeInfo, default_type_info, load_type_info
+from misc.type_info import TypeInfo, default_type_info, differing_names, load_type_info, say_types
 from misc.workers import Job, Outcome, WorkerPool, limit_workers
 from models.hovernet.checkpoint import build_model, check_options, load_checkpoint
 from models.hovernet.devices import choose_precision, device_names, parse_devices
 from models.hovernet.net_desc import PATCH_SHAPES, WINDOW_STEP, output_size
+from models.hovernet.post_proc import NP_THRESHOLD
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +103,17 @@ class InferManager:
 
     def predictor(self, options: RunOptions) -> Predictor:
         """Put the network on its devices for a run."""
-        return Predictor(self.net, self.devices, options.batch_size, self.precision, options.save_type_probs)
+        how = {"type_probs": options.save_type_probs, "tta": options.tta}
+        return Predictor(self.net, self.devices, options.batch_size, self.precision, **how)
+
+    def np_threshold(self, options: RunOptions) -> tuple[float, str]:
+        """Return the probability from which on a pixel is nuclear, and who says so: option, checkpoint, or nobody."""
+        if options.np_threshold is not None:
+            return options.np_threshold, "--np_threshold"
+        value = self.checkpoint.meta.get("np_threshold")
+        if value is None:
+            return NP_THRESHOLD, "the default"
+        return check_probability(value, f"np_threshold in the meta of {self.checkpoint.path}"), "the checkpoint's"
 
     def largest_window(self, options: RunOptions) -> int:
         """Return the side of the largest pieces that the network reads: option, checkpoint's advice, or the patch."""
@@ -131,7 +142,9 @@ class InferManager:
             "window": self.largest_window(options),
             "precision": self.precision,
             "save_type_probs": options.save_type_probs,
-            "post_proc": post_proc_constants(),
+            "post_proc": post_proc_constants() | {"NP_THRESHOLD": self.np_threshold(options)[0]},
+            # told where it is asked for: what earlier versions made stays done
+            **({"tta": True} if options.tta else {}),
         }
 
     def header(self, **extra) -> dict[str, Any]:
@@ -140,10 +153,17 @@ class InferManager:
         return {**extra, "types": types, "model": self.checkpoint.path.name, "version": VERSION}
 
     def _type_info(self, path: str | Path | None) -> TypeInfo:
-        if path:
-            return load_type_info(path, self.nr_types)
-        info = default_type_info(self.nr_types)
-        return info | (types_from_header(self.checkpoint.meta) or {})
+        own = types_from_header(self.checkpoint.meta) or {}
+        if not path:
+            return default_type_info(self.nr_types) | own
+        given = load_type_info(path, self.nr_types)
+        if differing := differing_names(given, own):
+            logger.warning(
+                "--type_info_path says %s, but this checkpoint was trained on %s: leave the option out, or give the "
+                "file that belongs to the checkpoint",
+                *(say_types(differing, names) for names in (given, own)),
+            )
+        return given
 
 
 class RunTask(Task):
@@ -186,6 +206,8 @@ class Run:
         self.manager = manager
         self.options = options
         self.predictor = manager.predictor(options)
+        self.np_threshold, source = manager.np_threshold(options)
+        logger.info("a pixel is nuclear from a probability of %g on (%s)", self.np_threshold, source)
         self.report = Report()
         self.pool: WorkerPool | None = None
         self._stream: Stream | None = None

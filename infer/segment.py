@@ -15,13 +15,18 @@ import numpy as np
 from infer.grid import BlockGrid, Box, Planes
 from misc.nuclei import Nuclei
 from misc.slides.resample import enlarge
-from models.hovernet.post_proc import count_dropped, process_nuclei
+from models.hovernet.post_proc import NP_THRESHOLD, count_dropped, process_nuclei
 
 _NUCLEI_COLUMNS = [field.name for field in fields(Nuclei)]
 
 
 def segment(
-    maps: np.ndarray, nr_types: int | None, planes: Planes, outer: Box, core: Box
+    maps: np.ndarray,
+    nr_types: int | None,
+    planes: Planes,
+    outer: Box,
+    core: Box,
+    np_threshold: float = NP_THRESHOLD,
 ) -> tuple[np.ndarray, Nuclei, int]:
     """Find the nuclei of a block, in the output plane, for whose nuclei the constants of post-processing are made.
 
@@ -32,6 +37,7 @@ def segment(
         maps: (C, h, w) float32, of `planes.net_box(outer)`.
         outer: what the block sees, px of the output plane.
         core: what it answers for; the maps are stretched by its extremes, as the reference stretches its tiles'.
+        np_threshold: probability from which on a pixel is nuclear.
 
     Returns:
         (H, W) int32 instance map of `outer`, the nuclei in px of it, and how many of the map have no outline.
@@ -44,7 +50,7 @@ def segment(
     count = 3 if nr_types is None else 4
     channels_last = np.moveaxis(maps, 0, -1)
     probs = channels_last[..., count:] if len(maps) > count else None
-    inst_map, nuclei = process_nuclei(channels_last[..., :count], nr_types, probs, inner)
+    inst_map, nuclei = process_nuclei(channels_last[..., :count], nr_types, probs, inner, np_threshold)
     dropped = count_dropped(inst_map, nuclei)  # before the map shrinks: small nuclei may vanish from it
     if finer:
         inst_map, nuclei = _to_output(inst_map, nuclei, planes, outer, box)

@@ -50,6 +50,7 @@ class ImageSpec:
 
     options: TileOptions
     nr_types: int | None
+    np_threshold: float
     type_info: TypeInfo
     header: dict[str, Any]
     mpp: float
@@ -113,7 +114,7 @@ class ImageJob:
         spec, paths, image, maps = self.spec, self.spec.paths(self.name), self.image.array, self.maps.array
         whole = (0, 0, *image.shape[:2])
         planes = Planes(tuple(maps.shape[1:]), tuple(image.shape[:2]))
-        inst_map, nuclei, dropped = segment(maps, spec.nr_types, planes, whole, whole)
+        inst_map, nuclei, dropped = segment(maps, spec.nr_types, planes, whole, whole, spec.np_threshold)
         overlay = _draw_overlay(image, nuclei, spec)
         raw = np.moveaxis(maps, 0, -1) if spec.options.save_raw_map or holds_raw(paths["mat"]) else None
         paths["json"].unlink(missing_ok=True)
@@ -193,12 +194,14 @@ class BlockJob:
     index: int
     maps: SharedArray
     nr_types: int | None
+    np_threshold: float
     spool: Spool
 
     def run(self) -> int:
         """Return how many nuclei the block owns."""
         block = self.blocks.block(self.index)
-        inst_map, nuclei, _ = segment(self.maps.array, self.nr_types, self.planes, block.outer, block.core)
+        seen = (self.planes, block.outer, block.core)
+        inst_map, nuclei, _ = segment(self.maps.array, self.nr_types, *seen, self.np_threshold)
         part = hand_over(self.blocks, self.index, inst_map, nuclei)
         self.spool.write(part)
         return int(part.owned.sum())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,9 @@ RESULT_FOLDERS = ("json", "mat", "overlay", "qupath")
 class InferManager(BaseManager):
     """Runs inference on a folder of images."""
 
-    def process_file_list(self, run_args: Mapping[str, Any] | TileOptions) -> Report:
+    def process_file_list(
+        self, run_args: Mapping[str, Any] | TileOptions, paths: Sequence[Path] | None = None
+    ) -> Report:
         """Segment every image of a folder and write `json/ mat/ overlay/` (and `qupath/`).
 
         Images whose files are all there are skipped, unless `overwrite` is set; results that were made otherwise
@@ -50,13 +52,14 @@ class InferManager(BaseManager):
 
         Args:
             run_args: options by name, see `TileOptions`.
+            paths: files of the input folder; left out: all.
 
         Raises:
             FileNotFoundError: no input folder, or nothing in it.
             ValueError: an option makes no sense, or two inputs would write the same files.
         """
         options = run_args if isinstance(run_args, TileOptions) else TileOptions.from_dict(run_args)
-        paths = input_files(options)
+        paths = input_files(options) if paths is None else paths
         refused = {path: reason for path in paths if (reason := unusable_name(path) or no_image_because(path))}
         images = [path for path in paths if path not in refused]
         check_unique_stems(images)
@@ -108,7 +111,7 @@ class _ImageRun(Run):
         said_by = said_by if mpp else f"nothing; taken for {model_mpp:g}"
         says = {"mpp": mpp, "mpp_from": said_by, RUN_KEY: self._made_with | {"mpp": read_at}}
         scale = image_scale(read_at, model_mpp) if read_at else 1.0
-        types = manager.nr_types, manager.type_info_dict
+        types = manager.nr_types, self.np_threshold, manager.type_info_dict
         return ImageSpec(self.options, *types, manager.header(**says), mpp or model_mpp, scale)
 
     def all(self, images: list[Path]) -> None:

@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,9 @@ THERE = "its results are there"
 class InferManager(BaseManager):
     """Runs inference on a folder or a table of slides."""
 
-    def process_wsi_list(self, run_args: Mapping[str, Any] | WsiOptions) -> Report:
+    def process_wsi_list(
+        self, run_args: Mapping[str, Any] | WsiOptions, slides: Sequence[Path] | None = None
+    ) -> Report:
         """Segment every slide of a cohort; write `json/`, and `qupath/ thumb/ mask/` where asked, and `summary.csv`.
 
         Slides whose nuclei are there are skipped, unless `overwrite` is set; only files that are missing beside them
@@ -62,19 +64,23 @@ class InferManager(BaseManager):
 
         Args:
             run_args: options by name, see `WsiOptions`.
+            slides: of the input folder; left out: all of the folder or table.
 
         Raises:
             FileNotFoundError: no input folder or table, no slide in it, or no folder of masks.
             ValueError: an option makes no sense, or two slides would write the same files.
         """
         options = run_args if isinstance(run_args, WsiOptions) else WsiOptions.from_dict(run_args)
-        where = options.input_dir, options.slides, options.pattern, options.recursive
-        slides, unusable = find_cohort(*where, options.output_dir, options.scratch)
+        if slides is None:
+            where = options.input_dir, options.slides, options.pattern, options.recursive
+            cohort, unusable = find_cohort(*where, options.output_dir, options.scratch)
+        else:
+            cohort, unusable = [CohortSlide(path) for path in slides], {}
         run = _SlideRun(self, options)
         shard = run.shard or Shard(0, 1)
         for path, reason in shard.of(list(unusable.items())):
             run.refuse(path, reason)
-        run.all(shard.of(slides))
+        run.all(shard.of(cohort))
         return run.report
 
 
@@ -288,7 +294,8 @@ class SlideTask(RunTask):
 
     def job(self, index: int, maps: SharedArray) -> Job:
         plan = self._plan
-        return BlockJob(plan.blocks, plan.planes, index, maps, self.run.manager.nr_types, self._spool)
+        manager, threshold = self.run.manager, self.run.np_threshold
+        return BlockJob(plan.blocks, plan.planes, index, maps, manager.nr_types, threshold, self._spool)
 
     def place(self, what: Any) -> str:
         if not isinstance(what, int):

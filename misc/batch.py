@@ -21,14 +21,15 @@ def run_script(name: str, work: Callable[[], int]) -> int:
 
     Args:
         name: of the script, as the line begins.
-        work: all that the script does; returns the exit code.
+        work: all that the script does; returns the exit code. A `KeyboardInterrupt` of its own may say how to go on.
     """
     rank = os.environ.get("RANK", "0")  # torchrun starts a script several times
     name += f" (process {rank})" * (rank != "0")
     try:
         return work()
-    except KeyboardInterrupt:
-        print(f"{name}: stopped by Ctrl-C; files that were finished are whole and stay", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        how = str(stopped) or "files that were finished are whole and stay"
+        print(f"{name}: stopped by Ctrl-C; {how}", file=sys.stderr)
         return INTERRUPTED
     except (*OF_USERS, MemoryError) as error:
         print(f"{name}: {reason(error)}", file=sys.stderr)

@@ -7,7 +7,7 @@ travel as arrays instead; the dictionary exists only at the edge (`to_dict`, and
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,6 +26,7 @@ class Nuclei:
         types: (N,) int32, or `None` for an untyped network.
         type_prob: (N,) float64, share of the nucleus' pixels that have its type, or `None`.
         class_probs: (N, T) float32, mean softmax of the TP branch over the nucleus, or `None`.
+        measured: what else was measured of each nucleus, by name, (N,) float, or `None`.
     """
 
     ids: np.ndarray
@@ -36,6 +37,7 @@ class Nuclei:
     types: np.ndarray | None = None
     type_prob: np.ndarray | None = None
     class_probs: np.ndarray | None = None
+    measured: Mapping[str, np.ndarray] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -88,6 +90,7 @@ class Nuclei:
             types=pick(self.types),
             type_prob=pick(self.type_prob),
             class_probs=pick(self.class_probs),
+            measured=self.measured and {name: pick(column) for name, column in self.measured.items()},
         )
 
     def shift(self, dy: int, dx: int) -> Nuclei:
@@ -135,6 +138,8 @@ class Nuclei:
             types=join("types"),
             type_prob=join("type_prob"),
             class_probs=join("class_probs"),
+            measured=parts[0].measured
+            and {name: np.concatenate([p.measured[name] for p in parts]) for name in parts[0].measured},
         )
 
     def to_dict(self) -> dict[int, dict]:

@@ -7,6 +7,7 @@ of the nuclei). A network trained on H&E has never seen brown tissue; it reads t
 from __future__ import annotations
 
 import argparse
+from collections.abc import Collection
 from pathlib import Path
 
 import cv2
@@ -36,14 +37,15 @@ def haematoxylin_alone(rgb: np.ndarray, gain: float = HAEMATOXYLIN_GAIN) -> np.n
     return np.rint(np.clip(hed2rgb(stains), 0, 1) * 255).astype(np.uint8)
 
 
-def write_samples(folder: str | Path) -> list[Path]:
-    """Write `ihc.png` and `ihc_haematoxylin.png` and return their paths."""
+def write_samples(folder: str | Path, names: Collection[str] = ()) -> list[Path]:
+    """Write `ihc.png` and `ihc_haematoxylin.png`, or those of `names`, and return their paths."""
     from skimage.data import immunohistochemistry
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     rgb = immunohistochemistry()
     images = {"ihc.png": rgb, "ihc_haematoxylin.png": haematoxylin_alone(rgb)}
+    images = {name: image for name, image in images.items() if not names or name in names}
     for name, image in images.items():
         with atomic_path(folder / name) as temporary:
             cv2.imwrite(str(temporary), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
@@ -53,5 +55,7 @@ def write_samples(folder: str | Path) -> list[Path]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Write the sample images.")
     parser.add_argument("folder")
-    for path in write_samples(parser.parse_args().folder):
+    parser.add_argument("names", nargs="*")
+    given = parser.parse_args()
+    for path in write_samples(given.folder, given.names):
         print(path)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from misc.files import remove_parts, write_atomic
+from misc.files import CsvWriter, plain_cell, remove_parts, write_atomic
 from misc.locks import locked
 
 logger = logging.getLogger(__name__)
@@ -102,9 +102,9 @@ class Summary:
                     lines[line["slide"]] = {**(earlier or {}), **line}
             text = io.StringIO()
             columns = dict.fromkeys(itertools.chain(COLUMNS, *lines.values()))
-            writer = csv.DictWriter(text, list(columns), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(lines[slide] for slide in sorted(lines))
+            writer = CsvWriter(text)
+            writer.writerow(columns)
+            writer.writerows([lines[slide].get(name, "") for name in columns] for slide in sorted(lines))
             write_atomic(self.path, text.getvalue().encode(errors="backslashreplace"))
         self._unwritten = []
 
@@ -130,4 +130,5 @@ def read_lines(path: Path) -> dict[str, dict]:
     encoded = {"encoding": "utf-8-sig", "errors": "replace"}
     with open(path, newline="", **encoded) as handle, contextlib.suppress(csv.Error):
         lines = [line for line in csv.DictReader(handle) if line.get("slide")]
-    return {line["slide"]: {name: value for name, value in line.items() if name is not None} for line in lines}
+    plain = ({name: plain_cell(value or "") for name, value in line.items() if name is not None} for line in lines)
+    return {line["slide"]: line for line in plain}

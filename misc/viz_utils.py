@@ -7,11 +7,13 @@ import colorsys
 import cv2
 import numpy as np
 
-from .type_info import UNKNOWN_TYPE, UNTYPED, TypeInfo
+from .type_info import UNKNOWN_TYPE, UNTYPED, TypeInfo, say_types
 
 DOT_RADIUS_PX = 3
 DOT_COLOUR = (255, 0, 0)
 UNKNOWN_COLOUR = (128, 128, 128)
+LEGEND_ROW_PX = 20
+_LEGEND_FONT = (cv2.FONT_HERSHEY_SIMPLEX, 0.45, 1)  # face, scale, thickness
 
 
 def random_colors(count: int, seed: int = 0) -> list[tuple[int, int, int]]:
@@ -60,9 +62,29 @@ def colorize(plane: np.ndarray, low: float, high: float) -> np.ndarray:
     return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
 
 
-def colorize_types(types: np.ndarray, high: int) -> np.ndarray:
-    """Paint a (H, W) map of types as `colorize` does from 0 to `high`, unknown ones grey; (H, W, 3) uint8, RGB."""
-    unknown = types == UNKNOWN_TYPE
-    painted = colorize(np.where(unknown, 0, types), 0, high)
-    painted[unknown] = UNKNOWN_COLOUR
+def colorize_types(types: np.ndarray, type_info: TypeInfo) -> np.ndarray:
+    """Paint a (H, W) map of types in their colours, unknown ones grey; (H, W, 3) uint8, RGB."""
+    painted = np.zeros((*types.shape, 3), np.uint8)
+    for type_id in np.unique(types).tolist():
+        colour = UNKNOWN_COLOUR if type_id == UNKNOWN_TYPE else type_info.get(type_id, UNTYPED)[1]
+        painted[types == type_id] = colour
     return painted
+
+
+def with_legend(picture: np.ndarray, type_info: TypeInfo | None) -> np.ndarray:
+    """Return an (H, W, 3) uint8 RGB picture with numbers and names of the types below it, each beside its colour."""
+    texts = [(say_types([key], type_info), colour) for key, (_, colour) in (type_info or {}).items() if key]
+    if not texts:
+        return picture
+    rows, (x, y) = np.full((LEGEND_ROW_PX * len(texts), picture.shape[1], 3), 255, np.uint8), (0, 0)
+    for text, colour in texts:
+        width = LEGEND_ROW_PX + cv2.getTextSize(text, *_LEGEND_FONT)[0][0] + LEGEND_ROW_PX // 2
+        if x and x + width > rows.shape[1]:
+            x, y = 0, y + LEGEND_ROW_PX
+        corner, end = (x + 4, y + 4), (x + LEGEND_ROW_PX - 4, y + LEGEND_ROW_PX - 4)
+        cv2.rectangle(rows, corner, end, colour, cv2.FILLED)
+        cv2.putText(
+            rows, text, (x + LEGEND_ROW_PX, y + LEGEND_ROW_PX - 6), *_LEGEND_FONT[:2], (0, 0, 0), 1, cv2.LINE_AA
+        )
+        x += width
+    return np.concatenate([picture, rows[: y + LEGEND_ROW_PX]])

@@ -33,7 +33,7 @@ class State:
     Attributes:
         logging: whether this process writes files.
         log_dir: where to.
-        log_info: `json_file`, `steps_file`, `tfwriter`, `meta`, `image_validator`.
+        log_info: `json_file`, `steps_file`, `tfwriter`, `meta`, `image_validator`, `type_info`.
         attached_engine_name: `train` or `valid`.
         run_info: `{net name: {"desc", "optimizer", "lr_scheduler", "extra_info", ...}}`.
         nr_epochs: epochs that the engine runs in all.

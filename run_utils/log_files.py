@@ -10,10 +10,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from misc.files import write_atomic
+from misc.files import CsvWriter, write_atomic
+from misc.type_info import TypeInfo
+from misc.viz_utils import with_legend
 
 from .callbacks.serialize import serialize
 from .disk_full import writing
+from .scores import labelled
 
 _STEP_COLUMNS = ["epoch", "step"]
 
@@ -51,7 +54,7 @@ def truncate_logs(log_dir: str | Path, epoch: int, epoch_step: int) -> None:
     # a line that a killed run left unfinished is later than any checkpoint
     rows = [row for row in csv.reader(line for line in lines[1:] if "\0" not in line) if len(row) == len(header)]
     text = io.StringIO()
-    csv.writer(text).writerows([header, *(row for row in rows if _before(row, epoch, epoch_step))])
+    CsvWriter(text).writerows([header, *(row for row in rows if _before(row, epoch, epoch_step))])
     with writing(steps_file):
         write_atomic(steps_file, text.getvalue())
 
@@ -68,7 +71,10 @@ def log_epoch(log_info: dict, epoch: int, engine_name: str, output: dict) -> Non
     named = [
         (kind, f"{engine_name}-{name}", value) for kind, values in output.items() for name, value in values.items()
     ]
-    texts = {name: text for kind, name, value in named if (text := serialize(value, kind, "console")) is not None}
+    said = [
+        (labelled(name, log_info.get("type_info")), serialize(value, kind, "console")) for kind, name, value in named
+    ]
+    texts = {name: text for name, text in said if text is not None}
     width = max(map(len, texts), default=0)
     for name, text in texts.items():
         tqdm.write(f"  {name.ljust(width)} : {text}")
@@ -81,15 +87,16 @@ def log_epoch(log_info: dict, epoch: int, engine_name: str, output: dict) -> Non
     writer = log_info.get("tfwriter")
     if writer is not None:
         with writing(f"TensorBoard's events beside {log_info['json_file']}"):
-            _log_to_tensorboard(writer, named, epoch)
+            _log_to_tensorboard(writer, named, epoch, log_info.get("type_info"))
 
 
-def _log_to_tensorboard(writer, named: list[tuple], epoch: int) -> None:
+def _log_to_tensorboard(writer, named: list[tuple], epoch: int, type_info: TypeInfo | None) -> None:
     for kind, name, value in named:
         if kind == "scalar":
             writer.add_scalar(name, serialize(value, kind, "tensorboard"), epoch)
         else:
-            writer.add_image(name, serialize(value, kind, "tensorboard"), epoch, dataformats="HWC")
+            picture = with_legend(serialize(value, kind, "tensorboard"), type_info)
+            writer.add_image(name, picture, epoch, dataformats="HWC")
     writer.flush()
 
 
@@ -107,7 +114,7 @@ def step_columns(path: str | Path, names: Iterable[str]) -> list[str]:
     if new:
         text = io.StringIO()
         with writing(path):
-            csv.writer(text).writerows([header + new, *(row + [""] * len(new) for row in rows)])
+            CsvWriter(text).writerows([header + new, *(row + [""] * len(new) for row in rows)])
             write_atomic(path, text.getvalue())
     return (header + new)[len(_STEP_COLUMNS) :]
 
@@ -124,7 +131,7 @@ def append_step(path: str | Path, epoch: int, step: int, values: dict[str, float
     path, columns = Path(path), list(values) if columns is None else columns
     new = not path.is_file() or path.stat().st_size == 0
     with writing(path), open(path, "a", newline="") as handle:
-        writer = csv.writer(handle)
+        writer = CsvWriter(handle)
         if new:
             writer.writerow([*_STEP_COLUMNS, *columns])
         writer.writerow([epoch, step, *(repr(values[name]) if name in values else "" for name in columns)])

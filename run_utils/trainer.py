@@ -8,40 +8,34 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from dataloader.train_loader import FileLoader
+from infer.options import check_probability
 from misc.files import write_atomic
+from misc.formats.nuclei_json import types_from_header
 from misc.machine import reused_memory_pages
+from misc.type_info import TypeInfo, default_type_info
+from misc.viz_utils import with_legend
 from models.hovernet.devices import parse_devices
 from models.hovernet.encoder_init import load_for_finetuning, load_pretrained
+from models.hovernet.post_proc import NP_THRESHOLD
 
 from . import checkpoint_io, distributed
 from .averaging import make_average, scored_network
 from .callbacks.base import AverageBuffers, AverageWeights
-from .checks import (
-    check_patches,
-    describe_unknown,
-    folder_weights,
-    list_patches,
-    source_images,
-    type_sampling_weights,
-)
+from .checks import source_images
+from .data import TrainingData
 from .describe import check_same_course, describe_config, differences, meta_of_config
 from .disk_full import SaveError, closing, is_disk_full, writing
 from .engine import Events, RunEngine
-from .held_out import describe_overlap
-from .loaders import build_loader
-from .log_files import truncate_logs
+from .log_files import read_stats, truncate_logs
 from .log_folder import find_moment, held, tidy
 from .recipe_checks import check_recipe, check_shapes, make_optimizer
-from .sampling import EpochBatchSampler
+from .scores import describe_best
 from .seeding import check_manual_seed
-from .validate import ImageValidator, check_pairs, find_pairs
 
 CONFIG_FILE = "config.json"
 
@@ -68,10 +62,9 @@ class Trainer:
         check_shapes(config.shape_info, net.mode)
         self.meta = meta_of_config(config, self.nr_types)
         self.seed = check_manual_seed(config.seed) if config.seed is not None else None
-        self.files: dict[str, list[Path]] = {}
-        self.type_counts: dict[str, np.ndarray | None] = {}  # pixels by patch and type, unknown ones last
-        self.weights: np.ndarray | None = None  # how often each training patch is drawn
-        self.image_validator: ImageValidator | None = None
+        self.type_info = _type_info(self.meta, self.nr_types)
+        self.np_threshold = check_probability(self.meta.get("np_threshold", NP_THRESHOLD), "np_threshold in meta")
+        self.data = TrainingData(config, self.nr_types, self.np_threshold)
 
     def run(self) -> None:
         """Run every phase, in `log_dir/00`, `log_dir/01`, ..., or in `log_dir` itself where there is only one.
@@ -95,6 +88,8 @@ class Trainer:
                     self._run_phase(phases[index], engines, folders[index], folders[index - 1], index, moment)
                 moment = checkpoint_io.Resume()
         self._say(f"done: checkpoints, stats.json, steps.csv and TensorBoard files are in {root}")
+        for line in self._describe_best(folders[-1]) if self.logging else []:
+            self._say(line)
 
     def run_once(self, opt, run_engine_opt, log_dir, prev_log_dir=None, phase=0) -> None:
         """Run one phase by itself; arguments as of `_run_phase`.
@@ -143,7 +138,7 @@ class Trainer:
                 engines["train"].run(opt["nr_epochs"])
 
     def view_batches(self, mode: str, batch_size: int = 2):
-        """Yield pictures (RGB, uint8) of batches as the network gets them.
+        """Yield pictures (RGB, uint8) of batches as the network gets them, with the names of the types below.
 
         Args:
             mode: `train` or `valid`.
@@ -153,9 +148,11 @@ class Trainer:
         draw, options = phase["target_info"]["viz"]
         opt = {**phase, "batch_size": {mode: batch_size}}
         engine = {**self.config.model_config["run_engine"][mode], "nr_procs": 0}
-        self._list(mode)
+        self.data.find(mode)
+        options = {"type_info": self.type_info, **options}
         for batch in self._loader(mode, opt, engine, check_manual_seed(self.seed)):
-            yield draw({name: value.numpy() for name, value in batch.items()}, is_batch=True, **options)
+            picture = draw({name: value.numpy() for name, value in batch.items()}, is_batch=True, **options)
+            yield with_legend(picture, self.type_info)
 
     def _choose_seed(self, moment: checkpoint_io.Resume) -> int:
         """Return the seed of the configuration, of the run that is taken up, or a new one; the same on every rank."""
@@ -165,61 +162,10 @@ class Trainer:
 
     def prepare(self) -> None:
         """List and check all data, and say how much there is."""
-        for name in ("train", "valid"):
-            self._list(name)
-        folders = getattr(self.config, "valid_image_dir_list", [])
-        if folders:
-            self.image_validator = ImageValidator(find_pairs(folders), getattr(self.config, "valid_image_scale", 1.0))
-            check_pairs(self.image_validator.pairs)
-        names = ", ".join(str(device) for device in self.devices)
-        self._say(f"{len(self.files['train'])} training and {len(self.files['valid'])} validation patches, on {names}")
-        if self.nr_types is not None:
-            restain = self.config.model_config["run_engine"]["train"].get("restain") or {}
-            if unknown := describe_unknown(self.type_counts["train"], bool(restain.get("classes"))):
-                self._say(unknown)
-        if self.device.type == "cpu":
-            self._say("no GPU: training on the CPU; after a few steps you are told how long an epoch takes")
-        whole = [pair.image for pair in self.image_validator.pairs] if self.image_validator else []
-        for line in distributed.on_main(describe_overlap, self.files["train"], self.files["valid"], whole):
-            self._say(line)
-
-    def _list(self, name: str) -> None:
-        folders = getattr(self.config, f"{name}_dir_list")
-        self.files[name] = list_patches(folders, f"{name}_dir_list")
-        weights = folder_weights(folders, self.files[name], f"{name}_dir_list")
-        if name == "train":
-            self.weights = weights
-        elif weights is not None:
-            raise ValueError(f"{name}_dir_list in config.py has weights; they are for training alone")
-        self.type_counts[name] = check_patches(self.files[name], self.nr_types, show=distributed.is_main())
+        self.data.prepare(self.devices, self._say)
 
     def _loader(self, name: str, opt: dict, engine: dict, seed: int):
-        training = name == "train"
-        weights = self.weights if training else None
-        if training and engine.get("type_sampling") is not None and self.type_counts["train"] is not None:
-            by_type = type_sampling_weights(self.type_counts["train"][:, :-1], engine["type_sampling"])
-            weights = by_type if weights is None else weights * by_type
-        dataset = FileLoader(
-            self.files[name],
-            mode=name,
-            with_type=self.nr_types is not None,
-            target_gen=opt["target_info"]["gen"],
-            seed=seed,
-            stain_jitter=training and engine.get("stain_jitter", False),
-            restain=engine.get("restain"),
-            **self.config.shape_info[name],
-        )
-        sampler = EpochBatchSampler(
-            len(dataset),
-            opt["batch_size"][name] * len(self.devices),
-            seed,
-            training,
-            self.process.rank,
-            self.process.world_size,
-            weights,
-        )
-        nr_procs = 0 if self.config.debug else engine["nr_procs"]
-        return build_loader(dataset, sampler, nr_procs, self.device.type == "cuda")
+        return self.data.loader(name, opt, engine, seed, self.devices, self.process)
 
     def _net(self, name: str, net_info: dict, nr_steps: int, prev_log_dir, moment: checkpoint_io.Resume) -> dict:
         """Create a network with its optimizer and schedule; what a checkpoint holds of them is not in it yet."""
@@ -238,6 +184,8 @@ class Trainer:
             "lr_scheduler": schedule,
             "extra_info": net_info["extra_info"],
             "scaler": self._scaler(net_info["extra_info"]),
+            "type_info": self.type_info,
+            "np_threshold": self.np_threshold,
         }
 
     def _restore(self, nets: dict, moment: checkpoint_io.Resume, described: dict) -> None:
@@ -270,7 +218,7 @@ class Trainer:
 
     def _log_info(self, log_dir: Path, nets: dict, moment: checkpoint_io.Resume, described: dict) -> dict:
         """Make the folder of a phase, and write the effective configuration into it."""
-        info = {"image_validator": self.image_validator}
+        info = {"image_validator": self.data.image_validator, "type_info": self.type_info}
         if not self.logging:
             return info
         from torch.utils.tensorboard import SummaryWriter
@@ -291,7 +239,7 @@ class Trainer:
     def _meta(self, nets: dict, described: dict) -> dict:
         net = getattr(nets["net"]["desc"], "module", nets["net"]["desc"])
         meta = {"mode": net.mode, "nr_types": net.nr_types, "width": net.width, "seed": self.seed}
-        images = {name: source_images(files) for name, files in self.files.items()}
+        images = {name: source_images(files) for name, files in self.data.files.items()}
         return {**meta, **self.meta, "images": images, "config": described}
 
     def _engines(self, options: dict, loaders: dict, nets: dict, log_info: dict, log_dir: Path, seed: int) -> dict:
@@ -323,6 +271,15 @@ class Trainer:
                     engine.add_event_handler(event, callback)
         return engines
 
+    def _describe_best(self, folder: Path) -> list[str]:
+        """Say which epoch of the last phase is best; nothing where none was chosen."""
+        path = folder / "net_best.tar"
+        best = checkpoint_io.read_checkpoint(path).get("meta", {}).get("best") if path.is_file() else None
+        if not best:
+            return []
+        stats = read_stats(folder / "stats.json")
+        return describe_best(path, best, stats, self.type_info, self.device.type == "cpu")
+
     def _say(self, text: str) -> None:
         if distributed.is_main():
             tqdm.write(text)
@@ -348,6 +305,11 @@ def choose_devices(gpu: str | None, process: distributed.Process) -> list[torch.
     if process.local_rank >= len(devices):
         raise ValueError(f"process {process.local_rank + 1} on this machine, but only {len(devices)} GPUs: {gpu}")
     return [devices[process.local_rank]]
+
+
+def _type_info(meta: dict, nr_types: int | None) -> TypeInfo | None:
+    """Return names and colours of the types of a run; `None` without types."""
+    return None if nr_types is None else {**default_type_info(nr_types), **(types_from_header(meta) or {})}
 
 
 def _described_net(config) -> nn.Module:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import scipy.io
 from torch import nn
 from tqdm import tqdm
 
@@ -19,18 +18,25 @@ from infer.predictor import Predictor
 from infer.segment import segment
 from infer.source import ImageSource
 from infer.stream import PLANNED, Stream, Task
+from metrics.detection import match, type_counts, type_f1
+from metrics.label_lists import typed_centroids
 from metrics.stats_utils import get_dice_1, get_fast_aji, get_fast_pq, remap_label
 from misc.files import check_unique_stems, full_stem, list_files
+from misc.formats.labels import read_label
 from misc.machine import cpu_count
 from misc.slides.images import read_image
 from misc.threads import Budget
+from misc.type_info import UNKNOWN_TYPE
 from misc.workers import SharedArray, WorkerPool
 from models.hovernet.net_desc import PATCH_SHAPES
 from models.hovernet.net_utils import unwrapped
+from models.hovernet.post_proc import NP_THRESHOLD
 
 from . import distributed
 
 IMAGE_FOLDER, LABEL_FOLDER = "Images", "Labels"
+_NOT_LOOKED_AT = -1  # type of a true nucleus that is not held against a prediction
+_IN_TRUTH = [0, 2, 4]  # columns of `type_counts` that count nuclei of the truth
 
 
 @dataclass(frozen=True)
@@ -61,8 +67,23 @@ def find_pairs(folders: Sequence[str | Path]) -> list[Pair]:
     return pairs
 
 
-def read_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
-    """Read an image, (H, W, 3) uint8, and its instances, (H, W) int32 numbered from 1.
+@dataclass(frozen=True)
+class Truth:
+    """What a label says.
+
+    Attributes:
+        inst_map: (H, W) int32, numbered from 1.
+        centroids_xy: (N, 2), of the nuclei.
+        types: (N,) their types, -1 where nobody named one; `None` where the label has none.
+    """
+
+    inst_map: np.ndarray
+    centroids_xy: np.ndarray
+    types: np.ndarray | None
+
+
+def read_pair(pair: Pair) -> tuple[np.ndarray, Truth]:
+    """Read an image, (H, W, 3) uint8, and its label.
 
     Raises:
         ValueError: one cannot be read, or they do not fit each other; the message names the file.
@@ -72,60 +93,88 @@ def read_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
     except ValueError as error:
         raise ValueError(f"{pair.image} {error}") from error
     try:
-        label = scipy.io.loadmat(pair.label, variable_names=["inst_map"])
-    except NotImplementedError as error:
-        raise ValueError(f"{pair.label} is a MATLAB v7.3 file; save it with `save -v7`") from error
-    except Exception as error:  # a damaged file can make scipy raise almost anything
-        raise ValueError(f"{pair.label} is no readable .mat file ({error})") from error
+        label = read_label(pair.label)
+    except ValueError as error:
+        raise ValueError(f"{pair.label} {error}") from error
     if "inst_map" not in label or label["inst_map"].dtype.kind not in "biuf":
         raise ValueError(f"{pair.label} has no inst_map of numbers")
     inst_map = label["inst_map"].astype(np.int32)
     if inst_map.shape != image.shape[:2]:
         raise ValueError(f"{pair.label} is {inst_map.shape}, its image {pair.image} {image.shape[:2]}")
-    return image, remap_label(inst_map)
+    centroids_xy, types = typed_centroids(label, pair.label)
+    if types is not None:  # 0 is background, never a nucleus' type
+        types = np.where(np.isin(types, (0, UNKNOWN_TYPE)), _NOT_LOOKED_AT, types)
+    return image, Truth(remap_label(inst_map), centroids_xy, types)
 
 
-def check_pairs(pairs: Sequence[Pair]) -> None:
+def check_pairs(pairs: Sequence[Pair], nr_types: int | None = None) -> str | None:
     """Read every validation image and its label once, before the first of them is scored epochs later.
+
+    Args:
+        pairs: images and labels.
+        nr_types: of the network, background included; `None` without types.
+
+    Returns:
+        Why types cannot be scored, in a few words; `None` where they can.
 
     Raises:
         ValueError: as `read_pair`.
     """
     with ThreadPoolExecutor(min(8, cpu_count())) as pool:
-        for _ in pool.map(lambda pair: read_pair(pair) and None, pairs):
-            pass
+        reasons = list(pool.map(lambda pair: _why_untyped(pair, nr_types), pairs))
+    return next((reason for reason in reasons if reason), None)
+
+
+def _why_untyped(pair: Pair, nr_types: int | None) -> str | None:
+    types = read_pair(pair)[1].types
+    if nr_types is None or types is None:
+        return f"{pair.label} has none" if types is None else "the network has none"
+    if types.max(initial=0) >= nr_types:
+        return f"{pair.label} has the type {types.max()}, the network 1 to {nr_types - 1}"
+    return None
 
 
 @dataclass(frozen=True)
 class _ScoreJob:
-    """Scores the maps of an image, (C, h, w) float32 of the network's plane, by its label, (H, W) int32."""
+    """Scores the maps of an image, (C, h, w) float32 of the network's plane, by its label.
+
+    `run` returns scores by name, and (nr_types - 1, 5) counts of types 1, 2, ... as `type_counts`; `None` without.
+    """
 
     maps: SharedArray
-    true: np.ndarray
+    true: Truth
     nr_types: int | None
+    with_types: bool
+    np_threshold: float
 
-    def run(self) -> dict[str, float]:
-        whole = (0, 0, *self.true.shape)
-        planes = Planes(tuple(self.maps.array.shape[1:]), self.true.shape)
-        pred = remap_label(segment(self.maps.array, self.nr_types, planes, whole, whole)[0])
-        (dq, sq, pq), _ = get_fast_pq(self.true, pred)
-        return {"dice": get_dice_1(self.true, pred), "aji": get_fast_aji(self.true, pred), "dq": dq, "sq": sq, "pq": pq}
+    def run(self) -> tuple[dict[str, float], np.ndarray | None]:
+        true, whole = self.true.inst_map, (0, 0, *self.true.inst_map.shape)
+        planes = Planes(tuple(self.maps.array.shape[1:]), true.shape)
+        inst_map, nuclei, _ = segment(self.maps.array, self.nr_types, planes, whole, whole, self.np_threshold)
+        pred = remap_label(inst_map)
+        (dq, sq, pq), _ = get_fast_pq(true, pred)
+        scores = {"dice": get_dice_1(true, pred), "aji": get_fast_aji(true, pred), "dq": dq, "sq": sq, "pq": pq}
+        if not self.with_types:
+            return scores, None
+        matched = match((self.true.centroids_xy, self.true.types), (nuclei.centroids_xy, nuclei.types))
+        return scores, np.array([type_counts(matched, k, exhaustive=False) for k in range(1, self.nr_types)])
 
 
 class _ScoreTask(Task):
     """An image that is to be scored."""
 
-    def __init__(self, pair: Pair, scale: float, net: nn.Module):
+    def __init__(self, pair: Pair, validator: ImageValidator, net: nn.Module):
         super().__init__(pair.image)
-        self.pair, self.scale, self.net = pair, scale, net
+        self.pair, self.validator, self.net = pair, validator, net
 
     def prepare(self) -> Plan:
         image, self.true = read_pair(self.pair)
-        self.source = ImageSource(image, self.scale)
+        self.source = ImageSource(image, self.validator.scale)
         return plan_image(self.source.planes, PATCH_SHAPES[self.net.mode])
 
     def job(self, index: int, maps: SharedArray) -> _ScoreJob:
-        return _ScoreJob(maps, self.true, self.net.nr_types)
+        how = (self.validator.with_types, self.validator.np_threshold)
+        return _ScoreJob(maps, self.true, self.net.nr_types, *how)
 
 
 class ImageValidator:
@@ -135,33 +184,45 @@ class ImageValidator:
         pairs: images and labels.
         scale: size at which the network sees an image, 1.0 as it is; its maps are enlarged back before post-processing.
         batch_size: patches at a time.
+        with_types: score types too; network and labels have them.
+        np_threshold: probability from which on a pixel is nuclear.
     """
 
-    def __init__(self, pairs: Sequence[Pair], scale: float = 1.0, batch_size: int = 8):
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        scale: float = 1.0,
+        batch_size: int = 8,
+        with_types: bool = False,
+        np_threshold: float = NP_THRESHOLD,
+    ):
         if not isinstance(scale, int | float) or not 0 < scale <= 1:
             raise ValueError(f"valid_image_scale must be above 0 and at most 1, got {scale!r}")
         self.pairs = list(pairs)
         self.scale = scale
         self.batch_size = batch_size
+        self.with_types = with_types
+        self.np_threshold = np_threshold
 
     def score(self, model: nn.Module) -> dict[str, float]:
         """Return mean Dice, AJI, DQ, SQ and PQ over the images as `img_dice`, ...; every process does its share.
 
-        An image without nuclei in which none were found has no scores, and is left out of the mean.
+        With types, `img_f1_1`, ... are the F1 scores of those that the truth has, all images together. An image without
+        nuclei in which none were found has no scores, and is left out of the mean.
         """
         mine = self.pairs[distributed.rank() :: distributed.world_size()]
-        scores = [score for part in distributed.gather(self._scores(unwrapped(model), mine)) for score in part]
-        means = {}
+        gathered = [image for part in distributed.gather(self._scores(unwrapped(model), mine)) for image in part]
+        scores, means = [scores for scores, _ in gathered], {}
         for name in scores[0]:
             values = [score[name] for score in scores if np.isfinite(score[name])]
             if values:
                 means[f"img_{name}"] = float(np.mean(values))
-        return means
+        return means | _type_f1s([counts for _, counts in gathered if counts is not None])
 
-    def _scores(self, net: nn.Module, pairs: Sequence[Pair]) -> list[dict[str, float]]:
+    def _scores(self, net: nn.Module, pairs: Sequence[Pair]) -> list[tuple[dict[str, float], np.ndarray | None]]:
         # a copy: the network of the training keeps its gradients and its place in memory
         predictor = Predictor(copy.deepcopy(net), [next(net.parameters()).device], self.batch_size)
-        tasks = [_ScoreTask(pair, self.scale, net) for pair in pairs]
+        tasks = [_ScoreTask(pair, self, net) for pair in pairs]
         stream = Stream(tasks, predictor, WorkerPool(0), readers=1, ahead=1, budget=Budget(0))
         scores = []
         for event in stream.run(tqdm(disable=True)):
@@ -170,3 +231,9 @@ class ImageValidator:
             if event.what != PLANNED:
                 scores.append(event.outcome.value)
         return scores
+
+
+def _type_f1s(counts: list[np.ndarray]) -> dict[str, float]:
+    """Return the F1 of each type that the truth has, from (K, 5) `type_counts` of each image."""
+    total = sum(counts) if counts else ()
+    return {f"img_f1_{k}": float(type_f1(row)) for k, row in enumerate(total, 1) if row[_IN_TRUTH].any()}

@@ -6,6 +6,7 @@ Small networks are slower with two threads than with one, the more so where test
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,23 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def kumar(shared: Path) -> Path:
     return shared / "data" / "kumar"
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A real browser, without a window: Debian's Chromium, driven by Playwright."""
+    where = next(
+        (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+    )
+    if where is None:
+        pytest.skip("no Chromium here; `apt-get install chromium` brings it")
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="`pip install -r requirements-browser.txt` is needed"
+    )
+    with playwright.sync_playwright() as driver:
+        running = driver.chromium.launch(executable_path=where, args=["--no-sandbox"])
+        yield running
+        running.close()
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,8 @@ import io
 import json
 import zlib
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from xml.etree.ElementTree import ParseError
 
@@ -18,8 +20,8 @@ import numpy as np
 from defusedxml import DefusedXmlException
 
 from misc.formats import sedeen
-from misc.formats.annotations_geojson import from_geojson
-from misc.formats.annotations_xml import from_asap, from_imagescope
+from misc.formats.annotations_geojson import from_geojson, regions_from_geojson
+from misc.formats.annotations_xml import from_asap, from_imagescope, take_away
 from misc.formats.contours import Annotations, Contour
 from misc.formats.nuclei_json import MAX_PX
 from misc.machine import available_memory
@@ -42,11 +44,35 @@ def read_annotations(path: str | Path) -> Annotations:
         FileNotFoundError: there is no such file.
         ValueError: it is none of these, broken, or more than memory holds; one line says which.
     """
+    return _read(path, _Readers(from_geojson, _from_sedeen))
+
+
+def read_regions(path: str | Path) -> Annotations:
+    """Read the outlines of parts of a slide from the same files: tumour beds, tissue, fields; no nuclei.
+
+    Of QuPath's objects these are annotations and cores of tissue arrays; of Sedeen's graphics those that are not
+    described or coloured as the lab's nuclei; of ASAP, ImageScope and HALO all. Labels are their classes.
+
+    Raises:
+        As `read_annotations`.
+    """
+    return _read(path, _Readers(regions_from_geojson, _regions_from_sedeen))
+
+
+@dataclass(frozen=True)
+class _Readers:
+    """What makes annotations of the content of files that hold nuclei and regions alike."""
+
+    geojson: Callable[[object], Annotations]
+    session: Callable[[sedeen.Session], Annotations]
+
+
+def _read(path: str | Path, readers: _Readers) -> Annotations:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
     try:
-        return _checked(_parse(_read_text(path)))
+        return _checked(_parse(_read_text(path), readers))
     except ParseError as error:
         raise ValueError(f"{path}: broken XML: {error}") from error
     except DefusedXmlException as error:
@@ -81,25 +107,25 @@ def _read_text(path: Path) -> bytes:
     return b"".join(pieces)
 
 
-def _parse(data: bytes) -> Annotations:
+def _parse(data: bytes, readers: _Readers) -> Annotations:
     """Read whatever kind it is; UTF-16 has a zero in each character that tells the kind."""
     first = data[:_SNIFF_BYTES].replace(b"\0", b"").lstrip(_MARKS_AND_SPACE)[:1]
     if first in (b"{", b"["):
-        return from_geojson(json.loads(data))
+        return readers.geojson(json.loads(data))
     if first != b"<":
         raise ValueError("neither XML nor GeoJSON")
     if not data.startswith(_UTF16_MARKS):
         data = data.lstrip(_MARKS_AND_SPACE)  # a declaration may not stand behind white space
     _, root = next(defusedxml.ElementTree.iterparse(io.BytesIO(data), events=("start",), forbid_dtd=True))
     if root.tag == "session":
-        return _from_sedeen(sedeen.parse_session(io.BytesIO(data)))
-    readers = {"ASAP_Annotations": from_asap, "Annotations": from_imagescope}
-    if root.tag not in readers:
+        return readers.session(sedeen.parse_session(io.BytesIO(data)))
+    of_xml = {"ASAP_Annotations": from_asap, "Annotations": from_imagescope}
+    if root.tag not in of_xml:
         raise ValueError(
             f"its first element is <{root.tag}>; Sedeen (<session>), ASAP (<ASAP_Annotations>), ImageScope and HALO "
             "(<Annotations>) are read"
         )
-    return readers[root.tag](defusedxml.ElementTree.fromstring(data, forbid_dtd=True))
+    return of_xml[root.tag](defusedxml.ElementTree.fromstring(data, forbid_dtd=True))
 
 
 def _checked(found: Annotations) -> Annotations:
@@ -119,4 +145,21 @@ def _from_sedeen(session: sedeen.Session) -> Annotations:
             contours.append(Contour([graphic.outline_xy()], graphic.description.strip(), graphic.pen_colour[:7]))
         else:
             others[graphic.type] += 1
+    return Annotations(contours, others, session.image_name)
+
+
+def _regions_from_sedeen(session: sedeen.Session) -> Annotations:
+    """Read what is no nucleus of the lab's: a hole of a region is an outline of its own, which says so."""
+    contours, holes, others = [], [], Counter()
+    for graphic in session.graphics:
+        label = sedeen.region_label(graphic)
+        if label is None or not graphic.may_be_nucleus:
+            others["nucleus" if graphic.may_be_nucleus else graphic.type] += 1
+        elif label.endswith(sedeen.HOLE):
+            holes.append(graphic.outline_xy())
+        else:
+            name = "" if sedeen.DEFAULT_NAME.fullmatch(graphic.name) else graphic.name.strip()
+            contours.append(Contour([graphic.outline_xy()], label, graphic.pen_colour[:7], name=name))
+    if alone := take_away(holes, contours):
+        others["hole"] += len(alone)
     return Annotations(contours, others, session.image_name)

@@ -19,20 +19,26 @@ from misc.formats.qupath import MIN_POINTS
 CORNER_TO_CENTRE = -0.5
 # `objectType` of QuPath's; earlier versions wrote the class of the object as its id.
 ANNOTATION, DETECTION, CELL = "annotation", "detection", "cell"
-_AROUND_NUCLEI = frozenset({"tile", "tma core", "root"})
+TMA_CORE = "tma core"
+_AROUND_NUCLEI = frozenset({"tile", TMA_CORE, "root"})
+# Outlines of parts of the slide; of a feature that does not say its kind nothing else is known.
+_REGIONS = frozenset({ANNOTATION, TMA_CORE, ""})
 _KINDS_BY_ID = {
     "PathAnnotationObject": ANNOTATION,
     "PathDetectionObject": DETECTION,
     "PathCellObject": CELL,
     "PathTileObject": "tile",
-    "TMACoreObject": "tma core",
+    "TMACoreObject": TMA_CORE,
     "PathRootObject": "root",
 }
 
 
 @dataclass(frozen=True)
 class _Object:
-    """One object: its kind (empty where nothing says it), its geometry, and whether that is a cell's nucleus."""
+    """One object: its kind (empty where nothing says it), its geometry, and whether that is a cell's nucleus.
+
+    `label` is its class, `name` what a person called this one.
+    """
 
     kind: str
     geometry: dict
@@ -40,6 +46,7 @@ class _Object:
     outlines: list[list[np.ndarray]]
     label: str
     colour: str
+    name: str
 
 
 def from_geojson(content) -> Annotations:
@@ -70,6 +77,22 @@ def from_geojson(content) -> Annotations:
     if regions:
         others["region"] += len(regions)
     return Annotations([contour for i, contour in enumerate(contours) if i not in regions], others)
+
+
+def regions_from_geojson(content) -> Annotations:
+    """Read what outlines a part of the slide: annotations and cores of tissue arrays, not detections, cells and tiles.
+
+    Raises:
+        ValueError: as `from_geojson`.
+    """
+    contours, others = [], Counter()
+    for one in _objects(content):
+        if one.kind in _REGIONS and one.outlines:
+            label = one.label or (TMA_CORE if one.kind == TMA_CORE else "")
+            contours += [Contour(rings, label, one.colour, name=one.name) for rings in one.outlines]
+        else:
+            others[one.kind or str(one.geometry.get("type")).lower()] += 1
+    return Annotations(contours, others)
 
 
 def _objects(content) -> Iterator[_Object]:
@@ -105,7 +128,8 @@ def _object(feature: dict, properties: dict) -> _Object:
     if not nucleus and any(where.get("isEllipse") for where in (geometry, properties, feature)):
         outlines = [[ellipse(ring) for ring in rings] for rings in outlines]
     kind = kind or _KINDS_BY_ID.get(str(feature.get("id")), "")
-    return _Object(kind, geometry, bool(nucleus), outlines, *_class_of(properties))
+    name = str(properties.get("name") or "").strip()
+    return _Object(kind, geometry, bool(nucleus), outlines, *_class_of(properties), name)
 
 
 def _nucleus(where: dict) -> dict | None:

@@ -74,8 +74,8 @@ def from_imagescope(root: Element) -> Annotations:
     for element in _checked(root):
         layers.append(_read_layer(element, others))
     everywhere = [contour for layer in layers for contour in layer.contours]
-    alone = [ring for layer in layers for ring in _take_away(layer.negative, layer.contours)]
-    if alone := _take_away(alone, everywhere):
+    alone = [ring for layer in layers for ring in take_away(layer.negative, layer.contours)]
+    if alone := take_away(alone, everywhere):
         others["negative region"] += len(alone)
     return Annotations(everywhere, others)
 
@@ -119,7 +119,7 @@ def _class_of(layer: Element) -> str:
     return ""
 
 
-def _take_away(rings: list[np.ndarray], contours: list[Contour]) -> list[np.ndarray]:
+def take_away(rings: list[np.ndarray], contours: list[Contour]) -> list[np.ndarray]:
     """Make each ring a hole of the smallest contour around it; return the rings that lie in none."""
     if not rings or not contours:
         return rings

@@ -23,6 +23,7 @@ class Contour:
         colour: `#rrggbb` in lower case, empty where there is none.
         named: the label is a class by name, and the colour a mere default of the program: it decides nothing.
         holes: rings that are taken away.
+        name: what a person called this one, empty where nobody did.
     """
 
     rings: list[np.ndarray]
@@ -30,6 +31,7 @@ class Contour:
     colour: str = ""
     named: bool = False
     holes: list[np.ndarray] = field(default_factory=list)
+    name: str = ""
 
     def scaled(self, factor: float) -> Contour:
         """Return the contour on an image `factor` times as large; pixel (0, 0) stays at the corner."""

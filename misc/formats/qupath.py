@@ -219,6 +219,7 @@ def _measurements(nuclei: Nuclei, type_info: TypeInfo, scale: float) -> Iterator
     if nuclei.class_probs is not None:
         for type_id, probs in enumerate(nuclei.class_probs.T):
             columns[f"prob_{type_info[type_id][0] if type_id in type_info else type_id}"] = probs.astype(np.float64)
+    columns |= {name: column.astype(np.float64) for name, column in (nuclei.measured or {}).items()}
     values = [np.round(column, MEASUREMENT_DECIMALS) for column in columns.values()]
     rows = (["NaN" if v != v else v for v in column.tolist()] for column in values)
     for row in zip(*rows, strict=True):

@@ -36,6 +36,13 @@ LAB_PENS: dict[int, str] = {1: "#ff0000ff", 2: "#0000ffff", 3: "#aa00ffff", 4: "
 LAB_CLASSES: dict[int, str] = {1: "negative", 2: "weak", 3: "moderate", 4: "strong"}
 LAB_TYPES: TypeInfo = {key: (name, tuple(bytes.fromhex(LAB_PENS[key][1:7]))) for key, name in LAB_CLASSES.items()}
 TUMOUR_BED_PEN = "#00ffffff"
+TUMOUR_BED = "tumour bed"
+# What hot spots are described as, with their rank; and how the description of a region's hole ends, as Sedeen has none.
+_TOP = re.compile(r"top(\d+)")
+HOT_SPOT = "Hot spot"
+# What Sedeen calls graphics that nobody named.
+DEFAULT_NAME = re.compile(r"(Region \d+)?")
+HOLE = " (hole)"
 RANK_PENS = ("#ffff00ff", "#ff0000ff", "#0000ffff", "#aa00ffff", "#00ff00ff", "#000000ff")
 # What Sedeen's own files say of themselves; it opens files that say the same.
 SOFTWARE, VERSION = "PathCore Session Printer", "0.1.0"
@@ -172,6 +179,21 @@ def _pair(text: str | None, what: str) -> tuple[float, float]:
     if not (np.isfinite(first) and np.isfinite(second)):
         raise ValueError(f"<{what}> is not finite: {text!r}")
     return first, second
+
+
+def region_label(graphic: Graphic) -> str | None:
+    """Return the class of a graphic that outlines a region, and `None` for one that the lab draws around a nucleus.
+
+    The description is the class. Without one the pen decides: the tumour bed's, a nucleus', or none of these.
+    """
+    text = graphic.description.strip()
+    if _TOP.fullmatch(text):
+        return HOT_SPOT
+    if text:
+        return None if text in LAB_CLASSES.values() else text
+    if graphic.pen_colour == TUMOUR_BED_PEN:
+        return TUMOUR_BED
+    return None if graphic.pen_colour in LAB_PENS.values() else ""
 
 
 # ---------------------------------------------------------------------------------------------- writing

@@ -55,7 +55,7 @@ def grade(
     negative = {n: one.mask.types == NEGATIVE if keep_negative else None for n, one in measured.items()}
     if kmeans:
         thresholds = _find_thresholds(measured, negative, None if keep_negative else thresholds[0])
-    types = {n: classify(one.dab, thresholds, negative[n]) for n, one in measured.items()}
+    types = {n: classify(one.dab, thresholds, negative[n]).astype(np.int32) for n, one in measured.items()}
     written, failed = {}, {}
     for name, one in measured.items():
         with recorded(failed, name):

@@ -15,6 +15,7 @@ import numpy as np
 
 from misc.files import atomic_path
 from misc.formats.sedeen import RANK_PENS
+from misc.ihc.panel import CLASS_TYPES, HALO, unit
 from misc.ihc.scores import CLASS_NAMES, Score
 from misc.text import counted
 
@@ -40,8 +41,6 @@ OVERLAY_COLOUR_MAP = "turbo"
 BOX_WIDTH_PT, LABEL_PT = 1.8, 11
 HISTOGRAM_BINS = 100
 HISTOGRAM_INCH = (7.5, 4.5)
-# Colours of the staining classes: counterstain blue, then browns of rising strength.
-CLASS_COLOURS = {1: "#6d8fc7", 2: "#e3c08a", 3: "#b87b3b", 4: "#6b3a12"}
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,13 @@ def blend(picture: MapPicture, thumbnail: np.ndarray) -> np.ndarray:
     return np.rint(thumbnail + alpha[..., None] * (colours.astype(np.float32) - thumbnail)).astype(np.uint8)
 
 
-def dab_histogram(dab: np.ndarray, thresholds: tuple[float, float, float], scored: Score, title: str) -> Figure:
+def dab_histogram(
+    dab: np.ndarray,
+    thresholds: tuple[float, float, float],
+    scored: Score,
+    title: str,
+    what: str = "mean DAB optical density of the nucleus",
+) -> Figure:
     """Draw how many nuclei have which DAB density, with the thresholds and the scores.
 
     Args:
@@ -112,6 +117,7 @@ def dab_histogram(dab: np.ndarray, thresholds: tuple[float, float, float], score
         thresholds: densities from which a nucleus is weak, moderate, strong.
         scored: the scores to quote.
         title: text above the picture.
+        what: the densities are.
     """
     from matplotlib.figure import Figure
 
@@ -127,15 +133,16 @@ def dab_histogram(dab: np.ndarray, thresholds: tuple[float, float, float], score
     for class_id, name in CLASS_NAMES.items():
         inside = dab[(dab >= limits[class_id - 1]) & (dab < limits[class_id])]
         percent = f"{100 * len(inside) / max(len(dab), 1):.1f} %"
-        axes.hist(inside, edges, color=CLASS_COLOURS[class_id], label=f"{name}: {len(inside)} ({percent})")
+        style = {"color": unit(CLASS_TYPES[class_id][1]), "edgecolor": unit(HALO), "linewidth": 0.4}
+        axes.hist(inside, edges, label=f"{name}: {len(inside)} ({percent})", **style)
     for threshold in thresholds:
         axes.axvline(threshold, color="black", linestyle="--", linewidth=1)
         axes.annotate(
             f"{threshold:.3g}", (threshold, 0.98), xycoords=("data", "axes fraction"), rotation=90, ha="right", va="top"
         )
-    axes.set(xlabel="mean DAB optical density of the nucleus", ylabel="nuclei", xlim=(low, high))
+    axes.set(xlabel=what, ylabel="nuclei", xlim=(low, high))
     axes.set_title(f"{title}\n{describe(scored)}", fontsize=LABEL_PT)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="upper right")
     return figure
 
 

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from misc.formats.sedeen import LAB_CLASSES
+from misc.ihc.markers import Cutoffs, Marker
 from misc.ihc.stain import STAINS, label_densities
+from misc.type_info import TypeInfo, find_ids, positive_ids
 
 # Mean DAB optical density of a nucleus from which it is weak, moderate, strong: QuPath's defaults for nuclear DAB.
 THRESHOLDS_OD = (0.2, 0.4, 0.6)
@@ -22,6 +24,9 @@ NOT_MEASURED, NEGATIVE, WEAK, MODERATE, STRONG = 0, 1, 2, 3, 4
 CLASS_NAMES: dict[int, str] = LAB_CLASSES
 # H-score: what a nucleus of each class counts; 100 strong nuclei of 100 are 300 (McCarty et al. 1985).
 H_WEIGHTS = {WEAK: 1, MODERATE: 2, STRONG: 3}
+# Allred's score: share of positive nuclei from which (exclusive, but for the first two) the proportion score is 1 to 5.
+# Allred et al. 1998, Mod Pathol 11:155-168; Harvey et al. 1999, J Clin Oncol 17:1474-1481.
+ALLRED_SHARES = (0.0, 1 / 100, 1 / 10, 1 / 3, 2 / 3)
 # Standard normal quantile of a two-sided 95 % interval.
 Z_95 = 1.959964
 # Densities are rounded to this for k-means, which is then exact: there are only some thousand values.
@@ -51,6 +56,24 @@ class Score:
     def measured(self) -> int:
         """Number of nuclei."""
         return sum(self.counts.values())
+
+
+@dataclass(frozen=True)
+class MarkerScore:
+    """Scores of a selection of nuclei, read as a marker is.
+
+    Attributes:
+        score: counts, index with its interval, H-score.
+        allred: (proportion 0-5, intensity 0-3), their sum is the Allred score; `None` where the marker has none, or
+            without nuclei.
+        categories: name of each rule -> category, empty without nuclei.
+        flags: what a person should know before quoting the numbers, in words.
+    """
+
+    score: Score
+    allred: tuple[int, int] | None
+    categories: dict[str, str]
+    flags: tuple[str, ...]
 
 
 def nuclear_dab(rgb: np.ndarray, inst_map: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -83,13 +106,45 @@ def classify(
             positive, and the thresholds only grade the positive ones (weak at least), as the seed's lab does.
 
     Returns:
-        (N,) int32: 1 negative, 2 weak, 3 moderate, 4 strong, 0 not measured.
+        (N,) uint8: 1 negative, 2 weak, 3 moderate, 4 strong, 0 not measured.
     """
     dab = np.asarray(dab, np.float64)
-    classes = np.searchsorted(check_thresholds(thresholds), dab, side="right").astype(np.int32) + NEGATIVE
+    classes = np.searchsorted(check_thresholds(thresholds), dab, side="right").astype(np.uint8) + np.uint8(NEGATIVE)
     if negative is not None:
-        classes = np.where(negative, NEGATIVE, np.maximum(classes, WEAK)).astype(np.int32)
+        classes = np.where(negative, NEGATIVE, np.maximum(classes, WEAK)).astype(np.uint8)
     classes[np.isnan(dab)] = NOT_MEASURED
+    return classes
+
+
+def classes_of_types(
+    types: np.ndarray, type_info: TypeInfo, dab: np.ndarray | None = None, thresholds: Sequence[float] = THRESHOLDS_OD
+) -> np.ndarray:
+    """Name the staining class of each nucleus by what the network calls its type.
+
+    Args:
+        types: (N,) int.
+        type_info: names of the types. `negative`, `weak`, `moderate`, `strong` are the classes. A type that is only
+            positive (its name says so) is graded by `dab`, weak at least; without `dab` it is weak.
+        dab: (N,) DAB density; NaN was not measured.
+        thresholds: densities from which a nucleus is moderate and strong; the first one does not count here.
+
+    Returns:
+        (N,) uint8 as `classify` gives; 0 for types of other names.
+
+    Raises:
+        ValueError: no type has such a name.
+    """
+    types = np.asarray(types)
+    classes = np.zeros(len(types), np.uint8)
+    graded = classify(np.zeros(len(types)) if dab is None else np.nan_to_num(dab), thresholds)
+    positive = np.isin(types, positive_ids(type_info))
+    classes[positive] = np.maximum(graded[positive], WEAK)
+    by_name = {c: find_ids(name, type_info) for c, name in CLASS_NAMES.items()}
+    for c, ids in by_name.items():
+        classes[np.isin(types, ids)] = c
+    if not any(by_name.values()) and not positive_ids(type_info):
+        names = ", ".join(name for key, (name, _) in type_info.items() if key)
+        raise ValueError(f"no type of the network says negative or positive ({names}); classify by thresholds instead")
     return classes
 
 
@@ -150,18 +205,63 @@ def kmeans3(values: np.ndarray, weights: np.ndarray) -> tuple[float, float, floa
     return float(low), float(middle), float(high)
 
 
-def score(classes: np.ndarray) -> Score:
+def score(classes: np.ndarray, which: np.ndarray | None = None) -> Score:
     """Count the classes and score them.
 
     Args:
         classes: (N,) int, as `classify` gives; those not measured are left out.
+        which: (N,) bool or positions, the nuclei of a selection; `None`: all.
     """
-    counts = np.bincount(np.asarray(classes, np.int64), minlength=STRONG + 1)
+    classes = np.asarray(classes) if which is None else np.asarray(classes)[which]
+    counts = np.bincount(classes.astype(np.int64), minlength=STRONG + 1)
     by_class = {c: int(counts[c]) for c in CLASS_NAMES}
     total = sum(by_class.values())
     positive = total - by_class[NEGATIVE]
     low, high = wilson_interval(positive, total)
     return Score(by_class, h_score(by_class), positive / total if total else float("nan"), low, high)
+
+
+def score_marker(classes: np.ndarray, marker: Marker, which: np.ndarray | None = None) -> MarkerScore:
+    """Score a selection of nuclei as a marker is read; arguments as in `score`."""
+    scored = score(classes, which)
+    return MarkerScore(
+        score=scored,
+        allred=allred(scored) if marker.allred and scored.measured else None,
+        categories={rule.name: rule.category(scored.index) for rule in marker.cutoffs},
+        flags=flags(scored, marker),
+    )
+
+
+def allred(scored: Score) -> tuple[int, int]:
+    """Return Allred's proportion (0-5) and intensity (0-3) score; their sum is 0 or 2 to 8.
+
+    The intensity is the mean of the positive nuclei (weak 1, moderate 2, strong 3), rounded, halves up.
+    """
+    positive = sum(scored.counts.get(c, 0) for c in H_WEIGHTS)
+    if not positive:
+        return 0, 0
+    nothing, hundredth, *others = ALLRED_SHARES
+    share = scored.index
+    proportion = int(share > nothing) + int(share >= hundredth) + sum(share > x for x in others)
+    return proportion, int(sum(w * scored.counts.get(c, 0) for c, w in H_WEIGHTS.items()) / positive + 0.5)
+
+
+def flags(scored: Score, marker: Marker) -> tuple[str, ...]:
+    """Say what a person should know: too few nuclei, and an interval that reaches into another category."""
+    if not scored.measured:
+        return ("no nuclei",)
+    few = [limit for limit in marker.few_nuclei if scored.measured < limit]
+    return (*(f"fewer than {limit} nuclei" for limit in few[:1]), *_crossed(scored, marker.cutoffs))
+
+
+def _crossed(scored: Score, cutoffs: Sequence[Cutoffs]) -> list[str]:
+    low, high = scored.index_low, scored.index_high
+    return [
+        f"interval across {100 * limit:g} % ({rule.name})"
+        for rule in cutoffs
+        for limit in rule.limits
+        if low < limit < high
+    ]
 
 
 def h_score(counts: dict[int, int]) -> float:

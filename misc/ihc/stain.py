@@ -7,6 +7,9 @@ the amounts of two stains and a rest.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import cv2
 import numpy as np
 
 # Optical density of pure stains in red, green and blue, measured by Ruifrok and Johnston (2001), "Quantification of
@@ -27,10 +30,60 @@ DARKEST = 1
 DENSITY_OF_VALUE = np.log10(WHITE / np.maximum(np.arange(256), DARKEST)).astype(np.float32)
 
 
+def _unit(vector) -> tuple[float, float, float]:
+    return tuple((np.array(vector, np.float64) / np.linalg.norm(vector)).tolist())
+
+
+DEFAULT, AUTO, GIVEN = "default", "auto", "given"
+
+
+@dataclass(frozen=True)
+class StainModel:
+    """Colours of haematoxylin and DAB of one slide, and of its glass.
+
+    Attributes:
+        hematoxylin_rgb, dab_rgb: optical densities in red, green and blue, unit vectors.
+        white_rgb: value of an unstained pixel.
+        source: `DEFAULT`, `AUTO` (estimated on the slide) or `GIVEN`.
+        warnings: what a person should know, e.g. that vectors fell back to the default and why.
+    """
+
+    hematoxylin_rgb: tuple[float, float, float] = _unit(HEMATOXYLIN_RGB)
+    dab_rgb: tuple[float, float, float] = _unit(DAB_RGB)
+    white_rgb: tuple[float, float, float] = (WHITE, WHITE, WHITE)
+    source: str = DEFAULT
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def angle_deg(self) -> float:
+        """Angle between the two stains; 37 degrees by default."""
+        return angle_deg(self.hematoxylin_rgb, self.dab_rgb)
+
+    def densities(self, rgb: np.ndarray) -> np.ndarray:
+        """Return haematoxylin and DAB of each pixel, (..., 3) uint8 -> (..., 2) float32."""
+        if not rgb.size:
+            return np.zeros((*rgb.shape[:-1], 2), np.float32)
+        matrix = unmix_vectors(self.hematoxylin_rgb, self.dab_rgb).T
+        # of DENSITY_OF_VALUE, which is above WHITE; glass that is darker than that has this density
+        glass = matrix @ np.log10(WHITE / np.array(self.white_rgb, np.float32))
+        channels = cv2.LUT(np.ascontiguousarray(rgb).reshape(-1, 1, 3), np.dstack([DENSITY_OF_VALUE] * 3))
+        affine = np.column_stack([matrix, -glass]).astype(np.float32)
+        return cv2.transform(channels, affine).reshape(*rgb.shape[:-1], 2)
+
+    def words(self) -> str:
+        """Say the model in a line, for tables and pictures; the vectors are as `parse_stain` takes them."""
+        vectors = ":".join(",".join(f"{x:.3f}" for x in v) for v in (self.hematoxylin_rgb, self.dab_rgb))
+        white = ",".join(f"{x:.0f}" for x in self.white_rgb)
+        return f"{self.source} {vectors} ({self.angle_deg:.0f} degrees), white {white}"
+
+
+def angle_deg(first: tuple[float, float, float], second: tuple[float, float, float]) -> float:
+    """Return the angle between two vectors, degrees."""
+    return float(np.degrees(np.arccos(np.clip(np.dot(_unit(first), _unit(second)), -1, 1))))
+
+
 def unmixing(stain: str) -> np.ndarray:
     """Return the (3, 2) float32 matrix that turns red, green, blue densities into those of two stains.
-
-    As Ruifrok and Johnston: unit vectors; the third one, at right angles to both, takes what neither explains.
 
     Args:
         stain: a key of `STAINS`.
@@ -40,7 +93,15 @@ def unmixing(stain: str) -> np.ndarray:
     """
     if stain not in STAINS:
         raise ValueError(f"no such stain pair: {stain!r}; there are {', '.join(STAINS)}")
-    first, second = (np.array(v) / np.linalg.norm(v) for v in STAINS[stain].values())
+    return unmix_vectors(*STAINS[stain].values())
+
+
+def unmix_vectors(first, second) -> np.ndarray:
+    """Return the (3, 2) float32 matrix of two stains, given as densities in red, green, blue.
+
+    As Ruifrok and Johnston: unit vectors; the third one, at right angles to both, takes what neither explains.
+    """
+    first, second = (np.array(_unit(v)) for v in (first, second))
     rest = np.cross(first, second)
     matrix = np.stack([first, second, rest / np.linalg.norm(rest)])
     return np.linalg.inv(matrix)[:, :2].astype(np.float32)

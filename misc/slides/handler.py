@@ -7,6 +7,7 @@ a pixel is the same whichever way the region around it was cut.
 
 from __future__ import annotations
 
+import copy
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,6 +107,12 @@ class FileHandler:
         fresh._plane = self._plane
         return fresh
 
+    def at(self, read_mag: float | None = None, read_mpp=None) -> FileHandler:
+        """Return a handler prepared for another plane, which shares the open file; arguments as in `get_dimensions`."""
+        other = copy.copy(self)
+        other._plane = self._choose(read_mag, read_mpp)
+        return other
+
     @property
     def shape_yx(self) -> tuple[int, int]:
         """Height and width of the prepared plane (level 0 before `prepare_reading`), px."""
@@ -130,6 +137,11 @@ class FileHandler:
     def prepare_reading(self, read_mag: float | None = None, read_mpp=None) -> None:
         """Choose what `read_region` reads; arguments and errors as in `get_dimensions`."""
         self._plane = self._choose(read_mag, read_mpp)
+
+    @property
+    def shrinks(self) -> float:
+        """Px of the file's level that are read for a px of the prepared plane, along x; 1 for a level as it is."""
+        return self._plane.axis_x.source / self._plane.axis_x.target
 
     def read_region(self, coords_xy, size_wh) -> np.ndarray:
         """Read a region of the prepared plane.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,8 @@ class SlideImage:
         mag: objective power, or `None` where the file does not say.
         bounds_xywh: the part of level 0 that was scanned, px, or `None` where nothing says it.
         read: `read(y, x, h, w)` gives that region as (h, w, 3) uint8 RGB; transparent parts are white.
-        thumbnail: gives the whole slide as (h, w, 3) uint8 RGB, longest side at most `THUMBNAIL_PX`.
+        thumbnail: gives the whole slide as (h, w, 3) uint8 RGB, longest side at most `THUMBNAIL_PX`; read once, and not
+            to be written to.
     """
 
     name: str
@@ -76,7 +78,7 @@ def open_image(path: str | Path) -> SlideImage:
         mpp_xy=None if mpp is None else (float(mpp[0]), float(mpp[1])),
         mag=handler.metadata["base_mag"],
         read=lambda y, x, h, w: handler.read_region((x, y), (w, h)),
-        thumbnail=lambda: _thumbnail(path, max(width, height)),
+        thumbnail=functools.cache(lambda: _thumbnail(path, max(width, height))),
         bounds_xywh=handler.metadata["bounds_xywh"],
     )
 
@@ -84,4 +86,6 @@ def open_image(path: str | Path) -> SlideImage:
 def _thumbnail(path: Path, longest_px: int) -> np.ndarray:
     # called 1x whatever it is, the slide can be asked for at a share of its size even if it says no resolution
     with get_file_handler(path, mag=1.0) as handler:
-        return handler.get_full_img(read_mag=min(1.0, THUMBNAIL_PX / longest_px))
+        rgb = handler.get_full_img(read_mag=min(1.0, THUMBNAIL_PX / longest_px))
+    rgb.flags.writeable = False
+    return rgb

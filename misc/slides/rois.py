@@ -41,7 +41,13 @@ class Roi:
 
 
 def extract_rois(
-    slide_path: Path, output_dir: Path, size_px: int, count: int, mpp: float | None = None, seed: int = 0
+    slide_path: Path,
+    output_dir: Path,
+    size_px: int,
+    count: int,
+    mpp: float | None = None,
+    seed: int = 0,
+    slide_mpp: float | None = None,
 ) -> list[Roi]:
     """Write fields of a slide as `<slide>_x<x>_y<y>.png`, level-0 px of the corner in the name.
 
@@ -50,14 +56,17 @@ def extract_rois(
         output_dir: folder for the PNGs; made if it is not there.
         size_px: side of a field.
         count: how many; fewer come where there is not enough tissue.
-        mpp: um per px of the fields; `None` reads the slide as it was scanned. One that is silent has these itself.
+        mpp: um per px of the fields; `None` reads the slide as it was scanned.
         seed: which field comes first.
+        slide_mpp: um per px of the slide's level 0; `None` goes by what the file says.
 
     Raises:
         SlideError, ValueError: the slide cannot be read, or is smaller than a field.
     """
-    with _open(slide_path, mpp) as handler:
+    with get_file_handler(slide_path, mpp=slide_mpp) as handler:
         if mpp is not None:
+            if handler.metadata["base_mpp"] is None:
+                raise ValueError(f"{slide_path}: does not say its resolution; give it with --slide_mpp (um/px)")
             handler.prepare_reading(read_mpp=mpp)
         height, width = handler.shape_yx
         if size_px < 1 or size_px > min(height, width):
@@ -69,17 +78,6 @@ def extract_rois(
             )
         output_dir.mkdir(parents=True, exist_ok=True)
         return [_write(handler, output_dir, y, x, size_px) for y, x in corners.tolist()]
-
-
-def _open(slide_path: Path, mpp: float | None) -> FileHandler:
-    """Open a slide; one that does not say its um/px has those of the fields."""
-    handler = get_file_handler(slide_path)
-    if handler.metadata["base_mpp"] is not None:
-        return handler
-    handler.close()
-    if mpp is None:
-        raise ValueError(f"{slide_path}: does not say its resolution; give it with --mpp (um/px)")
-    return get_file_handler(slide_path, mpp=mpp)
 
 
 def choose_fields(tissue: TissueMask, slide_yx: tuple[int, int], size_px: int, count: int, seed: int) -> np.ndarray:

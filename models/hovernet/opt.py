@@ -133,7 +133,8 @@ def get_engines(nr_type: int | None, keep_every: int = 10) -> dict:
                     TriggerEngine("valid"),
                     ValidateImages(per_n_epoch=5),
                     ScheduleLr(),
-                    ConditionalSaver(("valid-img_pq", "valid-np_dice")),
+                    # nuclei, and types where there are any, count alike; whole images, where they are given, decide
+                    ConditionalSaver(("valid-img_pq", "valid-np_dice"), types=("valid-img_f1", "valid-tp_dice")),
                     PeriodicSaver(keep_every=keep_every),  # last: what a kill interrupts before it is done again
                 ],
             },

@@ -27,7 +27,7 @@ from misc.runs import Regions, Runs, find_mask_runs, find_regions, find_runs, pa
 from models.hovernet import flood
 
 # The reference implementation's values (tuned at 40x, 0.25 um/px). Results are equal to its results only with these.
-NP_THRESHOLD = 0.5  # probability, inclusive: from here on a pixel is nuclear
+NP_THRESHOLD = 0.5  # probability, inclusive: from here on a pixel is nuclear, where nobody asks for another
 MIN_SIZE_PX = 10  # px, inclusive: smallest component of nuclear pixels
 SOBEL_KSIZE = 21  # px, odd: window of the HV gradients
 MARKER_THRESHOLD = 0.4  # 0..1, exclusive: edges from this strength on are cut out of the markers
@@ -58,7 +58,10 @@ class _Layer(NamedTuple):
 
 
 def process(
-    pred_map: np.ndarray, nr_types: int | None = None, return_centroids: bool = False
+    pred_map: np.ndarray,
+    nr_types: int | None = None,
+    return_centroids: bool = False,
+    np_threshold: float = NP_THRESHOLD,
 ) -> tuple[np.ndarray, dict[int, dict] | None]:
     """Turn the network's maps into an instance map and a dictionary of nuclei.
 
@@ -66,6 +69,7 @@ def process(
         pred_map: (H, W, 4) [type, np, h, v] when `nr_types` is given, else (H, W, 3) [np, h, v]; any float type.
         nr_types: number of types of the network, background included; `None` for an untyped one.
         return_centroids: ask for the dictionary of an untyped network too.
+        np_threshold: see `segment`.
 
     Returns:
         The instance map as `segment` returns it; and `{id: {"bbox": [[rmin, cmin], [rmax, cmax]], "centroid": [x, y],
@@ -78,8 +82,8 @@ def process(
         ValueError: `pred_map` has another shape, or its HV maps hold NaN or infinity.
     """
     if nr_types is None and not return_centroids:
-        return segment(_split(pred_map, nr_types)[1]), None
-    inst_map, nuclei = process_nuclei(pred_map, nr_types)
+        return segment(_split(pred_map, nr_types)[1], None, np_threshold), None
+    inst_map, nuclei = process_nuclei(pred_map, nr_types, np_threshold=np_threshold)
     lowest = inst_map.min(initial=inst_map.size)
     if lowest > 0:
         nuclei = nuclei.select(nuclei.ids != lowest)
@@ -91,20 +95,23 @@ def process_nuclei(
     nr_types: int | None = None,
     class_probs_map: np.ndarray | None = None,
     core: Window | None = None,
+    np_threshold: float = NP_THRESHOLD,
 ) -> tuple[np.ndarray, Nuclei]:
     """Do what `process` does and return the nuclei as arrays; arguments as in `process`, `measure` and `segment`."""
     type_map, np_hv = _split(pred_map, nr_types)
-    inst_map = segment(np_hv, core)
+    inst_map = segment(np_hv, core, np_threshold)
     return inst_map, measure(inst_map, type_map, nr_types, class_probs_map)
 
 
-def segment(np_hv: np.ndarray, core: Window | None = None) -> np.ndarray:
+def segment(np_hv: np.ndarray, core: Window | None = None, np_threshold: float = NP_THRESHOLD) -> np.ndarray:
     """Return the instance map of a nuclear probability map and its distance maps.
 
     Args:
         np_hv: (H, W, 3) [np 0..1, h, v], any float type and memory layout.
         core: the part (not empty) by whose extremes the HV maps and their slopes are stretched; `None`: all of it. The
             pixels around a tile are there for the nuclei on its border, and must not change those inside.
+        np_threshold: probability, inclusive, from which on a pixel is nuclear; the reference's unless a checkpoint or a
+            user wants smaller or larger outlines.
 
     Returns:
         (H, W) int32, 0 background, nuclei numbered in raster order of their markers; numbers may be missing.
@@ -118,7 +125,7 @@ def segment(np_hv: np.ndarray, core: Window | None = None) -> np.ndarray:
         return np.zeros(np_hv.shape[:2], np.int32)
     _keep_freed_memory()
     prob = np_hv[..., 0].astype(np.float32, copy=False)
-    blob = _label((prob >= NP_THRESHOLD).view(np.uint8), MIN_SIZE_PX)
+    blob = _label((prob >= np.float32(np_threshold)).view(np.uint8), MIN_SIZE_PX)
     # Fresh memory costs more than the arithmetic: one image for both slopes and, framed, for the relief; another for
     # the second edges and the labels.
     work = np.zeros((prob.shape[0] + 2, prob.shape[1] + 2), np.float64)

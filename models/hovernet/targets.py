@@ -10,7 +10,7 @@ import numpy as np
 from scipy import ndimage
 from skimage.measure import label
 
-from misc.type_info import UNKNOWN_TYPE
+from misc.type_info import TypeInfo, default_type_info
 from misc.utils import cropping_center
 from misc.viz_utils import colorize, colorize_types
 
@@ -114,13 +114,14 @@ def gen_targets(ann: np.ndarray, crop_shape, **kwargs) -> dict[str, np.ndarray]:
     }
 
 
-def prep_sample(data: dict, is_batch: bool = False, **kwargs) -> np.ndarray:
-    """Draw what the loader makes: the image, then NP, HV x, HV y and maybe TP, in rainbow colours, unknown types grey.
+def prep_sample(data: dict, is_batch: bool = False, type_info: TypeInfo | None = None, **kwargs) -> np.ndarray:
+    """Draw what the loader makes: the image, then NP, HV x, HV y in rainbow colours, and maybe TP in the types' own.
 
     Args:
         data: `img` (H, W, 3), `np_map` (h, w), `hv_map` (h, w, 2), maybe `tp_map` (h, w); with `is_batch`, a batch of
             them.
         is_batch: draw the samples of a batch below each other.
+        type_info: colours of the types; a default palette if left out. Unknown types are grey.
         kwargs: ignored.
 
     Returns:
@@ -128,12 +129,12 @@ def prep_sample(data: dict, is_batch: bool = False, **kwargs) -> np.ndarray:
     """
     if is_batch:
         samples = ({name: value[i] for name, value in data.items()} for i in range(len(data["img"])))
-        return np.concatenate([prep_sample(sample) for sample in samples], axis=0)
+        return np.concatenate([prep_sample(sample, type_info=type_info) for sample in samples], axis=0)
     planes = [colorize(np.squeeze(data["np_map"]), 0, 1)]
     planes += [colorize(np.asarray(data["hv_map"][..., channel]), -1, 1) for channel in (0, 1)]
     if "tp_map" in data:
         types = np.squeeze(data["tp_map"])
-        planes.append(colorize_types(types, int(np.where(types == UNKNOWN_TYPE, 0, types).max(initial=1))))
+        planes.append(colorize_types(types, type_info or default_type_info(int(types.max(initial=0)) + 1)))
     shape = data["img"].shape[:2]
     drawn = [_in_the_middle(plane, shape) for plane in planes]
     return np.concatenate([np.asarray(data["img"], np.uint8), *drawn], axis=1)

@@ -15,14 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from misc.type_info import UNKNOWN_TYPE
+from misc.type_info import UNKNOWN_TYPE, default_type_info
 from misc.utils import cropping_center
 from misc.viz_utils import colorize, colorize_types
 
 from .losses import LOSSES
 from .net_utils import unwrapped
 
-# Probability of "nucleus" above which validation counts a pixel (upstream).
+# Probability of "nucleus" above which validation counts a pixel (upstream), unless the run has another.
 NP_THRESHOLD = 0.5
 # How many samples of a training batch, and of a validation run, are drawn.
 NR_TRAIN_PICTURES = 2
@@ -95,7 +95,7 @@ def train_step(batch_data: dict, run_info) -> dict:
             f"the loss is not finite at epoch {where['epoch'] + 1}, step {where['step'] + 1} ({tracked}); "
             "lower the learning rate, or set `clip_grad_norm` in the recipe"
         )
-    return {"EMA": tracked, "raw": _first_samples(batch_data["img"], true, pred, NR_TRAIN_PICTURES)}
+    return {"EMA": tracked, "raw": _first_samples(batch_data["img"], true, pred, NR_TRAIN_PICTURES, net_info)}
 
 
 def weighted_loss(true: dict[str, Tensor], pred: dict[str, Tensor], extra: dict) -> tuple[Tensor, dict[str, Tensor]]:
@@ -155,11 +155,11 @@ def valid_step(batch_data: dict, run_info) -> dict:
     forward.eval()
     with torch.no_grad(), autocast(device, net_info["extra_info"]):
         pred = _activate(forward(imgs))
-        raw = _count(true, pred)
+        raw = _count(true, pred, net_info.get("np_threshold", NP_THRESHOLD))
     raw = {name: list(value.cpu().numpy()) for name, value in raw.items()}
     raw["sample"] = []
     if where.get("epoch_step", where["step"]) < NR_VALID_PICTURES:
-        raw["sample"].append(_to_numpy(_first_samples(batch_data["img"], true, pred, 1)))
+        raw["sample"].append(_to_numpy(_first_samples(batch_data["img"], true, pred, 1, net_info)))
     return {"raw": raw}
 
 
@@ -191,7 +191,8 @@ def viz_step_output(raw_data: dict, nr_types: int | None = None) -> np.ndarray:
     """Draw samples: per sample one row of the truth and one of the prediction; image, NP, HV x, HV y, TP.
 
     Args:
-        raw_data: `img` (N, H, W, 3), and `np`, `hv`, maybe `tp`, each `(true, pred)`; arrays or tensors.
+        raw_data: `img` (N, H, W, 3), and `np`, `hv`, maybe `tp`, each `(true, pred)`; arrays or tensors. Maybe
+            `type_info`, colours of the types; a default palette if left out.
         nr_types: number of types; TP is drawn where `raw_data` has it.
 
     Returns:
@@ -211,7 +212,8 @@ def viz_step_output(raw_data: dict, nr_types: int | None = None) -> np.ndarray:
             ]
             if "tp" in raw_data:
                 tp = raw_data["tp"][side][index]
-                tiles.append(colorize_types(tp, nr_types or max(1, int(tp.max()))))
+                info = raw_data.get("type_info") or default_type_info(nr_types or int(tp.max()) + 1)
+                tiles.append(colorize_types(tp, info))
             rows.append(np.concatenate(tiles, axis=1))
     return np.concatenate(rows, axis=0)
 
@@ -250,9 +252,9 @@ def _update(model: nn.Module, optimizer, loss: Tensor, scaler, clip_grad_norm: f
         scaler.update()
 
 
-def _count(true: dict[str, Tensor], pred: dict[str, Tensor]) -> dict[str, Tensor]:
+def _count(true: dict[str, Tensor], pred: dict[str, Tensor], np_threshold: float) -> dict[str, Tensor]:
     """Per image (first axis): pixels, right ones, overlap and area of NP and of each type, squared error of HV."""
-    positive, truth = pred["np"][..., 1] > NP_THRESHOLD, true["np"] == 1
+    positive, truth = pred["np"][..., 1] > np_threshold, true["np"] == 1
     plane = (1, 2)
     counts = {
         "pixels": torch.full_like(true["np"][:, 0, 0], truth[0].numel()),
@@ -275,12 +277,13 @@ def _count(true: dict[str, Tensor], pred: dict[str, Tensor]) -> dict[str, Tensor
     return counts
 
 
-def _first_samples(imgs: Tensor, true: dict[str, Tensor], pred: dict[str, Tensor], count: int) -> dict:
+def _first_samples(imgs: Tensor, true: dict[str, Tensor], pred: dict[str, Tensor], count: int, net_info: dict) -> dict:
     shown = {name: value[:count].detach() for name, value in pred.items()}
     shown["np"] = shown["np"][..., 1]
     if "tp" in shown:
         shown["tp"] = shown["tp"].argmax(-1)
-    return {"img": imgs[:count], **{name: (true[name][:count], value) for name, value in shown.items()}}
+    pairs = {name: (true[name][:count], value) for name, value in shown.items()}
+    return {"img": imgs[:count], **pairs, "type_info": net_info.get("type_info")}
 
 
 def _to_numpy(raw: dict) -> dict:

@@ -11,6 +11,7 @@ from models.hovernet.net_utils import unwrapped
 from run_utils import checkpoint_io, distributed
 from run_utils.averaging import scored_network
 from run_utils.log_files import log_epoch, read_stats
+from run_utils.scores import combined, first_known, first_known_types
 
 _COMPARATORS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 
@@ -134,10 +135,13 @@ class ConditionalSaver(BaseCallbacks):
     Args:
         metric_name: name in `stats.json`; of several, the first that the run has values of.
         comparator: `>`, `>=`, `<` or `<=`: how a better value compares with the best so far.
+        types: names of scores of the types, `valid-tp_dice` for `valid-tp_dice_1`, ...; of several, the first that the
+            run has values of. Their mean over the types counts as much as the metric; a run without types has none.
     """
 
-    def __init__(self, metric_name: str | Sequence[str], comparator: str = ">="):
+    def __init__(self, metric_name: str | Sequence[str], comparator: str = ">=", types: Sequence[str] = ()):
         self.metric_names = [metric_name] if isinstance(metric_name, str) else list(metric_name)
+        self.type_names = list(types)
         if comparator not in _COMPARATORS:
             raise ValueError(f"comparator must be one of {list(_COMPARATORS)}, got `{comparator}`")
         self.comparator = comparator
@@ -150,15 +154,16 @@ class ConditionalSaver(BaseCallbacks):
     def _best(self, state) -> dict | None:
         """Return what makes this epoch the best one so far, or `None`."""
         stats = read_stats(state.log_info["json_file"])
-        now = stats.get(str(state.curr_epoch), {})
-        known = [name for name in self.metric_names if any(name in epoch for epoch in stats.values())]
-        if not known or not math.isfinite(now.get(known[0], math.nan)):
+        metric, types = first_known(self.metric_names, stats), first_known_types(self.type_names, stats)
+        if metric is None:
             return None
-        metric, compare = known[0], _COMPARATORS[self.comparator]
-        earlier = [e[metric] for n, e in stats.items() if int(n) < state.curr_epoch and metric in e]
-        if not all(compare(now[metric], value) for value in earlier if math.isfinite(value)):
+        values = {int(epoch): combined(scores, metric, types) for epoch, scores in stats.items()}
+        now, compare = values.get(state.curr_epoch, math.nan), _COMPARATORS[self.comparator]
+        earlier = [value for epoch, value in values.items() if epoch < state.curr_epoch and math.isfinite(value)]
+        if not math.isfinite(now) or not all(compare(now, value) for value in earlier):
             return None
-        return {"metric": metric, "value": now[metric], "epoch": state.curr_epoch}
+        name = metric if types is None else f"mean of {metric} and {types}"
+        return {"metric": name, "value": now, "epoch": state.curr_epoch}
 
 
 class AccumulateRawOutput(BaseCallbacks):

@@ -56,7 +56,12 @@ def test_p05_the_same_run_again_writes_nothing(manager, tmp_path):
 
 def test_p05_results_made_otherwise_stay_and_are_reported(manager, tmp_path):
     for number, (options, said) in enumerate(
-        [({"patch_input_shape": 320}, "window 256, now 320"), ({"mpp": 0.3}, "mpp None, now 0.3")]
+        [
+            ({"patch_input_shape": 320}, "window 256, now 320"),
+            ({"mpp": 0.3}, "mpp None, now 0.3"),
+            ({"np_threshold": 0.4}, "NP_THRESHOLD 0.5, now 0.4"),
+            ({"tta": True}, "tta None, now True"),
+        ]
     ):
         folder = tmp_path / f"{number}"
         paint(folder, "a.png")

@@ -49,6 +49,16 @@ def test_several_runs_at_once_lose_no_line_of_the_summary(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["summary.csv"]
 
 
+def test_a_slide_whose_name_is_a_formula_is_text_and_found_again(tmp_path):
+    summary_in(tmp_path).put(Row("=1+1.svs", status="failed"))
+    for _ in range(2):  # one line, however often it is written
+        summary_in(tmp_path).put(Row("=1+1.svs", status="done", nuclei=3))
+    assert [line.split(",")[:2] for line in (tmp_path / "summary.csv").read_text().splitlines()[1:]] == [
+        ["'=1+1.svs", "done"]
+    ]
+    assert summary_in(tmp_path).earlier("=1+1.svs")["nuclei"] == "3"
+
+
 def test_the_summary_is_there_after_each_slide(manager, tmp_path, monkeypatch):
     for name in "ab":
         paint(tmp_path, f"{name}.png", shape=(100, 100))

@@ -136,7 +136,9 @@ def test_pictures_of_samples(with_types):
     sample = {"img": np.full((50, 60, 3), 200, np.uint8), **gen_targets(ann, (30, 40))}
     if with_types:
         sample["tp_map"] = sample["np_map"] * 2
-    picture = prep_sample(sample)
+    picture = prep_sample(sample, type_info={0: ("none", (0, 0, 0)), 2: ("blue", (1, 2, 250))})
+    if with_types:
+        assert picture[20, 240 + 30].tolist() == [1, 2, 250]  # in the type's own colour
     assert picture.shape == (50, (5 if with_types else 4) * 60, 3)
     assert picture[20, 60 + 30, 0] > 100 > picture[20, 60 + 30, 2]  # nucleus: red
     assert picture[20, 120 + 21, 2] > 100 > picture[20, 120 + 21, 0]  # left end of the x map: blue

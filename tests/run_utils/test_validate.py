@@ -148,3 +148,37 @@ def test_what_cannot_be_scored_is_named_before_the_first_step(tmp_path_factory, 
             with pytest.raises(ValueError, match=message) as caught:
                 check_pairs(pairs)
             assert "\n" not in str(caught.value)
+
+
+class TypedColours(Colours):
+    """Has two types, and takes every nucleus for one of type 1."""
+
+    nr_types, output_ch = 3, 4
+
+    def forward(self, imgs):
+        out, centre = super().forward(imgs), imgs[:, :, LOST // 2 : -LOST // 2, LOST // 2 : -LOST // 2]
+        nucleus = centre[:, 0] > 128
+        out["tp"] = nn.functional.one_hot(nucleus * 1, 3).permute(0, 3, 1, 2).float()
+        return out
+
+
+def test_types_of_whole_images_are_scored_by_what_the_truth_names(tmp_path):
+    image, label = image_of_squares(100, 180)
+    types = np.arange(1, label.max() + 1) % 2 + 1
+    write_folder(tmp_path, "a", image, label)
+    content = {"inst_map": label, "inst_type": types[:, None], "inst_uid": np.arange(1, label.max() + 1)[:, None]}
+    scipy.io.savemat(tmp_path / "Labels" / "a.mat", content)
+    pairs = find_pairs([tmp_path])
+    assert check_pairs(pairs, 3) is None
+    scores = ImageValidator(pairs, with_types=True).score(TypedColours())
+    ones, twos = np.count_nonzero(types == 1), np.count_nonzero(types == 2)
+    assert scores["img_f1_1"] == pytest.approx(2 * ones / (2 * ones + 2 * twos))
+    assert scores["img_f1_2"] == 0
+    types[types == 2] = 0  # never a nucleus' type: nobody looked at these
+    scipy.io.savemat(tmp_path / "Labels" / "a.mat", content | {"inst_type": types[:, None]})
+    assert ImageValidator(pairs, with_types=True).score(TypedColours())["img_f1_1"] == 1
+    assert "img_f1_2" not in ImageValidator(pairs, with_types=True).score(TypedColours())
+    types[0] = 7
+    scipy.io.savemat(tmp_path / "Labels" / "a.mat", content | {"inst_type": types[:, None]})
+    assert "has the type 7, the network 1 to 2" in check_pairs(pairs, 3)
+    assert "the network has none" in check_pairs(pairs, None)

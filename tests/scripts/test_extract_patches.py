@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 
 import cv2
@@ -194,6 +195,22 @@ def test_bad_files_are_reported_and_the_others_done(labelled, capsys):
     assert "3 images failed, 2 files without partner" in out
 
 
+def test_a_file_without_partner_alone_is_no_success(labelled, capsys):
+    (labelled / "Images" / "only image.png").write_bytes(b"")
+    (labelled / "Labels" / "only label.mat").write_bytes(b"")
+    assert run(labelled, "--type", "--extract_type=whole") == 1
+    out, err = capsys.readouterr()
+    assert "only image.png" in err
+    assert "only label.mat" in err
+    assert "0 images failed, 2 files without partner" in out
+    for path in (labelled / "Labels").iterdir():
+        path.rename(path.with_name(f"not {path.name}"))
+    assert run(labelled, "--type", "--extract_type=whole") == 1
+    said = capsys.readouterr().err
+    assert "only image.png" in said
+    assert "not " in said
+
+
 def test_p06_two_images_of_one_name(labelled, capsys):
     (labelled / "Images" / "empty.tif").write_bytes(b"")
     assert run(labelled, "--type") == 1
@@ -313,7 +330,7 @@ def test_pannuke_arrays_to_patches(tmp_path, shared, capsys):
     assert extract_patches.main(["unpack", *arrays, f"--output_dir={tmp_path}"]) == 0
     (tmp_path / "Images" / "rois.csv").write_text("slide,file")  # of a folder of fields
     (tmp_path / "Images" / "other.csv").write_text("")
-    assert run(tmp_path, "--type", "--extract_type=whole", dataset="pannuke") == 0
+    assert run(tmp_path, "--type", "--extract_type=whole", dataset="pannuke") == 1  # another file has no partner
     said = capsys.readouterr()
     assert "other.csv" in said.err
     assert "rois.csv" not in said.err
@@ -341,7 +358,7 @@ def test_rois_are_listed_where_they_lie(tmp_path, shared, capsys):
     out, err = capsys.readouterr()
     assert "failed: broken.svs: " in err
     assert f"no slide, skipped: {slides / 'notes.txt'}" in err
-    assert "3 fields of 300 px from 1 slide, 0 were there already, 1 failed, 1 other file skipped" in out
+    assert "3 fields of 300 px from 1 slide, 0 there already, 1 failed, 1 other file skipped" in out
     with open(tmp_path / "rois" / "rois.csv", newline="") as handle:
         rows = list(csv.DictReader(handle))
     assert list(rows[0]) == ["slide", "file", "x_level0_px", "y_level0_px", "size_px", "mpp_um"]
@@ -356,7 +373,7 @@ def test_rois_are_listed_where_they_lie(tmp_path, shared, capsys):
     (slides / "b.svs").symlink_to(shared / "data" / "slides" / "CMU-1-Small-Region.svs")
     before = (tmp_path / "rois" / "rois.csv").read_text()
     assert extract_patches.main(["rois", *options]) == 0  # goes on with the slide that is not listed
-    assert "3 fields of 300 px from 1 slides, 1 were there already, 0 failed" in capsys.readouterr().out
+    assert "3 fields of 300 px from 1 slide, 1 there already, 0 failed" in capsys.readouterr().out
     after = (tmp_path / "rois" / "rois.csv").read_text().splitlines()
     assert len(after) == 7
     assert set(before.splitlines()) < set(after)
@@ -376,17 +393,16 @@ def test_rois_of_dicom_series(tmp_path, shared):
     assert {path.name.split("_x")[0] for path in (tmp_path / "out").glob("*.png")} == {"b1", "c", "case.1"}
 
 
-def test_rois_of_a_slide_that_does_not_say_its_pixel_size(tmp_path, capsys):
-    tissue = np.random.default_rng(0).integers(60, 200, (1000, 1000, 3)).astype(np.uint8) // (1, 2, 1)
-    (tmp_path / "slides" / "case").mkdir(parents=True)
-    cv2.imwrite(str(tmp_path / "slides" / "case" / "a.tif"), tissue.astype(np.uint8))
-    rois = ["rois", f"--wsi_dir={tmp_path / 'slides'}", "--recursive", "--size=200", f"--output_dir={tmp_path / 'out'}"]
-    assert extract_patches.main(rois) == 1
-    assert "does not say its resolution; give it with --mpp (um/px)\n" in capsys.readouterr().err
-    assert extract_patches.main([*rois, "--mpp=0.5", "--overwrite"]) == 0
-    field = cv2.imread(str(next((tmp_path / "out").glob("a_x*.png"))))
-    x, y = (int(part[1:]) for part in next((tmp_path / "out").glob("a_x*.png")).stem.split("_")[1:])
-    assert np.array_equal(field, tissue[y : y + 200, x : x + 200])
+def test_rois_of_a_slide_that_does_not_say_its_own_mpp(tmp_path, shared, capsys):
+    (tmp_path / "in" / "case").mkdir(parents=True)
+    shutil.copy(shared / "data" / "slides" / "small_dicom.dcm", tmp_path / "in" / "case")
+    argv = ["rois", f"--wsi_dir={tmp_path / 'in'}", f"--output_dir={tmp_path / 'out'}", "--size=100", "--per_slide=1"]
+    assert extract_patches.main([*argv, "--recursive", "--mpp=0.5"]) == 1
+    assert "--slide_mpp" in capsys.readouterr().err
+    assert extract_patches.main([*argv, "--recursive", "--mpp=0.5", "--slide_mpp=0.25"]) == 0
+    with open(tmp_path / "out" / "rois.csv", newline="") as handle:
+        (row,) = csv.DictReader(handle)
+    assert float(row["mpp_um"]) == pytest.approx(0.5, rel=0.01)
 
 
 def test_rois_without_slides(tmp_path, capsys):

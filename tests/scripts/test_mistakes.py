@@ -88,7 +88,7 @@ def test_a_gpu_that_is_not_there(places, capsys, caplog, monkeypatch):
 def test_swapped_folders(places, capsys):
     folders = [f"--img_dir={places / 'labels'}", f"--ann_dir={places / 'images'}", f"--save_root={places / 'out'}"]
     assert extract_patches.main(["--dataset=mat", "--no_type", *folders]) == 1
-    assert capsys.readouterr().err.endswith("1 image, 0 labels; are the two folders swapped?\n")
+    assert capsys.readouterr().err.endswith("labels none (0); are the two folders swapped?\n")
     assert compute_stats.main([f"--pred_dir={places / 'labels'}", f"--true_dir={places / 'images'}"]) == 1
     assert capsys.readouterr().err.endswith(
         "no *.mat in " + f"{places / 'images'}; --ext says how labels and predictions end\n"

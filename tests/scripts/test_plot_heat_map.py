@@ -59,7 +59,7 @@ def test_the_text_of_the_script_gives_these_options_and_defaults():
     expected |= {"--score": False, "--kmeans": False, "--ome_tiff": False, "--overwrite": False, "--mpp": None}
     expected |= {"--scale": None, "--type_info_path": None}
     assert {key: args[key] for key in expected} == expected
-    assert len(args) == len(expected) + 4  # --json_dir, --output_dir, --pattern, --help
+    assert len(args) == len(expected) + 5  # --json_dir, --output_dir, --pattern, --no_report, --help
 
 
 def test_a_slide_with_everything_in_its_json(tmp_path, capsys):

@@ -42,7 +42,8 @@ def test_a_run_ends_with_one_line_that_says_it_all(images, capsys):
     line = capsys.readouterr().out.strip()
     nuclei = json.loads((images.parent / "out" / "json" / "TCGA-1.2 x.json").read_text())["nuc"]
     assert line.startswith(f"{len(nuclei)} nuclei (nucleus {len(nuclei)}) in 1 image, 0 skipped, 0 failed")
-    assert line.endswith(str(images.parent / "out" / "overlay"))
+    assert f"overlays in {images.parent / 'out' / 'overlay'}" in line
+    assert line.endswith(f"report in {images.parent / 'out' / 'report.html'}")
     assert len(nuclei) > 5
 
 

@@ -71,7 +71,7 @@ def check_same(cohort, out, names, said):
         ]
         assert (cohort / out / "logs" / f"{slide}.log").read_text()
     assert f"in {len(names)} slides, 1 failed or missing" in said
-    assert sorted(path.name for path in (cohort / out).iterdir()) == ["json", "logs", "summary.csv"]
+    assert sorted(path.name for path in (cohort / out).iterdir()) == ["json", "logs", "report.html", "summary.csv"]
 
 
 def test_without_dask_the_line_says_what_to_install(cohort, capsys, monkeypatch):

@@ -46,7 +46,7 @@ def test_checkpoint_says_what_it_is(project):
         "train": ["train0", "train1", "train2"],
         "valid": ["valid0", "valid1", "valid2"],
     }
-    assert checkpoint.meta["best"]["metric"] == "valid-np_dice"
+    assert checkpoint.meta["best"]["metric"] == "mean of valid-np_dice and valid-tp_dice"
     assert checkpoint.meta["config"]["dataset_name"] == "squares"
     build_model(checkpoint)
 
@@ -79,10 +79,13 @@ def test_p37_the_best_checkpoint_goes_by_pq_where_whole_images_are_given(tmp_pat
     edit += "scorer = callbacks[opt.Events.EPOCH_COMPLETED][4]; scorer.per_n_epoch = 1"
     run_here(make_project(tmp_path, edit=edit))
     stats = json.loads((tmp_path / "logs" / "stats.json").read_text())
-    pq = [stats[epoch]["valid-img_pq"] for epoch in ("1", "2", "3")]
+    # its label names no types; those of the patches count
+    dice = [np.mean([epoch["valid-tp_dice_1"], epoch["valid-tp_dice_2"]]) for epoch in stats.values()]
+    scores = [(epoch["valid-img_pq"] + types) / 2 for epoch, types in zip(stats.values(), dice, strict=True)]
     best = load_checkpoint(tmp_path / "logs" / "net_best.tar").meta["best"]
-    last_of_the_best = max(range(3), key=lambda index: (pq[index], index))
-    assert best == {"metric": "valid-img_pq", "value": pq[last_of_the_best], "epoch": last_of_the_best + 1}
+    last_of_the_best = max(range(3), key=lambda index: (scores[index], index))
+    assert best["metric"] == "mean of valid-img_pq and valid-tp_dice"
+    assert (best["value"], best["epoch"]) == (pytest.approx(scores[last_of_the_best]), last_of_the_best + 1)
 
 
 def test_numpy_paths_and_dates_in_meta_can_be_read_back(tmp_path):
@@ -158,6 +161,19 @@ def test_p41_loaders_can_be_sent_to_spawned_workers(project):
     dataset = trainer._loader("train", manager.model_config["phase_list"][0], {"nr_procs": 0}, 7).dataset
     ours, sent = dataset[(3, 1, 0)], pickle.loads(pickle.dumps(dataset))[(3, 1, 0)]
     assert all(np.array_equal(ours[name], sent[name]) for name in ours)
+
+
+def test_an_interrupted_training_says_how_to_go_on(project, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "run", interrupted)
+    config = project / "config_logs.py"
+    arguments = {"--gpu": "", "--resume": False, "--seed": "4", "--view": None, "--config": str(config)}
+    with pytest.raises(
+        KeyboardInterrupt, match=f"go on: python run_train.py --gpu= --seed=4 --config={config} --resume"
+    ):
+        run_train.run(arguments)
 
 
 def test_options_that_make_no_sense_are_named(tmp_path):

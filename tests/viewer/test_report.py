@@ -199,3 +199,36 @@ def test_folders_without_results_are_refused(tmp_path, capsys):
     assert make_report.main([f"--results_dir={tmp_path}"]) == 1
     assert "holds no results" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_in_a_browser_it_opens_from_disk_sorts_and_filters(folder, browser):
+    """Every picture is shown, the console stays empty, and nothing is asked for but the file."""
+    for number in range(9):
+        write_image(folder, f"c{number}", nuclei(10 * number + 3, seed=number))
+    page(folder / "out", f"--image_dir={folder / 'in'}")
+    address, asked, said = (folder / "out" / "report.html").as_uri(), [], []
+    with browser.new_page() as shown:
+        shown.on("request", lambda request: asked.append(request.url))
+        shown.on("console", lambda message: said.append(message.text))
+        shown.on("pageerror", lambda error: said.append(str(error)))
+        shown.goto(address)
+        assert shown.title() == "out"
+        counts = (
+            "Array.from(document.querySelectorAll('#all tbody tr:not([hidden])'), row => +row.cells[2].textContent)"
+        )
+        shown.locator("#all th", has_text="nuclei").click()
+        shown.wait_for_selector("#all th[aria-sort=ascending]")
+        shown.wait_for_selector("#all tbody tr:first-child td:nth-child(3):text-is('3')")
+        assert shown.evaluate(counts) == sorted(shown.evaluate(counts))
+        shown.locator("#all input").fill("c7")
+        shown.wait_for_selector("#all output:text-is('1 of 11')")
+        assert shown.evaluate(counts) == [73]
+        # `loading=lazy`: what is far below is loaded when it is scrolled to
+        pictures = shown.locator("img")
+        for index in range(pictures.count()):
+            pictures.nth(index).scroll_into_view_if_needed()
+            assert shown.evaluate(
+                "image => image.decode().then(() => image.naturalWidth)", pictures.nth(index).element_handle()
+            )
+        assert said == []
+        assert {url for url in asked if not url.startswith("data:")} == {address}

@@ -61,6 +61,18 @@ def make_report(
     return target
 
 
+def say_report(results_dir: Path, **what) -> str:
+    """Write the report at the end of a run, and return words for its last line; without a report the run is as good.
+
+    Args:
+        results_dir, what: as of `make_report`.
+    """
+    failed: dict[str, str] = {}
+    with recorded(failed, REPORT):
+        return f"report in {make_report(results_dir, **what)}"
+    return f"no report ({failed[REPORT]})"
+
+
 def _nuclei_sections(
     results_dir: Path, image_dir: Path | None, json_dir: Path, failed: dict[str, str]
 ) -> list[Section]:

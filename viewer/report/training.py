@@ -6,6 +6,7 @@ import io
 import json
 from pathlib import Path
 
+from run_utils.checkpoint_io import read_checkpoint
 from viewer.report.page import Picture, Section, Table, data_uri
 
 STATS = "stats.json"
@@ -34,6 +35,9 @@ def _section(folder: Path, title: str) -> Section:
     section.facts = [("Epochs", str(len(epochs)))]
     best = folder / "net_best.tar"
     if best.is_file():
+        meta = read_checkpoint(best).get("meta", {}).get("best") or {}
+        section.facts += [("Best epoch", str(meta["epoch"]))] if "epoch" in meta else []
+        section.facts += [("by", f"{meta['metric']} {meta['value']:.4f}")] if "metric" in meta else []
         section.facts.append(("Best checkpoint", str(best)))
     curves = {
         "Loss": [name for name in names if name.endswith(LOSS)],

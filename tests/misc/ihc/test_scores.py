@@ -7,7 +7,19 @@ import itertools
 import numpy as np
 import pytest
 
-from misc.ihc.scores import THRESHOLDS_OD, classify, cohort_thresholds, h_score, kmeans3, score, wilson_interval
+from misc.ihc.markers import marker
+from misc.ihc.scores import (
+    THRESHOLDS_OD,
+    allred,
+    classes_of_types,
+    classify,
+    cohort_thresholds,
+    h_score,
+    kmeans3,
+    score,
+    score_marker,
+    wilson_interval,
+)
 
 
 def test_classes_by_thresholds():
@@ -105,3 +117,49 @@ def test_too_few_positive_nuclei_for_kmeans_is_said():
     for dab in ([], [[0.1, 0.1]], [[0.5, 0.5, 0.7, 0.01]]):
         with pytest.raises(ValueError, match="give the thresholds"):
             cohort_thresholds(dab)
+
+
+def test_scores_of_a_selection_are_those_of_a_loop(subtests):
+    one = marker("er", few_nuclei=(20, 60))
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        classes, which = rng.integers(0, 5, 80).astype(np.uint8), rng.random(80) < rng.choice([0.0, 0.2, 0.6, 1.0])
+        with subtests.test(seed=seed):
+            own = [int(c) for c, chosen in zip(classes, which, strict=True) if chosen and c]
+            found = score_marker(classes, one, which)
+            assert found.score.counts == {c: own.count(c) for c in (1, 2, 3, 4)}
+            if not own:
+                assert found.flags == ("no nuclei",)
+                assert found.allred is None
+                continue
+            positive = [c for c in own if c > 1]
+            assert found.score.index == len(positive) / len(own)
+            assert found.score.h_score == pytest.approx(sum({1: 0, 2: 1, 3: 2, 4: 3}[c] for c in own) / len(own) * 100)
+            few = [f"fewer than {limit} nuclei" for limit in (20, 60) if len(own) < limit]
+            assert [f for f in found.flags if "fewer" in f] == few[:1]
+            across = [x for x in (0.01, 0.1) if found.score.index_low < x < found.score.index_high]
+            assert len([f for f in found.flags if "across" in f]) == len(across)
+
+
+def test_allred_by_eye(subtests):
+    for counts, wanted in (
+        ({1: 100}, (0, 0)),
+        ({1: 199, 4: 1}, (1, 3)),
+        ({1: 99, 2: 1}, (2, 1)),
+        ({1: 90, 3: 10}, (2, 2)),
+        ({1: 89, 3: 11}, (3, 2)),
+        ({1: 60, 2: 20, 4: 20}, (4, 2)),
+        ({1: 10, 3: 45, 4: 45}, (5, 3)),
+    ):
+        with subtests.test(counts=counts):
+            assert allred(score(np.repeat(list(counts), list(counts.values())))) == wanted
+
+
+def test_classes_by_what_the_network_calls_its_types():
+    four = {None: ("nucleus", (0, 0, 0)), 1: ("Negative", (0, 0, 0)), 2: ("weak", (0, 0, 0)), 3: ("Strong", (0, 0, 0))}
+    assert classes_of_types([0, 1, 2, 3, 9], four).tolist() == [0, 1, 2, 4, 0]
+    two = {0: ("background", (0, 0, 0)), 1: ("negative", (0, 0, 0)), 2: ("positive", (0, 0, 0))}
+    dab = np.array([0.9, 0.05, 0.5, 0.9, np.nan])
+    assert classes_of_types([1, 2, 2, 2, 2], two, dab, (0.2, 0.4, 0.6)).tolist() == [1, 2, 3, 4, 2]
+    with pytest.raises(ValueError, match=r"no type of the network says negative or positive \(lymphocyte\)"):
+        classes_of_types([1], {1: ("lymphocyte", (0, 0, 0))})

@@ -1,0 +1,160 @@
+"""One slide: from its nuclei, their densities and its regions to classes and scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from misc.ihc.dab_measure import FoundNuclei
+from misc.ihc.dab_scores import Scorer, SlideScores
+from misc.ihc.markers import Marker
+from misc.ihc.measure import Densities
+from misc.ihc.regions import Chosen, Region, union
+from misc.ihc.scores import CLASS_NAMES, NEGATIVE, NOT_MEASURED, classes_of_types, classify
+from misc.ihc.stain import StainModel
+from misc.ihc.tissue_outline import tissue_region
+from misc.nuclei import Nuclei
+from misc.slides.image import SlideImage
+
+
+@dataclass(frozen=True)
+class Stained:
+    """The DAB of a slide: densities of its nuclei, the stains they were found with, and what nuclei lie on."""
+
+    densities: Densities
+    model: StainModel
+    ground: float
+
+    @property
+    def dab(self) -> np.ndarray:
+        """Median DAB density of each nucleus above the ground, which the thresholds are about."""
+        return self.densities.dab_median - self.ground
+
+
+@dataclass(frozen=True)
+class DabSlide:
+    """A slide that is scored.
+
+    Attributes:
+        name: of its files.
+        image: the slide.
+        mpp_xy: um per level-0 px, or `None`.
+        nuclei: at level 0; their types are the staining classes, densities are among `measured`.
+        stained: its DAB.
+        scores: of its parts.
+        tissue: outlines, drawn or found.
+        chosen: the regions that were drawn.
+        marker: how the classes are read.
+        notes: what a person should know.
+    """
+
+    name: str
+    image: SlideImage
+    mpp_xy: tuple[float, float] | None
+    nuclei: Nuclei
+    stained: Stained
+    scores: SlideScores
+    tissue: list[Region]
+    chosen: Chosen
+    marker: Marker
+    notes: tuple[str, ...]
+
+    @property
+    def mpp(self) -> float | None:
+        return self.mpp_xy and float(np.mean(self.mpp_xy))
+
+    @property
+    def regions(self) -> list[Region]:
+        """Outlines of all there are: tissue, regions, hot spots."""
+        spots = [part.region for part in self.scores.hot_spots]
+        return [*self.tissue, *self.chosen.scored, *self.chosen.excluded, *self.chosen.others, *spots]
+
+    @property
+    def origin_xy(self) -> tuple[int, int]:
+        return origin(self.image)
+
+    def facts(self) -> dict:
+        """Return the columns that are the same in all rows of the slide."""
+        limits = zip(list(CLASS_NAMES.values())[1:], self.marker.thresholds, strict=True)
+        facts = {"marker": self.marker.name, "stain": self.stained.model.words(), "ground_od": self.stained.ground}
+        facts |= {f"{name}_from_od": limit for name, limit in limits}
+        return facts | {"mpp_um": self.mpp, "width_px": self.image.width, "height_px": self.image.height}
+
+    def words(self) -> list[str]:
+        """Return what pictures say of stains and thresholds, and the notes."""
+        weak, moderate, strong = self.marker.thresholds
+        model, numbers = self.stained.model, lambda values: ", ".join(f"{value:.2f}" for value in values)
+        said = [
+            f"DAB above the ground ({self.stained.ground:.2f}): weak {weak:.3g}, moderate {moderate:.3g}, strong "
+            f"{strong:.3g}",
+            f"stains ({model.source}): H {numbers(model.hematoxylin_rgb)}; DAB {numbers(model.dab_rgb)}; "
+            f"{model.angle_deg:.0f} degrees apart",
+        ]
+        return [*said, *(f"! {note}" for note in self.notes)]
+
+
+def origin(image: SlideImage) -> tuple[int, int]:
+    """Return the corner of what QuPath shows of a slide, level-0 px."""
+    return image.bounds_xywh[:2] if image.bounds_xywh else (0, 0)
+
+
+def score_slide(
+    name: str, image: SlideImage, slide: FoundNuclei, stained: Stained, chosen: Chosen, marker: Marker, by_types: bool
+) -> DabSlide:
+    """Classify and score the nuclei of a slide.
+
+    Args:
+        name: of its files.
+        image: the slide.
+        slide: its nuclei.
+        stained: their DAB.
+        chosen: its regions.
+        marker: thresholds and rules.
+        by_types: the classes are the network's types.
+
+    Raises:
+        ValueError: the types say nothing of staining.
+    """
+    classes = _classes(slide, stained, marker, by_types)
+    xy = slide.nuclei.centroids_xy
+    found = None if chosen.tissue else tissue_region(image, slide.mpp_xy and slide.mpp_xy[0], xy)
+    tissue = chosen.tissue or ([found] if found else [])
+    scores = Scorer(xy, classes, marker, chosen, union(tissue), slide.mpp_xy).run()
+    notes = [*slide.notes, *stained.model.warnings, *_odd(slide, stained, classes, tissue)]
+    return DabSlide(
+        name=name,
+        image=image,
+        mpp_xy=slide.mpp_xy,
+        nuclei=replace(
+            slide.nuclei, types=classes.astype(np.int32), class_probs=None, measured=stained.densities.columns()
+        ),
+        stained=stained,
+        scores=scores,
+        tissue=tissue,
+        chosen=chosen,
+        marker=marker,
+        notes=tuple(notes),
+    )
+
+
+def _classes(slide: FoundNuclei, stained: Stained, marker: Marker, by_types: bool) -> np.ndarray:
+    if not by_types:
+        return classify(stained.dab, marker.thresholds)
+    if slide.nuclei.types is None or slide.types is None:
+        raise ValueError("--classes=types needs a network with types, and these nuclei have none")
+    return classes_of_types(slide.nuclei.types, slide.types, stained.dab, marker.thresholds)
+
+
+def _odd(slide: FoundNuclei, stained: Stained, classes: np.ndarray, tissue: list[Region]) -> list[str]:
+    """Say what is unusual about a slide."""
+    notes = []
+    if not tissue:
+        notes.append("no tissue found")
+    if len(classes) and not (classes > NEGATIVE).any():
+        notes.append("no positive nucleus, so no hot spot")
+    if missing := int((classes == NOT_MEASURED).sum()):
+        notes.append(f"{missing} nuclei could not be measured: in no share")
+    if stained.densities.lies_around(classes > NEGATIVE):
+        notes.append("DAB lies around the nuclei rather than in them: a marker of membranes or cytoplasm?")
+    return notes

@@ -1,0 +1,40 @@
+"""Flips at test time: what a network says of an image and of its three mirror images, turned back and averaged."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Axes of (B, C, H, W) that are mirrored: none, left and right, up and down, both.
+_FLIPS = ((), (3,), (2,), (2, 3))
+
+
+class Flipped(nn.Module):
+    """A network that predicts what `net` does of four mirror images, averaged.
+
+    It returns what `net` returns; of `tp` and `np` the logarithms of the mean probabilities, whose softmax they are.
+
+    Args:
+        net: a `HoVerNet`, or anything that returns the same.
+    """
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+
+    def forward(self, imgs: Tensor) -> dict[str, Tensor]:
+        views = [_turn_back(self.net(imgs.flip(axes)), axes) for axes in _FLIPS]
+        return {
+            name: sum(view[name] for view in views) / len(views)
+            if name == "hv"
+            else torch.logsumexp(torch.stack([F.log_softmax(view[name], dim=1) for view in views]), dim=0)
+            for name in views[0]
+        }
+
+
+def _turn_back(out: dict[str, Tensor], axes: tuple[int, ...]) -> dict[str, Tensor]:
+    """Mirror maps back; the distance along a mirrored axis, `hv` x then y, changes its sign."""
+    out = {name: value.float().flip(axes) for name, value in out.items()}
+    signs = [-1.0 if axis in axes else 1.0 for axis in (3, 2)]
+    return out | {"hv": out["hv"] * out["hv"].new_tensor(signs)[:, None, None]}

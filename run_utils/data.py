@@ -1,0 +1,124 @@
+"""The data of a training run: which patches and images there are, what is wrong with them, how patches are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dataloader.train_loader import FileLoader
+
+from . import distributed
+from .checks import (
+    check_patches,
+    describe_unknown,
+    folder_weights,
+    list_patches,
+    type_sampling_weights,
+)
+from .held_out import describe_overlap
+from .loaders import build_loader
+from .sampling import EpochBatchSampler
+from .validate import ImageValidator, check_pairs, find_pairs
+
+
+class TrainingData:
+    """What a `Config` names.
+
+    Args:
+        config: a `config.Config`, or anything with its attributes.
+        nr_types: of the network, background included; `None` without types.
+        np_threshold: probability from which on validation takes a pixel of a whole image for nuclear.
+
+    Attributes:
+        files: patches by `train` and `valid`.
+        image_validator: scores whole images, where the configuration names any.
+    """
+
+    def __init__(self, config, nr_types: int | None, np_threshold: float):
+        self.config = config
+        self.nr_types = nr_types
+        self.np_threshold = np_threshold
+        self.files: dict[str, list[Path]] = {}
+        self.image_validator: ImageValidator | None = None
+        self._type_counts: dict[str, np.ndarray | None] = {}  # pixels by patch and type, unknown ones last
+        self._weights: np.ndarray | None = None  # how often each training patch is drawn
+
+    def prepare(self, devices: list[torch.device], say: Callable[[str], None]) -> None:
+        """List and check all data, and say how much there is."""
+        for name in ("train", "valid"):
+            self.find(name)
+        self._find_images(say)
+        names = ", ".join(str(device) for device in devices)
+        say(f"{len(self.files['train'])} training and {len(self.files['valid'])} validation patches, on {names}")
+        if self.nr_types is not None:
+            restain = self.config.model_config["run_engine"]["train"].get("restain") or {}
+            if unknown := describe_unknown(self._type_counts["train"], bool(restain.get("classes"))):
+                say(unknown)
+        if devices[0].type == "cpu":
+            say("no GPU: training on the CPU; after a few steps you are told how long an epoch takes")
+        whole = [pair.image for pair in self.image_validator.pairs] if self.image_validator else []
+        for line in distributed.on_main(describe_overlap, self.files["train"], self.files["valid"], whole):
+            say(line)
+
+    def find(self, name: str) -> None:
+        """List and check the patches of `train` or `valid`."""
+        folders = getattr(self.config, f"{name}_dir_list")
+        self.files[name] = list_patches(folders, f"{name}_dir_list")
+        weights = folder_weights(folders, self.files[name], f"{name}_dir_list")
+        if name == "train":
+            self._weights = weights
+        elif weights is not None:
+            raise ValueError(f"{name}_dir_list in config.py has weights; they are for training alone")
+        self._type_counts[name] = check_patches(self.files[name], self.nr_types, show=distributed.is_main())
+
+    def _find_images(self, say: Callable[[str], None]) -> None:
+        folders = getattr(self.config, "valid_image_dir_list", [])
+        if not folders:
+            return
+        pairs = find_pairs(folders)
+        untyped = check_pairs(pairs, self.nr_types)
+        if untyped and self.nr_types is not None:
+            say(f"types of whole validation images are not scored: {untyped}")
+        scale = getattr(self.config, "valid_image_scale", 1.0)
+        self.image_validator = ImageValidator(pairs, scale, with_types=not untyped, np_threshold=self.np_threshold)
+
+    def loader(self, name: str, opt: dict, engine: dict, seed: int, devices: list[torch.device], process):
+        """Return the loader of `train` or `valid`.
+
+        Args:
+            name: which.
+            opt: an entry of the recipe's `phase_list`.
+            engine: of the recipe's `run_engine`.
+            seed: of the order and of the augmentation.
+            devices: among which a batch is shared out.
+            process: this process among those of torchrun.
+        """
+        training = name == "train"
+        weights = self._weights if training else None
+        if training and engine.get("type_sampling") is not None and self._type_counts["train"] is not None:
+            by_type = type_sampling_weights(self._type_counts["train"][:, :-1], engine["type_sampling"])
+            weights = by_type if weights is None else weights * by_type
+        dataset = FileLoader(
+            self.files[name],
+            mode=name,
+            with_type=self.nr_types is not None,
+            target_gen=opt["target_info"]["gen"],
+            seed=seed,
+            stain_jitter=training and engine.get("stain_jitter", False),
+            restain=engine.get("restain"),
+            **self.config.shape_info[name],
+        )
+        sampler = EpochBatchSampler(
+            len(dataset),
+            opt["batch_size"][name] * len(devices),
+            seed,
+            training,
+            process.rank,
+            process.world_size,
+            weights,
+        )
+        nr_procs = 0 if self.config.debug else engine["nr_procs"]
+        return build_loader(dataset, sampler, nr_procs, devices[0].type == "cuda")

@@ -1,0 +1,207 @@
+"""Tiles of a slide as the page shows them: the slide itself, outlines of nuclei, and their density.
+
+A tile is `TILE_PX` wide at a scale of 2^zoom screen px per level-0 px: zoom 0 is the slide's own px, -1 half of it.
+Outlines and types are not yet coloured: the page does that, so that types, colours and the slider take no request.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import cv2
+import numpy as np
+
+from misc.slides.handler import FileHandler
+from viewer.index import BIN_PX, NucleiIndex
+
+TILE_PX = 512
+JPEG_QUALITY = 88
+# Tiles of the slide that are kept, 0.8 MB each.
+KEPT_TILES = 100
+# Levels of a file are rounded to whole px.
+ROUNDED = 0.02
+# Beyond the slide's own px it is the page that enlarges; outlines are drawn anew up to here, so that they stay sharp.
+MAX_NUCLEI_ZOOM = 3
+# Nuclei are drawn as outlines where their mean diameter is so many screen px; farther out as density.
+MIN_OUTLINE_PX = 6.0
+# Values of a slider are told apart in so many steps; 0 is a value that nobody knows.
+VALUE_STEPS = 64
+# Width of outlines, screen px: where nuclei are large, and where they are small.
+LINE_PX, THIN_LINE_PX = 2, 1
+LARGE_PX = 20.0
+# By so much the lines of a result are wider when another one is drawn upon them.
+RIM_PX = 2
+MARGIN_PX = LINE_PX + RIM_PX  # how far a line may reach beyond the box of its nucleus, at most
+# Fixed point of OpenCV's drawing: sixteenths of a px.
+SUB_BITS = 4
+# Bins of a density map are so many screen px or less before they are smoothed.
+MAX_BIN_PX = 16
+# They are smoothed by a Gaussian that ends after so many.
+BLUR_BINS = 5
+# Opacity of the densest place: the tissue is seen through it.
+MAX_ALPHA = 0.5
+# Lines on nothing: packed fastest as they are.
+PNG = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE]
+
+
+class SlideTiles:
+    """The pixels of a slide by tile, at zoom 0, -1, ... down to where it is one tile.
+
+    A level that the file does not have is made of the one above, tile by tile; the last tiles are kept, since those
+    around and above them need them, too.
+
+    Attributes:
+        levels: how many zooms there are.
+    """
+
+    def __init__(self, handler: FileHandler):
+        """`handler` is one that was opened as 1x whatever the slide is, so that planes can be asked for by their share
+        of level 0 even where it says no resolution."""
+        self._planes = [handler]
+        while max(self._planes[-1].shape_yx) > TILE_PX:
+            self._planes.append(handler.at(read_mag=0.5 ** len(self._planes)))
+        self.levels = len(self._planes)
+        self.rgb = functools.lru_cache(KEPT_TILES)(self._rgb)
+
+    def _rgb(self, zoom: int, column: int, row: int) -> np.ndarray:
+        """Return a tile, (h, w, 3) uint8, smaller than `TILE_PX` at the slide's right and lower edge.
+
+        Raises:
+            IndexError: there is no such tile.
+            SlideError: the slide is damaged there.
+        """
+        if not 0 <= -zoom < self.levels:
+            raise IndexError(f"no zoom {zoom}")
+        plane, x, y = self._planes[-zoom], column * TILE_PX, row * TILE_PX
+        height, width = plane.shape_yx
+        if x > width or y > height:
+            raise IndexError(f"no tile {column}, {row}")
+        x, y = min(x, width - 1), min(y, height - 1)  # sides are rounded down: the last tile may be a share of a px
+        size = min(TILE_PX, width - x), min(TILE_PX, height - y)
+        if zoom == 0 or plane.shrinks < 2 - ROUNDED or 1 in size:
+            return plane.read_region((x, y), size)
+        return self._of_four(zoom + 1, column, row, size)
+
+    def _of_four(self, zoom: int, column: int, row: int, size: tuple[int, int]) -> np.ndarray:
+        """Make a tile of the four under it."""
+        width, height = size
+        large = np.full((2 * height, 2 * width, 3), 255, np.uint8)
+        for down, right in np.ndindex(2 if 2 * height > TILE_PX else 1, 2 if 2 * width > TILE_PX else 1):
+            part = self.rgb(zoom, 2 * column + right, 2 * row + down)
+            place = large[down * TILE_PX :, right * TILE_PX :]
+            part = part[: place.shape[0], : place.shape[1]]
+            place[: part.shape[0], : part.shape[1]] = part
+        return cv2.resize(large, size, interpolation=cv2.INTER_AREA)
+
+
+def jpeg(rgb: np.ndarray) -> bytes:
+    """Return (H, W, 3) uint8 RGB as JPEG."""
+    bgr = cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
+    return cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
+
+
+def png(image: np.ndarray) -> bytes:
+    """Return an image in OpenCV's order of channels as PNG, packed as fast as can be."""
+    return cv2.imencode(".png", image, PNG)[1].tobytes()
+
+
+# ---------------------------------------------------------------------------------------------- outlines
+
+
+def min_outline_zoom(mean_area: float) -> int:
+    """Return the smallest zoom at which nuclei are outlined; `mean_area` is theirs in level-0 px^2."""
+    diameter = max(2 * np.sqrt(mean_area / np.pi), 1.0)
+    return min(int(np.ceil(np.log2(MIN_OUTLINE_PX / diameter))), MAX_NUCLEI_ZOOM)
+
+
+def draw_outlines(
+    index: NucleiIndex, scale: float, value: str, ends: tuple[float, float], zoom: int, corner: np.ndarray, rim: int = 0
+) -> np.ndarray:
+    """Draw the outlines of a tile without colours.
+
+    Args:
+        index: the nuclei.
+        scale: level-0 px per px of the index.
+        value: `prob`, `area` or `dab`: what the slider is about.
+        ends: of the slider, in the unit of the index.
+        zoom: of the tile.
+        corner: (2,) x, y of its first px, in px of its zoom.
+        rim: px by which lines are wider, for a second result to be drawn upon them.
+
+    Returns:
+        (TILE_PX, TILE_PX, 3) uint8 in OpenCV's order: coverage, step of the value, code of the type.
+    """
+    factor = scale * 2.0**zoom  # screen px per px of the index
+    box = np.concatenate([corner - MARGIN_PX, corner + TILE_PX + MARGIN_PX]) / factor - 0.5
+    nuclei = index.field(*box).nuclei
+    nuclei = nuclei[nuclei["length"] > 0]
+    tile = np.zeros((TILE_PX, TILE_PX, 3), np.uint8)
+    if not len(nuclei):
+        return tile
+    steps = value_steps(nuclei[value], ends)
+    keys = nuclei["code"].astype(np.int64) * 256 + steps + 1  # 0 is no nucleus
+    order = np.argsort(keys, kind="stable")
+    keys, nuclei = keys[order], nuclei[order]
+    points, offsets = index.contours(nuclei)
+    fixed = np.rint((((points + 0.5) * factor - corner) - 0.5) * (1 << SUB_BITS)).astype(np.int32)
+    rings = np.split(fixed, offsets[1:-1])
+    width = _line_width(nuclei, factor) + rim
+    key, coverage = np.zeros((TILE_PX, TILE_PX), np.uint16), np.zeros((TILE_PX, TILE_PX), np.uint8)
+    for group in np.split(np.arange(len(keys)), np.flatnonzero(np.diff(keys)) + 1):
+        part = rings[group[0] : group[-1] + 1]
+        cv2.polylines(key, part, True, int(keys[group[0]]), 1, cv2.LINE_8, SUB_BITS)
+    cv2.polylines(coverage, rings, True, 255, width, cv2.LINE_AA, SUB_BITS)
+    for _ in range(width // 2 + 1):  # thin lines, drawn fast, grow to where the soft edge of the wide one ends
+        key = np.where(key > 0, key, cv2.dilate(key, np.ones((3, 3), np.uint8)))
+    coverage[key == 0] = 0
+    key[coverage == 0] = 1
+    key -= 1
+    tile[..., 0], tile[..., 1], tile[..., 2] = coverage, key & 255, key >> 8
+    return tile
+
+
+def value_steps(values: np.ndarray, ends: tuple[float, float]) -> np.ndarray:
+    """Return the step of each value on the slider, 1 to `VALUE_STEPS`; 0 where it is not known."""
+    share = np.clip((values - ends[0]) / (ends[1] - ends[0]), 0, 1)
+    return np.where(np.isfinite(share), 1 + np.rint(np.nan_to_num(share) * (VALUE_STEPS - 1)), 0).astype(np.uint8)
+
+
+def _line_width(nuclei: np.ndarray, factor: float) -> int:
+    diameter = 2 * np.sqrt(float(np.median(nuclei["area"])) / np.pi) * factor
+    return LINE_PX if diameter >= LARGE_PX else THIN_LINE_PX
+
+
+# ---------------------------------------------------------------------------------------------- density
+
+
+def draw_density(index: NucleiIndex, scale: float, codes: list[int], zoom: int, corner: np.ndarray) -> np.ndarray:
+    """Draw how dense nuclei of some types are; arguments as in `draw_outlines`.
+
+    Returns:
+        (TILE_PX, TILE_PX, 4) uint8 in OpenCV's order, clear where there are none.
+    """
+    share = np.clip(density(index, scale, codes, zoom, corner) / index.meta["peak"], 0, 1)
+    bgra = np.empty((*share.shape, 4), np.uint8)
+    bgra[..., :3] = cv2.applyColorMap(np.rint(share * 255).astype(np.uint8), cv2.COLORMAP_VIRIDIS)
+    bgra[..., 3] = np.rint(255 * MAX_ALPHA * share**0.8)
+    return bgra
+
+
+def density(index: NucleiIndex, scale: float, codes: list[int], zoom: int, corner: np.ndarray) -> np.ndarray:
+    """Return nuclei per px^2 of the index at each px of a tile, (TILE_PX, TILE_PX) float32, smooth across tiles."""
+    factor = scale * 2.0**zoom
+    level = int(np.clip(np.floor(np.log2(MAX_BIN_PX / (BIN_PX * factor))), 0, len(index.counts) - 1))
+    bin_px = BIN_PX << level
+    corner = np.asarray(corner) / factor / bin_px  # in bins
+    low = np.maximum(np.floor(corner).astype(int) - BLUR_BINS, 0)
+    high = np.ceil(corner + TILE_PX / factor / bin_px).astype(int) + BLUR_BINS
+    counts = index.counts[level][low[1] : high[1], low[0] : high[0]][..., codes].sum(axis=2, dtype=np.float32)
+    if not counts.size:
+        return np.zeros((TILE_PX, TILE_PX), np.float32)
+    smooth = cv2.GaussianBlur(np.pad(counts, BLUR_BINS), (0, 0), BLUR_BINS / 3) / bin_px**2
+    # the centre of px i lies at (i + 0.5) / (factor * bin) bins from the tile's corner; bin j's centre at j + 0.5
+    step = 1 / (factor * bin_px)
+    shift = corner - low + BLUR_BINS + 0.5 * step - 0.5
+    move = np.array([[step, 0, shift[0]], [0, step, shift[1]]])
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(smooth, move, (TILE_PX, TILE_PX), flags=flags, borderMode=cv2.BORDER_CONSTANT)
