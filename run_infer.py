@@ -1,7 +1,7 @@
 """Segment and classify nuclei in images and whole slides.
 
 Usage:
-  run_infer.py [options] [--help] (tile | wsi) [<args>...]
+  run_infer.py [options] [--help] (tile | wsi | merge) [<args>...]
   run_infer.py --version
   run_infer.py (-h | --help)
 
@@ -12,6 +12,7 @@ Options:
 Commands:
   tile    images (PNG, JPEG, TIFF, BMP, ...) that fit into memory
   wsi     whole slides of any size
+  merge   join what jobs that shared slides found (wsi --shard)
 
 `run_infer.py <command> --help` shows the options of a command.
 """
@@ -22,9 +23,16 @@ import logging
 import os
 import sys
 import time
+from pathlib import Path
 
 from misc.cli import number, run_command
+from misc.files import printable
+from misc.shard import PARTS_DIR, Joined, join_parts
+from misc.summary import Row, Summary
 from misc.text import counted
+
+# Options that say which slides, and who does them.
+OF_COHORTS = ("--input_dir", "--slides", "--pattern", "--recursive", "--shard", "--cluster", "--nr_workers", "--help")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,14 +41,16 @@ def main(argv: list[str] | None = None) -> int:
 
 def commands() -> tuple[str, dict[str, str]]:
     """Return the options of both commands, and the help text of each."""
-    from infer.options import COMMON_TEXT, TILE_TEXT, WSI_TEXT
+    from infer.options import COMMON_TEXT, MERGE_TEXT, TILE_TEXT, WSI_TEXT
 
-    return COMMON_TEXT, {"tile": TILE_TEXT, "wsi": WSI_TEXT}
+    return COMMON_TEXT, {"tile": TILE_TEXT, "wsi": WSI_TEXT, "merge": MERGE_TEXT}
 
 
 def run(args: dict) -> int:
     """Run the command; it ends with one line that says what was found and where it is."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    if args["merge"]:
+        return run_merge(args)
     return (run_tile if args["tile"] else run_wsi)(args)
 
 
@@ -67,18 +77,75 @@ def run_wsi(args: dict) -> int:
     from infer.options import WsiOptions
 
     options, method = WsiOptions.from_args(args), method_options(args)
+    if args["--cluster"]:
+        return run_cluster(args, options)
     from infer.wsi import InferManager
 
     start = time.perf_counter()
     logging.debug("options: %s", {**method, **vars(options)})
     manager = load(InferManager, method, args)
     report = manager.process_wsi_list(options)
-    for name, reason in sorted(report.failed.items()):
-        print(f"failed: {name}: {reason}", file=sys.stderr)
-    where = f"in {options.output_dir / 'json'}, summary in {options.output_dir / 'summary.csv'}"
-    page = page_of(args, options, report, {})
+    print_failed(report.failed)
+    lines = PARTS_DIR if options.shard else "summary.csv"
+    where = f"in {options.output_dir / 'json'}, summary in {options.output_dir / lines}"
+    page = "" if options.shard else page_of(args, options, report, {})
     print(f"{summary(manager, report, 'slide', start)}; {where}{page}")
     return report.exit_code
+
+
+def run_cluster(args: dict, options) -> int:
+    """Hand slides out; each is a run of this script."""
+    from misc.cluster import check_where, run_slides
+    from misc.slides.cohort import find_cohort
+    from misc.usage import option_names
+
+    gpus, nr_workers = args["--gpu"].split(","), number(args, "--nr_workers", int)
+    check_where(args["--cluster"], nr_workers)
+    if options.shard:
+        raise ValueError("--cluster hands out all slides; --shard is for jobs that something else starts")
+    slides, unusable = find_cohort(
+        options.input_dir, options.slides, options.pattern, options.recursive, options.output_dir
+    )
+    given = {name: args[name] for name in args if name.startswith("--") and name not in OF_COHORTS}
+    words = {
+        name: name if value is True else f"{name}={value}"
+        for name, value in given.items()
+        if value not in (None, False)
+    }
+    common = option_names(commands()[0])
+    command = [sys.executable, str(Path(__file__).resolve())]
+    command += [*(words[name] for name in words if name in common), "wsi"]
+    command += [words[name] for name in words if name not in common]
+    local = gpus if args["--cluster"] == "local" and len(gpus) > 1 else []
+    joined = run_slides(slides, command, options.output_dir, args["--cluster"], nr_workers or len(gpus), local)
+    table = Summary(options.output_dir / "summary.csv")
+    for path, reason in unusable.items():
+        joined.failed[printable(path.name)] = reason
+        table.put(Row(printable(path.name), reason=reason))
+    return say_joined(args, joined, None if options.recursive else options.input_dir)
+
+
+def run_merge(args: dict) -> int:
+    """Join the lines of the shards of a cohort."""
+    return say_joined(args, join_parts(Path(args["--output_dir"])))
+
+
+def say_joined(args: dict, joined: Joined, image_dir: Path | None = None) -> int:
+    """Print what became of a cohort, and write its report; return the exit code."""
+    output_dir, page = Path(args["--output_dir"]), ""
+    print_failed(joined.failed)
+    if joined.done and not args["--no_report"]:
+        from viewer.report.make import say_report
+
+        page = f", {say_report(output_dir, image_dir=image_dir, failed={})}"
+    found = f"{counted(joined.nuclei, 'nucleus')} in {counted(len(joined.done), 'slide')}"
+    print(f"{found}, {len(joined.failed)} failed or missing; summary in {output_dir / 'summary.csv'}{page}")
+    return 1 if joined.failed else 0
+
+
+def print_failed(failed: dict[str, str]) -> None:
+    for name, reason in sorted(failed.items()):
+        print(f"failed: {name}: {reason}", file=sys.stderr)
 
 
 def load(manager: type, method: dict, args: dict):

@@ -67,13 +67,17 @@ Options:
 WSI_TEXT = """Segment and classify nuclei in whole slides.
 
 Usage:
-  run_infer.py wsi --input_dir=<path> --output_dir=<path> [options]
+  run_infer.py wsi (--input_dir=<path> | --slides=<csv>) --output_dir=<path> [options]
 
 Options of both commands, --model_path among them, go before `wsi`: see run_infer.py --help.
 
 Options:
   -h --help                Show this text.
   --input_dir=<path>       Folder with the slides; other files are listed and left out.
+  --slides=<csv>           Or a table with a line for each slide: column `path`, and mpp, mag, mask, regions (file of
+                           annotations: no tissue outside) where it needs them; others are carried to summary.csv.
+  --scratch=<path>         Folder that slides which the table names by a URI (s3://, https://, gs://, file://) are
+                           fetched to, one by one, and removed from. Left out: the system's for temporary files.
   --output_dir=<path>      Folder for the results: json/ (and qupath/ thumb/ mask/), summary.csv. Slides whose results
                            are there are skipped, those made with other options are reported; an interrupted run
                            goes on with the same command.
@@ -94,6 +98,22 @@ Options:
   --save_type_probs        Add to the JSON the mean probability of every type for each nucleus (key `type_probs`).
   --pattern=<glob>         Which files of the folder are slides. [default: *]
   --recursive              Look into sub-folders too.
+  --shard=<i/n>            Do every n-th slide of the sorted list, from the i-th on, counted from 0, and leave lines of
+                           the summary in parts/: for array jobs. `run_infer.py merge` joins them.
+  --cluster=<where>        Hand the slides out through Dask (requirements-cluster.txt): local (this machine), slurm
+                           (jobs as Dask's jobqueue.yaml describes them) or tcp://host:port (a scheduler that runs).
+                           Each slide is a process of its own with a log in logs/.
+  --nr_workers=<n>         Processes or jobs at once, each on a slide. Left out: one a GPU of --gpu.
+"""
+
+MERGE_TEXT = """Join what the shards of a cohort found: their lines, in parts/, become summary.csv.
+
+Usage:
+  run_infer.py merge --output_dir=<path>
+
+Options:
+  -h --help              Show this text.
+  --output_dir=<path>    Folder that the shards wrote to. Slides that failed or are missing are named (exit code 1).
 """
 
 # Options of the two commands under the names that downstream code gives.
@@ -107,8 +127,9 @@ class RunOptions:
     """What runs on images and on slides have in common; the help texts explain each."""
 
     TEXT: ClassVar[str]
+    NEEDED: ClassVar = (("input_dir",), ("output_dir",))  # of each group one
 
-    input_dir: Path
+    input_dir: Path | None = None
     output_dir: Path
     batch_size: int
     nr_inference_workers: int
@@ -137,7 +158,7 @@ class RunOptions:
         unknown = sorted(set(run_args) - set(known))
         if unknown:
             raise ValueError(f"unknown run options {unknown}; known are {sorted(known)}")
-        missing = [name for name in ("input_dir", "output_dir") if not run_args.get(name)]
+        missing = [" or ".join(names) for names in cls.NEEDED if not any(map(run_args.get, names))]
         if missing:
             raise ValueError(f"run options {missing} are missing")
         given = {name: value for name, value in run_args.items() if value is not None and value != ""}
@@ -195,7 +216,11 @@ class WsiOptions(RunOptions):
     """Options of `run_infer.py wsi`; `mpp` and `mag` are the slide's own, where the file is wrong or silent."""
 
     TEXT: ClassVar[str] = WSI_TEXT
+    NEEDED: ClassVar = (("input_dir", "slides"), ("output_dir",))
 
+    slides: Path | None = None
+    scratch: Path | None = None
+    shard: str | None = None
     cache_path: Path | None = None
     input_mask_dir: Path | None = None
     proc_mag: float | None = None

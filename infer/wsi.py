@@ -6,11 +6,11 @@ import contextlib
 import hashlib
 import logging
 import os
+import shutil
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,12 @@ from misc.files import check_name_lengths, file_digest, printable, remove_if_emp
 from misc.formats.nuclei_json import iter_json
 from misc.locks import locked
 from misc.machine import available_memory
-from misc.slides.folder import FoundSlides, find_slides, slide_files
-from misc.slides.tissue import TissueMask, load_mask, otsu_mask, save_png, thumbnail
-from misc.summary import Summary
+from misc.shard import Shard
+from misc.slides.cohort import CohortSlide, find_cohort
+from misc.slides.folder import slide_files
+from misc.slides.remote import fetch, size_of
+from misc.slides.tissue import TissueMask, load_mask, otsu_mask, save_png, thumbnail, within_regions
+from misc.summary import Row, Summary
 from misc.text import counted
 from misc.workers import Job, SharedArray, WorkerPool
 from models.hovernet.net_desc import PATCH_SHAPES
@@ -48,61 +51,37 @@ BUSY = "another run is at work on it"
 THERE = "its results are there"
 
 
-@dataclass
-class Row:
-    """A line of `summary.csv`."""
-
-    slide: str
-    status: str = "failed"
-    reason: str = ""
-    nuclei: int | str = ""
-    seconds: float | str = ""
-    mpp: float | str = ""
-    magnification: float | str = ""
-    tissue_share: float | str = ""
-
-
 class InferManager(BaseManager):
-    """Runs inference on a folder of slides."""
+    """Runs inference on a folder or a table of slides."""
 
     def process_wsi_list(
         self, run_args: Mapping[str, Any] | WsiOptions, slides: Sequence[Path] | None = None
     ) -> Report:
-        """Segment every slide of a folder; write `json/`, and `qupath/ thumb/ mask/` where asked, and `summary.csv`.
+        """Segment every slide of a cohort; write `json/`, and `qupath/ thumb/ mask/` where asked, and `summary.csv`.
 
         Slides whose nuclei are there are skipped, unless `overwrite` is set; only files that are missing beside them
         are added. Files that are no slides are listed and left out. A bad slide is reported, the others are done.
 
         Args:
             run_args: options by name, see `WsiOptions`.
-            slides: of the input folder; left out: all.
+            slides: of the input folder; left out: all of the folder or table.
 
         Raises:
-            FileNotFoundError: no input folder, no slide in it, or no folder of masks.
+            FileNotFoundError: no input folder or table, no slide in it, or no folder of masks.
             ValueError: an option makes no sense, or two slides would write the same files.
         """
         options = run_args if isinstance(run_args, WsiOptions) else WsiOptions.from_dict(run_args)
-        is_ours = partial(_is_result, options.output_dir)
-        found = (
-            find_slides(options.input_dir, options.pattern, options.recursive, is_ours)
-            if slides is None
-            else FoundSlides(list(slides))
-        )
-        if found.others:
-            names = ", ".join(printable(path.name) for path in found.others)
-            logger.info("%s left out, no slide: %s", counted(len(found.others), "file"), names)
-        if not found.slides and not found.unusable:
-            raise FileNotFoundError(f"no slide matches {options.pattern} in {options.input_dir}")
+        if slides is None:
+            where = options.input_dir, options.slides, options.pattern, options.recursive
+            cohort, unusable = find_cohort(*where, options.output_dir, options.scratch)
+        else:
+            cohort, unusable = [CohortSlide(path) for path in slides], {}
         run = _SlideRun(self, options)
-        for path, reason in found.unusable.items():
+        shard = run.shard or Shard(0, 1)
+        for path, reason in shard.of(list(unusable.items())):
             run.refuse(path, reason)
-        run.all(found.slides)
+        run.all(shard.of(cohort))
         return run.report
-
-
-def _is_result(output_dir: Path, path: Path) -> bool:
-    """Tell whether a file is a thumbnail or a mask of ours, when the output folder lies in the input folder."""
-    return path.parent.name in ("thumb", "mask") and path.parent.parent.resolve() == output_dir.resolve()
 
 
 class _SlideRun(Run):
@@ -120,10 +99,13 @@ class _SlideRun(Run):
             )
         self.cache_dir = options.cache_path or options.output_dir / CACHE_DIR
         self._cache_is_ours = not self.cache_dir.exists() or options.cache_path is None
-        self.summary = Summary(options.output_dir / "summary.csv", Row)
+        self.shard = Shard.parse(options.shard) if options.shard else None
+        self.summary = Summary(
+            self.shard.part(options.output_dir) if self.shard else options.output_dir / "summary.csv"
+        )
         names = ("proc_mag", "mag", "tile_shape", "ambiguous_size")
         self.fingerprint = manager.fingerprint(options) | {name: getattr(options, name) for name in names}
-        for file in self.paths("x").values():
+        for file in [*self.paths("x").values(), self.summary.path]:
             file.parent.mkdir(parents=True, exist_ok=True)
 
     def paths(self, name: str) -> dict[str, Path]:
@@ -141,13 +123,15 @@ class _SlideRun(Run):
         logger.error("%s", reason)
         self.summary.put(Row(name, reason=reason))
 
-    def all(self, slides: list[Path]) -> None:
+    def all(self, slides: list[CohortSlide]) -> None:
         """Do all slides; those that another run is at work on come last, since it may be dead by then."""
         side = self.options.tile_shape + 2 * self.options.ambiguous_size
         need = (POST_PROC_BYTES_PX + 4 * self.predictor.channels) * side**2
         memory = int(available_memory() * WORKER_MEMORY)
         workers = self.workers(need, memory)
-        tasks = todo = [SlideTask(self, path) for path in slides]
+        tasks = todo = [SlideTask(self, slide) for slide in slides]
+        if self.shard:  # what it does not come to is missed when shards are joined
+            self.summary.expect({task.row.slide: task.slide.extra for task in tasks})
         try:
             while todo:
                 pool = WorkerPool(workers, limit=workers + 1)  # each that waits holds the maps of a block
@@ -171,14 +155,14 @@ class _SlideRun(Run):
 class SlideTask(RunTask):
     """A slide that is to be done; it holds the slide's lock from `prepare` to `release`."""
 
-    def __init__(self, run: _SlideRun, path: Path):
-        super().__init__(path)
-        self.run = run
-        self.row = Row(path.name)
+    def __init__(self, run: _SlideRun, slide: CohortSlide):
+        super().__init__(slide.path)
+        self.run, self.slide = run, slide
+        self.row = Row(self.path.name)
         self.last_try = False  # when another run is at work on it
         self._owner = run.options.output_dir.resolve()
         masks = run.options.input_mask_dir
-        self._mask_path = masks / f"{self.name}.png" if masks else None
+        self._mask_path = slide.mask or (masks / f"{self.name}.png" if masks else None)
         self._held = contextlib.ExitStack()
         self._notes: list[str] = []
         self._spool: Spool | None = None
@@ -188,6 +172,8 @@ class SlideTask(RunTask):
     def prepare(self) -> Plan | None:
         """Lock and open the slide, find its tissue, and look up what an earlier run has done."""
         self._start = time.perf_counter()
+        if not self.slide.uri and not self.path.exists():
+            raise FileNotFoundError(f"no such slide: {self.path}")
         lock = self.run.paths(self.name)["json"].with_name(f".{short_stem(self.name)}.lock")
         if not self._held.enter_context(locked(lock)):
             self.busy, self.skipped = not self.last_try, BUSY if self.last_try else None
@@ -195,9 +181,13 @@ class SlideTask(RunTask):
         # looked up under the lock, since another run may have been writing them before
         self._files = self.run.paths(self.name)
         check_name_lengths(self._files.values())
-        size = sum(path.stat().st_size for path in slide_files(self.path))
-        slide = {"slide_bytes": size, "mask": self._mask_digest()}
-        self._depends = self.run.fingerprint | slide
+        if self.slide.uri:
+            size = size_of(self.slide.uri)
+        else:
+            size = sum(path.stat().st_size for path in slide_files(self.path))
+        slide = {"slide_bytes": size, "mask": _digest(self._mask_path)}
+        own = {"mpp": self.slide.mpp, "mag": self.slide.mag, "regions": _digest(self.slide.regions)}
+        self._depends = self.run.fingerprint | slide | {name: value for name, value in own.items() if value}
         wanted = self._wanted()
         for path in self._files.values():
             remove_parts(path)
@@ -240,25 +230,25 @@ class SlideTask(RunTask):
 
     def _source(self) -> SlideSource:
         options, manager = self.run.options, self.run.manager
+        if self.slide.uri:
+            self._held.callback(shutil.rmtree, self.path.parent, ignore_errors=True)
+            fetch(self.slide.uri, self.path)
         trained_at = float(manager.trained_at) if manager.trained_at else None
-        source = SlideSource(self.path, options.mpp, options.mag, trained_at, options.proc_mag)
+        mpp, mag = self.slide.mpp or options.mpp, self.slide.mag or options.mag
+        source = SlideSource(self.path, mpp, mag, trained_at, options.proc_mag)
         self._held.callback(source.close)
         return source
 
     def _spooled(self, plan: Plan) -> dict[str, Any]:
         """Return all that the blocks in the spool depend on."""
+        files = slide_files(self.path)
         return {
             **self._depends,
-            "slide": [[str(path.resolve()), path.stat().st_mtime_ns] for path in slide_files(self.path)],
+            "slide": self.slide.uri or [[str(path.resolve()), path.stat().st_mtime_ns] for path in files],
             "grids": [plan.planes, plan.patches, plan.blocks],
             "tissue": hashlib.sha256(np.packbits(plan.tissue).tobytes()).hexdigest(),
             "version": VERSION,
         }
-
-    def _mask_digest(self) -> str | None:
-        if not self._mask_path:
-            return None
-        return file_digest(self._mask_path) if self._mask_path.is_file() else "missing"
 
     def _tissue(self, source: SlideSource, wanted: set[str]) -> TissueMask:
         """Find the tissue, and write the pictures that are wanted of it."""
@@ -268,6 +258,8 @@ class SlideTask(RunTask):
         else:
             thumb = source.use(thumbnail)
             tissue = otsu_mask(thumb)
+        if self.slide.regions:
+            tissue = within_regions(tissue, self.slide.regions, int(source.handler.metadata["base_shape"][0]))
         if "thumb" in wanted:
             save_png(self._files["thumb"], source.use(thumbnail) if thumb is None else thumb)
         if "mask" in wanted:
@@ -342,8 +334,14 @@ class SlideTask(RunTask):
         self.release()
         earlier = self.run.summary.earlier(row.slide) or {}
         keep = outcome == "skipped" and (reason == BUSY or earlier.get("status") == "done")
-        self.run.summary.put(row, keep_earlier=keep)
+        self.run.summary.put(row, keep, self.slide.extra)
 
     def release(self) -> None:
         """Close the slide and give up its lock."""
         self._held.close()
+
+
+def _digest(path: Path | None) -> str | None:
+    if not path:
+        return None
+    return file_digest(path) if path.is_file() else "missing"

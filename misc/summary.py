@@ -8,14 +8,34 @@ import io
 import itertools
 import logging
 import os
-from dataclasses import asdict, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from misc.files import CsvWriter, plain_cell, remove_parts, write_atomic
 from misc.locks import locked
 
 logger = logging.getLogger(__name__)
+
+# Status of a slide that is in a job's list and that it has not come to.
+WAITING = "waiting"
+
+
+@dataclass
+class Row:
+    """A line."""
+
+    slide: str
+    status: str = "failed"
+    reason: str = ""
+    nuclei: int | str = ""
+    seconds: float | str = ""
+    mpp: float | str = ""
+    magnification: float | str = ""
+    tissue_share: float | str = ""
+
+
+COLUMNS = tuple(column.name for column in fields(Row))
 
 
 class Summary:
@@ -23,21 +43,41 @@ class Summary:
 
     Args:
         path: the file; a lock lies beside it while it is changed.
-        row_type: dataclass of a line; its field `slide` tells lines apart.
     """
 
-    def __init__(self, path: Path, row_type: type):
+    def __init__(self, path: Path):
         self.path = path
-        self._columns = tuple(column.name for column in fields(row_type))
-        self._unwritten: list[tuple[Any, bool]] = []
+        self._unwritten: list[tuple[dict, bool]] = []
 
     def earlier(self, slide: str) -> dict[str, str] | None:
         """Return the line of a slide as it is in the file."""
         return self._lines().get(slide)
 
-    def put(self, row: Any, keep_earlier: bool = False) -> None:
-        """Add a line, unless an earlier one is to be kept; a disk that is full now does not end the run."""
-        self._unwritten.append((row, keep_earlier))
+    def put(self, row: Row, keep_earlier: bool = False, extra: Mapping[str, str] | None = None) -> None:
+        """Add a line, unless an earlier one is to be kept; a disk that is full now does not end the run.
+
+        Args:
+            row: the line.
+            keep_earlier: where there is a line of that slide, it stays.
+            extra: further columns.
+        """
+        self._put([({**asdict(row), **(extra or {})}, keep_earlier)])
+
+    def expect(self, slides: Mapping[str, Mapping[str, str]]) -> None:
+        """Add lines of slides that wait to be done, with further columns each."""
+        self.join({name: asdict(Row(name, WAITING)) | dict(extra) for name, extra in slides.items()})
+        if not slides and not self.path.exists():
+            write_atomic(self.path, ",".join(COLUMNS) + "\n")
+
+    def join(self, lines: Mapping[str, dict]) -> dict[str, dict]:
+        """Add lines by slide, unless a slide was done before and now was not; return all lines."""
+        there = self._lines()
+        done = {slide for slide, line in there.items() if line.get("status") == "done"}
+        self._put([(line, line["status"] in (WAITING, "skipped") and slide in done) for slide, line in lines.items()])
+        return self._lines()
+
+    def _put(self, lines: list[tuple[dict, bool]]) -> None:
+        self._unwritten += lines
         try:
             self.flush()
         except OSError as error:
@@ -56,12 +96,12 @@ class Summary:
             lines = self._lines()
             if not lines:
                 self._set_aside()
-            for row, keep_earlier in self._unwritten:
-                earlier = lines.get(row.slide)
+            for line, keep_earlier in self._unwritten:
+                earlier = lines.get(line["slide"])
                 if earlier is None or not keep_earlier:
-                    lines[row.slide] = {**(earlier or {}), **asdict(row)}
+                    lines[line["slide"]] = {**(earlier or {}), **line}
             text = io.StringIO()
-            columns = dict.fromkeys(itertools.chain(self._columns, *lines.values()))
+            columns = dict.fromkeys(itertools.chain(COLUMNS, *lines.values()))
             writer = CsvWriter(text)
             writer.writerow(columns)
             writer.writerows([lines[slide].get(name, "") for name in columns] for slide in sorted(lines))
@@ -78,12 +118,17 @@ class Summary:
         logger.warning("%s: has no line with a `slide`, separated by commas; it is now %s", self.path, aside.name)
 
     def _lines(self) -> dict[str, dict]:
-        if not self.path.is_file():
-            return {}
-        # spreadsheets put a byte-order mark in front, and users add columns
-        lines: list[dict] = []
-        encoded = {"encoding": "utf-8-sig", "errors": "replace"}
-        with open(self.path, newline="", **encoded) as handle, contextlib.suppress(csv.Error):
-            lines = [line for line in csv.DictReader(handle) if line.get("slide")]
-        plain = ({name: plain_cell(value or "") for name, value in line.items() if name is not None} for line in lines)
-        return {line["slide"]: line for line in plain}
+        return read_lines(self.path)
+
+
+def read_lines(path: Path) -> dict[str, dict]:
+    """Return the lines of a file by slide; none where there is no such file."""
+    if not path.is_file():
+        return {}
+    # spreadsheets put a byte-order mark in front, and users add columns
+    lines: list[dict] = []
+    encoded = {"encoding": "utf-8-sig", "errors": "replace"}
+    with open(path, newline="", **encoded) as handle, contextlib.suppress(csv.Error):
+        lines = [line for line in csv.DictReader(handle) if line.get("slide")]
+    plain = ({name: plain_cell(value or "") for name, value in line.items() if name is not None} for line in lines)
+    return {line["slide"]: line for line in plain}

@@ -83,7 +83,7 @@ def paint_contours(contours: Sequence[Contour], types: Sequence[int], shape: tup
     boxes = [box_of(contour.rings, shape) for contour in contours]
     nr_bytes = shape[0] * shape[1] * _BYTES_PER_PX + sum(box.shape[0] * box.shape[1] for box in boxes)
     check_fits(nr_bytes, f"a label map of {shape[1]} x {shape[0]} px with {len(contours)} outlines")
-    masks = [_rasterise(contour, box) for contour, box in zip(contours, boxes, strict=True)]
+    masks = [rasterise(contour, box) for contour, box in zip(contours, boxes, strict=True)]
     areas = np.array([np.count_nonzero(mask) for mask in masks], np.int64)
     canvas = np.zeros(shape, np.int32)
     for index in np.argsort(-areas, kind="stable"):
@@ -108,7 +108,7 @@ def paint_contours(contours: Sequence[Contour], types: Sequence[int], shape: tup
     )
 
 
-def _rasterise(contour: Contour, box: Box) -> np.ndarray:
+def rasterise(contour: Contour, box: Box) -> np.ndarray:
     """Return the (h, w) bool mask of a contour in a box; of several rings, the pixels in an odd number of them."""
     mask = np.zeros(box.shape, bool)
     for ring in contour.rings:

@@ -12,6 +12,9 @@ from skimage.filters import apply_hysteresis_threshold, threshold_otsu
 from skimage.morphology import disk, remove_small_holes, remove_small_objects
 
 from misc.files import write_atomic
+from misc.formats.annotations import read_annotations
+from misc.formats.masks import rasterise
+from misc.formats.scanline import Box
 from misc.slides.handler import FileHandler
 from misc.slides.pixels import WHITE
 
@@ -56,7 +59,7 @@ class TissueMask:
 
     Attributes:
         mask: (h, w) bool.
-        source: `otsu`, `given` or `all`.
+        source: `otsu`, `given` or `all`, and whether it is limited to regions.
     """
 
     mask: np.ndarray
@@ -212,3 +215,24 @@ def load_mask(path: str | Path, slide_yx: tuple[int, int]) -> TissueMask:
             f"(at that height {expected:.0f} px of width were expected)"
         )
     return TissueMask(image > 0, "given")
+
+
+def within_regions(tissue: TissueMask, path: str | Path, slide_width: int) -> TissueMask:
+    """Leave out what lies outside of hand-drawn regions; a px of the mask lies where its centre does.
+
+    Args:
+        tissue: the mask.
+        path: file of annotations, see `read_annotations`.
+        slide_width: px of level 0, in which regions are drawn.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such file, it cannot be read, or it has no outline.
+    """
+    contours = read_annotations(path).contours
+    if not contours:
+        raise ValueError(f"{path}: outlines no region")
+    height, width = tissue.mask.shape
+    inside, box = np.zeros((height, width), bool), Box(0, 0, height, width)
+    for contour in contours:
+        inside |= rasterise(contour.scaled(width / slide_width), box)
+    return TissueMask(tissue.mask & inside, f"{tissue.source}, within {len(contours)} regions")

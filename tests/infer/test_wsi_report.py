@@ -31,7 +31,7 @@ manager, weights = slide_runs.manager, slide_runs.weights  # fixtures
 
 
 def summary_in(folder) -> Summary:
-    return Summary(folder / "summary.csv", Row)
+    return Summary(folder / "summary.csv")
 
 
 def test_several_runs_at_once_lose_no_line_of_the_summary(tmp_path):

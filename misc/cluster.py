@@ -1,0 +1,201 @@
+"""Slides on many machines, or on many GPUs of one: Dask hands out command lines, one a slide.
+
+The scheduler knows nothing of slides or networks. A command runs as a process of its own: one that is killed takes no
+other slide with it, and Dask's workers, which are daemons, may not start the pools of processes that a slide needs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from misc.extras import require
+from misc.files import remove_if_empty, short_stem
+from misc.shard import Joined, Shard, join_parts
+from misc.slides.cohort import CohortSlide, write_cohort
+from misc.summary import Row, Summary, read_lines
+
+logger = logging.getLogger(__name__)
+
+LOCAL, SLURM = "local", "slurm"
+EXTRA = "cluster"
+# Each worker has one, and each slide takes one: a worker is at work on one slide at a time, whatever its processors.
+RESOURCE = "SLIDE"
+# A slide that fails is tried once more: a disk that was away, a GPU whose memory somebody else had.
+RETRIES = 1
+LOGS_DIR = "logs"
+# Bytes at the end of a log in which the last line is looked for.
+_TAIL_BYTES = 2000
+
+
+def check_where(where: str, nr_workers: int | None) -> None:
+    """Refuse what is no place to run.
+
+    Raises:
+        ValueError: it is none, or the number of jobs is missing.
+    """
+    if where not in (LOCAL, SLURM) and "://" not in where:
+        raise ValueError(f"--cluster is local, slurm or tcp://host:port, got `{where}`")
+    if where == SLURM and nr_workers is None:
+        raise ValueError("--cluster=slurm needs --nr_workers=<n>, the number of jobs")
+
+
+def run_slides(
+    slides: Sequence[CohortSlide], command: list[str], output_dir: Path, where: str, nr_workers: int, gpus: list[str]
+) -> Joined:
+    """Run a command for each slide, and join what they found into `summary.csv`.
+
+    Args:
+        slides: that are to be done.
+        command: `run_infer.py wsi` with its options, but those that say which slides.
+        output_dir: as `command` says it.
+        where: `local`, `slurm`, or the address of a scheduler.
+        nr_workers: slides at once; a scheduler that runs has its own.
+        gpus: of which each local worker takes one; empty where `command` says it.
+    """
+    table = output_dir / LOGS_DIR / "cohort.csv"
+    write_cohort(table, slides)
+    shards = {slide.path.name: Shard(index, len(slides)) for index, slide in enumerate(slides)}
+    commands = {
+        name: [*command, f"--slides={table.resolve()}", f"--shard={shard.index}/{shard.count}"]
+        for name, shard in shards.items()
+    }
+    failed = 0
+    try:
+        with (
+            tqdm(total=len(slides), unit="slide", desc="Slides") as bar,
+            logging_redirect_tqdm(),
+            contextlib.closing(_run(commands, table.parent, where, nr_workers, gpus)) as ended,
+        ):
+            for name, reason in ended:
+                part = shards[name].part(output_dir)
+                line = read_lines(part).get(name, {})
+                if reason and line.get("status") != "failed":
+                    _put(part, Row(name, reason=reason), line)
+                if reason:
+                    failed += 1
+                    logger.error("%s: %s", name, line.get("reason") if line.get("status") == "failed" else reason)
+                bar.set_postfix(failed=failed)
+                bar.update()
+    finally:
+        joined = _join(output_dir, [shard.part(output_dir) for shard in shards.values()])
+    return joined
+
+
+def _put(part: Path, row: Row, line: Mapping[str, str]) -> None:
+    part.parent.mkdir(parents=True, exist_ok=True)
+    own = vars(row)
+    Summary(part).put(row, extra={name: value for name, value in line.items() if name not in own})
+
+
+def _join(output_dir: Path, parts: Sequence[Path]) -> Joined:
+    """Join the lines of the slides, which are many small files, and remove these."""
+    if not any(part.exists() for part in parts):
+        return Joined()
+    joined = join_parts(output_dir)
+    for part in parts:
+        part.unlink(missing_ok=True)
+    remove_if_empty(parts[0].parent)
+    return joined
+
+
+def _run(
+    commands: Mapping[str, list[str]], logs: Path, where: str, nr_workers: int, gpus: list[str]
+) -> Iterator[tuple[str, str]]:
+    """Run commands by name; yield the name of each as it ends, and what went wrong, if anything."""
+    distributed = require("distributed", EXTRA)
+    logging.getLogger("distributed").setLevel(logging.WARNING)  # it tells of each connection
+    with _cluster(where, nr_workers) as address, distributed.Client(address) as client:
+        _check_workers(client, where)
+        options: dict[str, Any] = {"resources": {RESOURCE: 1}, "retries": RETRIES, "pure": False}
+        log_of, run_command = {name: logs / f"{short_stem(name)}.log" for name in commands}, _runner(gpus)
+        futures = {
+            client.submit(run_command, command, str(log_of[name].resolve()), os.getcwd(), **options): name
+            for name, command in commands.items()
+        }
+        try:
+            for future in distributed.as_completed(list(futures)):
+                name = futures.pop(future)
+                yield name, _reason(future, log_of[name])
+        finally:
+            client.cancel(list(futures))
+
+
+@contextlib.contextmanager
+def _cluster(where: str, nr_workers: int) -> Iterator[Any]:
+    """Start workers; yield what a client connects to; stop them at the end, jobs that wait in a queue included."""
+    if where == LOCAL:
+        how = {"n_workers": nr_workers, "threads_per_worker": 1, "memory_limit": None, "dashboard_address": ":0"}
+        how |= {"silence_logs": logging.CRITICAL}  # its workers repeat each error
+        heard = signal.signal(signal.SIGINT, signal.SIG_IGN)  # workers hear no Ctrl-C; this process ends them
+        try:
+            cluster = require("distributed", EXTRA).LocalCluster(**how, resources={RESOURCE: 1})
+        finally:
+            signal.signal(signal.SIGINT, heard)
+        with cluster:
+            yield cluster
+    elif where == SLURM:
+        arguments = require("dask", EXTRA).config.get("jobqueue.slurm.worker-extra-args", None) or []
+        arguments = [*arguments, "--resources", f"{RESOURCE}=1"]
+        jobs = require("dask_jobqueue", EXTRA)
+        with jobs.SLURMCluster(processes=1, worker_extra_args=arguments) as cluster:
+            cluster.adapt(minimum_jobs=nr_workers, maximum_jobs=nr_workers)  # `scale` never replaces a lost job
+            yield cluster
+    else:
+        yield where
+
+
+def _check_workers(client: Any, where: str) -> None:
+    """Warn where the workers of somebody else's scheduler cannot take a slide."""
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    if where not in (LOCAL, SLURM) and not any(RESOURCE in worker["resources"] for worker in workers):
+        logger.warning("%s: no worker has --resources %s=1; slides wait until one that has it comes", where, RESOURCE)
+
+
+def _reason(future: Any, log: Path) -> str:
+    """Return why a command failed, else nothing; what it said last is in its log."""
+    if future.status == "finished":
+        return ""
+    error = future.exception() if future.status == "error" else future.status
+    if type(error).__name__ == "KilledWorker":
+        return "each worker that tried it was killed (memory?)"
+    said = ""
+    if log.is_file():
+        with open(log, "rb") as handle:
+            handle.seek(max(log.stat().st_size - _TAIL_BYTES, 0))
+            said = (handle.read().decode(errors="replace").splitlines() or [""])[-1]
+    return " ".join(f"{error}{': ' if said else ''}{said}".split())
+
+
+def _runner(gpus: list[str]) -> Callable[[list[str], str, str], None]:
+    """Return what runs a command in a worker; what the command prints goes to the end of a log.
+
+    A function within a function travels whole: workers need Python and Dask, not this tree on their path.
+    """
+
+    def run_command(command: list[str], log: str, folder: str) -> None:
+        import shutil
+        import subprocess
+
+        from distributed import get_worker
+
+        if gpus:  # local workers are called 0, 1, ...
+            own = f"--gpu={gpus[int(get_worker().name) % len(gpus)]}"
+            command = [own if word.startswith("--gpu=") else word for word in command]
+        if shutil.which("setpriv"):  # Linux: it ends with its worker, and gives the slide's lock up
+            command = ["setpriv", "--pdeathsig", "KILL", *command]
+        to_log = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT, "cwd": folder}
+        with open(log, "ab") as out:
+            code = subprocess.run(command, stdout=out, **to_log).returncode
+        if code:  # so that Dask tries it again
+            raise RuntimeError(f"its process was killed (signal {-code})" if code < 0 else f"it ended with {code}")
+
+    return run_command

@@ -1,0 +1,105 @@
+"""Several jobs share a cohort: which slides each does, where each writes its lines, and how these are joined."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from misc.files import full_stem
+from misc.summary import WAITING, Summary, read_lines
+
+_T = TypeVar("_T")
+# Folder in the output folder with the lines of each job: no two jobs write one file, so no lock has to hold.
+PARTS_DIR = "parts"
+_PART = re.compile(r"(?P<index>\d+)-of-(?P<count>\d+)\.csv")
+
+
+class Shard(NamedTuple):
+    """Every `count`-th slide of a sorted list, from `index` on, which counts from 0 as `sbatch --array=0-7` does."""
+
+    index: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """Read `i/n`.
+
+        Raises:
+            ValueError: it is something else, or `i` is not from 0 to n - 1.
+        """
+        found = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+        if not found:
+            raise ValueError(f"--shard takes i/n, as 0/8 to 7/8, got `{text}`")
+        shard = cls(int(found[1]), int(found[2]))
+        if shard.index >= shard.count:
+            last = max(shard.count - 1, 0)
+            raise ValueError(f"--shard={text}: i counts from 0 to {last} (sbatch --array=0-{last})")
+        return shard
+
+    def of(self, items: Sequence[_T]) -> list[_T]:
+        """Return what of a list is this shard's."""
+        return list(items[self.index :: self.count])
+
+    def part(self, output_dir: Path) -> Path:
+        """Return the file with this shard's lines of the summary."""
+        return output_dir / PARTS_DIR / f"{self.index}-of-{self.count}.csv"
+
+
+@dataclass
+class Joined:
+    """What became of a cohort: slides that are done, and for all others why they are not."""
+
+    done: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    nuclei: int = 0
+
+
+def join_parts(output_dir: Path) -> Joined:
+    """Join the lines of all shards into `summary.csv`, and tell which slides lack results.
+
+    The parts stay, so that shards which are still at work, or are run again, can be joined once more.
+
+    Raises:
+        FileNotFoundError: no shard has written anything.
+    """
+    folder = output_dir / PARTS_DIR
+    parts = [path for path in folder.glob("*.csv") if _PART.fullmatch(path.name)]
+    if not parts:
+        raise FileNotFoundError(f"no shard has written anything to {folder}; run_infer.py wsi --shard=i/n does")
+    parts.sort(key=lambda path: (path.stat().st_mtime_ns, path.name))  # of a slide in several, the newest line counts
+    lines: dict[str, dict] = {}
+    for path in parts:
+        lines |= read_lines(path)
+    merged = Summary(output_dir / "summary.csv").join(lines)
+    joined = _judged({slide: merged[slide] for slide in sorted(lines)}, output_dir)
+    return _with_silent_shards(joined, parts)
+
+
+def _judged(lines: dict[str, dict], output_dir: Path) -> Joined:
+    """Sort the lines of slides by what became of them."""
+    joined = Joined()
+    for slide, line in lines.items():
+        names = (full_stem(slide), slide)  # of a DICOM slide, which is a folder, the whole name
+        if line["status"] == "failed":
+            joined.failed[slide] = line["reason"]
+        elif line["status"] == WAITING:
+            joined.failed[slide] = "not done yet; its shard has ended early, or is at work"
+        elif not any((output_dir / "json" / f"{name}.json").is_file() for name in names):
+            joined.failed[slide] = line["reason"] or "its results are gone"
+        else:
+            joined.done.append(slide)
+            joined.nuclei += int(line["nuclei"] or 0)
+    return joined
+
+
+def _with_silent_shards(joined: Joined, parts: Sequence[Path]) -> Joined:
+    """Add the shards that have written nothing, of the latest number of shards: their slides are not known."""
+    shards = [_PART.fullmatch(path.name) for path in parts]
+    count = int(shards[-1]["count"])
+    wrote = {int(shard["index"]) for shard in shards if int(shard["count"]) == count}
+    for index in sorted(set(range(count)) - wrote):
+        joined.failed[f"--shard={index}/{count}"] = "has written nothing; run it"
+    return joined
