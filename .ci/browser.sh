@@ -1,6 +1,6 @@
 # Sourced by .ci/run: installs what the tests of pages need, once. Without a network it fails, and nothing is lost.
 
-BROWSER_LIMIT_S=300 # seconds a step may take
+BROWSER_LIMIT_S=180 # seconds a step may take
 
 setup_browser() {
     local root
