@@ -190,7 +190,7 @@ def test_long_names_go_through_and_too_long_ones_fail_alone(manager, tmp_path):
         paint(tmp_path, f"{name}.png", shape=(100, 100))
     report = run(manager, tmp_path, save_qupath=True, save_thumb=True, save_mask=True)
     assert sorted(report.done) == ["good", long]
-    assert "too long" in report.failed[too_long]
+    assert "rename it" in report.failed[too_long]
     out = tmp_path / "out"
     for folder, suffix in (("json", "json"), ("qupath", "geojson"), ("thumb", "png"), ("mask", "png")):
         assert sorted(p.name for p in (out / folder).iterdir()) == sorted([f"good.{suffix}", f"{long}.{suffix}"])

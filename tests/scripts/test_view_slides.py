@@ -34,8 +34,11 @@ def both(place) -> list[str]:
 
 
 def test_it_says_where_it_listens_and_ends_with_ctrl_c(place):
-    command = [sys.executable, str(ROOT / "view_slides.py"), *both(place), "--no_browser"]
-    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # SIGINT is ignored where the tests run in the background
+    code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); import view_slides; "
+    code += f"sys.exit(view_slides.main({[*both(place), '--no_browser']}))"
+    command = [sys.executable, "-c", code]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     said = run.stdout.readline()
     assert said.startswith("1 slide at http://127.0.0.1:")
     with urllib.request.urlopen(said.split()[3]) as answer:
