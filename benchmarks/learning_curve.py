@@ -135,11 +135,11 @@ def draw(curve: dict[str, np.ndarray], scores: dict[int, np.ndarray], args: dict
     left, right = figure.subplots(1, 2)
     for name in SHOWN_LOSSES:
         left.plot(curve["step"], curve[name], label=name)
-    left.set(xlabel="step (4 patches)", yscale="log", title="training loss")
+    left.set(xlabel="step", yscale="log", title="training loss")
     left.legend(frameon=False)
     for k, name in enumerate(SCORES):
         right.plot([e * steps_an_epoch for e in scores], [v[k] for v in scores.values()], "o-", label=name)
-    right.set(xlabel="step (4 patches)", title="images that were never trained on", ylim=(0, 1))
+    right.set(xlabel="step", title="images that were never trained on", ylim=(0, 1))
     right.grid(alpha=0.3)
     right.legend(frameon=False)
     plots.save(figure, out.with_suffix(".png"))
