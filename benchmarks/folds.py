@@ -14,7 +14,8 @@ Options:
   --folds=<n>             Number of folds. [default: 4]
   --only=<n>              Run this fold alone, from 1 on.
   --epochs=<n>            Epochs of each training. Left out: the recipe's.
-  --np_thresholds=<list>  A table for each of these probabilities, from which on a pixel is nuclear. [default: 0.5]
+  --np_thresholds=<list>  A table for each of these probabilities, from which on a pixel is nuclear: 0.3,0.4,0.5. Left
+                          out: one table, with the default.
   --log_dir=<dir>         Where the trainings go. [default: logs/folds]
   --mpp=<um>              um/px of the images. [default: 0.25]
   --merge=<preset>        Merge types of the labels before scoring them, as for accuracy.py. [default: consep]
@@ -43,8 +44,11 @@ def main() -> int:
         folds = split(names, int(args["--folds"]))
         chosen = [int(args["--only"])] if args["--only"] else range(1, len(folds) + 1)
         checkpoints = {fold: train(fold, folds[fold - 1], args) for fold in chosen}
-        for threshold in map(float, args["--np_thresholds"].split(",")):
-            print(f"\nNP threshold {threshold:g}\n\n{table(checkpoints, folds, threshold, args)}", flush=True)
+        thresholds = args["--np_thresholds"].split(",") if args["--np_thresholds"] else [None]
+        for threshold in thresholds:
+            print(
+                f"\nNP threshold: {threshold or 'default'}\n\n{table(checkpoints, folds, threshold, args)}", flush=True
+            )
     except (ValueError, OSError) as error:
         print(f"folds.py: {error}", file=sys.stderr)
         return 1
@@ -112,7 +116,7 @@ def images_of(folder: Path, held: list[str], target: Path) -> Path:
     return target
 
 
-def table(checkpoints: dict[int, Path], folds: list[list[str]], threshold: float, args: dict) -> str:
+def table(checkpoints: dict[int, Path], folds: list[list[str]], threshold: str | None, args: dict) -> str:
     """Score each fold's images with its checkpoint, and return the tables of accuracy.py."""
     from benchmarks.accuracy import markdown, score_folders, type_names, typed_markdown, values_by_split
     from infer.tile import InferManager
@@ -120,7 +124,7 @@ def table(checkpoints: dict[int, Path], folds: list[list[str]], threshold: float
     from metrics.typed import TypedCounts
 
     per_split, typed, resamples = {}, {}, int(args["--bootstrap"])
-    options = {"mpp": float(args["--mpp"]), "np_threshold": threshold}
+    options = {"mpp": float(args["--mpp"])} | ({"np_threshold": float(threshold)} if threshold else {})
     for fold, path in checkpoints.items():
         manager = InferManager({"model_path": path}, gpu=args["--gpu"])
         folder = images_of(Path(args["<folder>"]), folds[fold - 1], path.parent.parent / "images" / f"fold_{fold}")
