@@ -13,7 +13,7 @@ Options:
   -h --help               Show this text.
   --folds=<n>             Number of folds. [default: 4]
   --only=<n>              Run this fold alone, from 1 on.
-  --epochs=<n>            Epochs of each training. Left out: the recipe's.
+  --epochs=<n>            Epochs of each training, in one phase. Left out: the recipe's phases.
   --np_thresholds=<list>  A table for each of these probabilities, from which on a pixel is nuclear: 0.3,0.4,0.5. Left
                           out: one table, with the default.
   --log_dir=<dir>         Where the trainings go. [default: logs/folds]
@@ -82,9 +82,12 @@ def train(fold: int, held: list[str], args: dict) -> Path:
         (patches_without(Path(folder), set(held), root / f"patches_{fold}" / str(number)), weight)
         for number, (folder, weight) in enumerate(entries)
     ]
-    (phase,) = manager.model_config["phase_list"]
-    phase["nr_epochs"] = int(args["--epochs"] or phase["nr_epochs"])
-    path = Path(manager.log_dir) / f"net_epoch={phase['nr_epochs']}.tar"
+    phases = manager.model_config["phase_list"]
+    if args["--epochs"]:
+        del phases[1:]
+        phases[0]["nr_epochs"] = int(args["--epochs"])
+    last = Path(manager.log_dir, *([f"{len(phases) - 1:02d}"] if len(phases) > 1 else []))
+    path = last / f"net_epoch={phases[-1]['nr_epochs']}.tar"
     if not path.exists():
         manager.run(args["--gpu"], resume=Path(manager.log_dir).exists())
     return path
@@ -127,7 +130,7 @@ def table(checkpoints: dict[int, Path], folds: list[list[str]], threshold: str |
     options = {"mpp": float(args["--mpp"])} | ({"np_threshold": float(threshold)} if threshold else {})
     for fold, path in checkpoints.items():
         manager = InferManager({"model_path": path}, gpu=args["--gpu"])
-        folder = images_of(Path(args["<folder>"]), folds[fold - 1], path.parent.parent / "images" / f"fold_{fold}")
+        folder = images_of(Path(args["<folder>"]), folds[fold - 1], Path(args["--log_dir"]) / f"held_{fold}")
         scores, counts = score_folders(manager, [folder], options, args["--merge"])
         per_split, typed = per_split | scores, typed | counts
     if len(typed) > 1:

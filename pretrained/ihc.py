@@ -25,10 +25,9 @@ NR_TYPES = 3  # background, negative, positive
 RESTAIN = {"share": 0.6, "classes": NR_TYPES - 1, "mpp": MPP}
 WIDTH = 0.25  # of HoVer-Net's channels
 START = "hovernet_he_fast_w025_20x.tar"  # of this folder
-PHASES = ((1, 5.0e-4),)  # (epochs of 344 steps, learning rate)
+PHASES = ((1, 5.0e-4),)  # (epochs of 472 steps, learning rate)
 EMA = 0.995
 BATCH, WINDOW = 2, 344  # as in he.py
-KUMAR_WEIGHT = 432 / 256  # patches of CoNSeP to patches of Kumar
 PATCHES = "dataset/training_data"
 
 
@@ -44,7 +43,8 @@ class Config:
         self.log_dir = "logs/ihc"
 
         self.train_dir_list = [
-            (f"{PATCHES}/kumar/kumar/train/540x540_164x164", KUMAR_WEIGHT),
+            f"{PATCHES}/kumar/kumar/train/540x540_164x164",
+            f"{PATCHES}/kumar/kumar/train/540x540_164x164",  # twice: about as many samples as of CoNSeP
             f"{PATCHES}/consep_untyped/consep/train/540x540_164x164",
         ]
         self.valid_dir_list = [f"{PATCHES}/mat/mat/valid/whole"]
