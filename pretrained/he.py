@@ -25,7 +25,7 @@ FOLDER = Path(__file__).resolve().parent
 NR_TYPES = 5  # background, and the four of he_types.json
 WIDTH = 0.25  # of HoVer-Net's channels
 START = "hovernet_fast_w025_20x.tar"  # of this folder
-PHASES = ((5, 1.0e-3), (1, 4.0e-4))  # (epochs of 344 steps, learning rate); a sitting each
+PHASES = ((5, 1.0e-3),)  # (epochs of 344 steps, learning rate)
 EMA = 0.998  # half of the average comes from the last 350 steps
 BATCH = 2
 # A window of 344 px has 18 % more pixels of output for the same work than one of 256 px (measured on a CPU).
