@@ -28,6 +28,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 from docopt import docopt
@@ -150,24 +151,24 @@ def timed_epoch(folders: dict[str, Path], log_dir: Path, rehearse: bool) -> floa
 
 def run(folders: dict[str, Path], log_dir: Path, epochs: int, rehearse: bool, last=None) -> None:
     """Train the recipe; `last` is a callback that runs at the end of each epoch."""
-    from models.hovernet import opt_scratch
     from pretrained import he
     from run_train import Commands
     from run_utils.engine import Events
 
-    manager = type("TrainManager", (Commands, he.Config), {})()
+    width, batch = (REHEARSAL_WIDTH, REHEARSAL_BATCH) if rehearse else (WIDTH, BATCH)
+    values = {"WIDTH": width, "BATCH": batch, "PHASES": ((epochs, LEARNING_RATE),), "EMA": EMA}
+    with mock.patch.multiple(he, **values):
+        manager = type("TrainManager", (Commands, he.Config), {})()
     manager.log_dir = str(log_dir)
     manager.train_dir_list = [(folders["kumar"], he.KUMAR_WEIGHT), folders["consep"]]
     manager.valid_dir_list = [folders["others"]]
-    width, batch = (REHEARSAL_WIDTH, REHEARSAL_BATCH) if rehearse else (WIDTH, BATCH)
-    recipe = opt_scratch.get_config(he.NR_TYPES, "fast", width, ((epochs, LEARNING_RATE),), EMA)
-    recipe["phase_list"][0]["batch_size"]["train"] = batch
+    recipe = manager.model_config
+    recipe["phase_list"][0]["run_info"]["net"]["pretrained"] = None
     engines = recipe["run_engine"]
     if rehearse:
         engines["train"]["nr_procs"] = engines["valid"]["nr_procs"] = 0
     if last is not None:
         engines["train"]["callbacks"][Events.EPOCH_COMPLETED].append(last)
-    manager.model_config = recipe
     manager.run("" if rehearse else "0")
 
 
