@@ -132,16 +132,17 @@ def draw(curve: dict[str, np.ndarray], scores: dict[int, np.ndarray], args: dict
     table.writerows([f"{curve[name][i]:.5g}" for name in names] for i in range(len(curve["step"])))
     write_atomic(out.with_suffix(".csv"), text.getvalue())
     figure = Figure(figsize=FIGURE_INCH, layout="constrained")
-    left, right = figure.subplots(1, 2)
+    left, *others = figure.subplots(1, 2 if scores else 1, squeeze=False)[0]
     for name in SHOWN_LOSSES:
         left.plot(curve["step"], curve[name], label=name)
-    left.set(xlabel="step (4 patches)", yscale="log", title="training loss")
+    left.set(xlabel="step", yscale="log", title="training loss")
     left.legend(frameon=False)
-    for k, name in enumerate(SCORES):
-        right.plot([e * steps_an_epoch for e in scores], [v[k] for v in scores.values()], "o-", label=name)
-    right.set(xlabel="step (4 patches)", title="images that were never trained on", ylim=(0, 1))
-    right.grid(alpha=0.3)
-    right.legend(frameon=False)
+    for right in others:
+        for k, name in enumerate(SCORES):
+            right.plot([e * steps_an_epoch for e in scores], [v[k] for v in scores.values()], "o-", label=name)
+        right.set(xlabel="step", title="images that were never trained on", ylim=(0, 1))
+        right.grid(alpha=0.3)
+        right.legend(frameon=False)
     plots.save(figure, out.with_suffix(".png"))
     for epoch, values in scores.items():
         print(f"epoch {epoch}: " + ", ".join(f"{name} {v:.3f}" for name, v in zip(SCORES, values, strict=True)))

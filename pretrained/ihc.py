@@ -2,15 +2,14 @@
 
 No label of immunohistochemistry: the H&E images of `he.py`, of which a share is re-stained with haematoxylin and DAB
 while they are loaded, so that positive nuclei are known (`dataloader/restain.py`). Nuclei that stay H&E have no type.
+It starts from the typed H&E checkpoint.
+
 The patches of Kumar are those of `he.py`; CoNSeP's without types:
 
-    python extract_patches.py --dataset=consep --no_type --scale=0.5 --mode=fast --step_size=82 \
+    python extract_patches.py --dataset=consep --no_type --scale=0.5 --mode=fast --step_size=164 \
         --save_root=dataset/training_data/consep_untyped --img_dir=consep/Train/Images --ann_dir=consep/Train/Labels
 
-Validation is on Kumar's test images, re-stained the same way; nothing is chosen by them:
-
-    python extract_patches.py --dataset=kumar --no_type --scale=0.5 --mode=fast --extract_type=valid --step_size=164 \
-        --split=test --win_size=256 --img_dir=kumar/Test_same/Images --ann_dir=kumar/Test_same/Labels
+Validation is on the patches that `he.py` looks at, re-stained the same way; nothing is chosen by them.
 """
 
 from __future__ import annotations
@@ -18,15 +17,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from models.hovernet import opt_scratch
-from models.hovernet.opt import SHAPES
+from models.hovernet.net_desc import output_size
 
 FOLDER = Path(__file__).resolve().parent
 MPP = 0.5
 NR_TYPES = 3  # background, negative, positive
 RESTAIN = {"share": 0.6, "classes": NR_TYPES - 1, "mpp": MPP}
 WIDTH = 0.25  # of HoVer-Net's channels
-PHASES = ((20, 2.0e-3),)  # (epochs, learning rate)
-EMA = 0.999
+START = "hovernet_he_fast_w025_20x.tar"  # of this folder
+PHASES = ((1, 5.0e-4),)  # (epochs of 472 steps, learning rate)
+EMA = 0.995
+BATCH, WINDOW = 2, 344  # as in he.py
 PATCHES = "dataset/training_data"
 
 
@@ -42,10 +43,11 @@ class Config:
         self.log_dir = "logs/ihc"
 
         self.train_dir_list = [
-            f"{PATCHES}/kumar/kumar/train/540x540_82x82",
-            f"{PATCHES}/consep_untyped/consep/train/540x540_82x82",
+            f"{PATCHES}/kumar/kumar/train/540x540_164x164",
+            f"{PATCHES}/kumar/kumar/train/540x540_164x164",  # twice: about as many samples as of CoNSeP
+            f"{PATCHES}/consep_untyped/consep/train/540x540_164x164",
         ]
-        self.valid_dir_list = [f"{PATCHES}/kumar/kumar/test/256x256_164x164"]
+        self.valid_dir_list = [f"{PATCHES}/mat/mat/valid/whole"]
         self.valid_image_dir_list = []
         self.type_info_path = FOLDER / "ihc_types.json"
         self.meta = {
@@ -55,6 +57,9 @@ class Config:
         }
 
         mode = "fast"
-        shape = {"input_shape": [SHAPES[mode].act] * 2, "mask_shape": [SHAPES[mode].out] * 2}
+        shape = {"input_shape": [WINDOW] * 2, "mask_shape": [output_size(mode, WINDOW)] * 2}
         self.shape_info = {"train": shape, "valid": shape}
         self.model_config = opt_scratch.get_config(NR_TYPES, mode, WIDTH, PHASES, EMA, RESTAIN)
+        phase = self.model_config["phase_list"][0]
+        phase["batch_size"]["train"] = BATCH
+        phase["run_info"]["net"]["pretrained"] = str(FOLDER / START)

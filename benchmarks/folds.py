@@ -1,0 +1,143 @@
+"""Cross-validation of pretrained/he.py on the images that have types, so that nobody needs their test images.
+
+Usage:
+  folds.py [options] <folder>
+  folds.py (-h | --help)
+
+<folder> has the Images/ and Labels/ of one of the recipe's sets (CoNSeP/Train); the patches are where the recipe looks
+for them. Each fold trains the recipe without its share of the images, and scores that share: in the table, every image
+was segmented by a network that never saw it. A training that is there already is taken as it is, an interrupted one
+goes on. Each fold has images of consecutive numbers, which may be neighbours on a slide.
+
+Options:
+  -h --help               Show this text.
+  --folds=<n>             Number of folds. [default: 4]
+  --only=<n>              Run this fold alone, from 1 on.
+  --epochs=<n>            Epochs of each training, in one phase. Left out: the recipe's phases.
+  --np_thresholds=<list>  A table for each of these probabilities, from which on a pixel is nuclear: 0.3,0.4,0.5. Left
+                          out: one table, with the default.
+  --log_dir=<dir>         Where the trainings go. [default: logs/folds]
+  --mpp=<um>              um/px of the images. [default: 0.25]
+  --merge=<preset>        Merge types of the labels before scoring them, as for accuracy.py. [default: consep]
+  --gpu=<ids>             GPUs; empty for the CPU. [default: 0]
+  --bootstrap=<n>         Resamples of the images for the 95 % interval of the means. [default: 2000]
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+from docopt import docopt
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+
+def main() -> int:
+    args = docopt(__doc__)
+    from misc.files import full_stem, list_files
+
+    try:
+        names = [full_stem(path) for path in list_files(Path(args["<folder>"]) / "Images")]
+        folds = split(names, int(args["--folds"]))
+        chosen = [int(args["--only"])] if args["--only"] else range(1, len(folds) + 1)
+        checkpoints = {fold: train(fold, folds[fold - 1], args) for fold in chosen}
+        thresholds = args["--np_thresholds"].split(",") if args["--np_thresholds"] else [None]
+        for threshold in thresholds:
+            print(
+                f"\nNP threshold: {threshold or 'default'}\n\n{table(checkpoints, folds, threshold, args)}", flush=True
+            )
+    except (ValueError, OSError) as error:
+        print(f"folds.py: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def split(names: list[str], count: int) -> list[list[str]]:
+    """Cut names, in the order of the numbers in them, into `count` runs of nearly the same length.
+
+    Raises:
+        ValueError: there are fewer names than folds, or fewer than two folds.
+    """
+    if not 2 <= count <= len(names):
+        raise ValueError(f"--folds must be from 2 to the number of images, {len(names)}; got {count}")
+    ordered = sorted(
+        names, key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+    )
+    return [part.tolist() for part in np.array_split(np.array(ordered), count)]
+
+
+def train(fold: int, held: list[str], args: dict) -> Path:
+    """Train the recipe without the images of a fold, and return the checkpoint."""
+    from pretrained.he import Config
+    from run_train import Commands
+
+    manager = type("TrainManager", (Commands, Config), {})()
+    root = Path(args["--log_dir"])
+    manager.log_dir = str(root / f"fold_{fold}")
+    entries = [entry if isinstance(entry, tuple) else (entry, 1.0) for entry in manager.train_dir_list]
+    manager.train_dir_list = [
+        (patches_without(Path(folder), set(held), root / f"patches_{fold}" / str(number)), weight)
+        for number, (folder, weight) in enumerate(entries)
+    ]
+    phases = manager.model_config["phase_list"]
+    if args["--epochs"]:
+        del phases[1:]
+        phases[0]["nr_epochs"] = int(args["--epochs"])
+    last = Path(manager.log_dir, *([f"{len(phases) - 1:02d}"] if len(phases) > 1 else []))
+    path = last / f"net_epoch={phases[-1]['nr_epochs']}.tar"
+    if not path.exists():
+        manager.run(args["--gpu"], resume=Path(manager.log_dir).exists())
+    return path
+
+
+def patches_without(source: Path, held: set[str], target: Path) -> Path:
+    """Link the patches of a folder into another one, but for those of some images."""
+    from misc.files import list_files
+    from run_utils.checks import source_image
+
+    target.mkdir(parents=True, exist_ok=True)
+    for patch in list_files(source, "*.npy"):
+        link = target / patch.name
+        if source_image(patch) not in held and not link.is_symlink():
+            link.symlink_to(patch.resolve())
+    return target
+
+
+def images_of(folder: Path, held: list[str], target: Path) -> Path:
+    """Link the images and labels of some names into a folder with Images/ and Labels/."""
+    from misc.files import full_stem, list_files
+
+    for part in ("Images", "Labels"):
+        (target / part).mkdir(parents=True, exist_ok=True)
+        for path in list_files(folder / part):
+            link = target / part / path.name
+            if full_stem(path) in held and not link.is_symlink():
+                link.symlink_to(path.resolve())
+    return target
+
+
+def table(checkpoints: dict[int, Path], folds: list[list[str]], threshold: str | None, args: dict) -> str:
+    """Score each fold's images with its checkpoint, and return the tables of accuracy.py."""
+    from benchmarks.accuracy import markdown, score_folders, type_names, typed_markdown, values_by_split
+    from infer.tile import InferManager
+    from metrics.folders import INSTANCE_SCORES
+    from metrics.typed import TypedCounts
+
+    per_split, typed, resamples = {}, {}, int(args["--bootstrap"])
+    options = {"mpp": float(args["--mpp"])} | ({"np_threshold": float(threshold)} if threshold else {})
+    for fold, path in checkpoints.items():
+        manager = InferManager({"model_path": path}, gpu=args["--gpu"])
+        folder = images_of(Path(args["<folder>"]), folds[fold - 1], Path(args["--log_dir"]) / f"held_{fold}")
+        scores, counts = score_folders(manager, [folder], options, args["--merge"])
+        per_split, typed = per_split | scores, typed | counts
+    if len(typed) > 1:
+        typed["all"] = TypedCounts.joined(typed.values())
+    lines = markdown(values_by_split(per_split), INSTANCE_SCORES, resamples)
+    return lines + ("\n\n" + typed_markdown(typed, type_names(manager.checkpoint.meta), resamples) if typed else "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

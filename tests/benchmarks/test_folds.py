@@ -1,0 +1,35 @@
+"""Folds share out the images, and a training gets no patch of the images that it is scored on."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks import folds
+
+
+def test_folds_are_runs_of_numbers_and_hold_every_image_once():
+    names = [f"train_{number}" for number in range(1, 28)]
+    parts = folds.split(sorted(names), 4)
+    assert [len(part) for part in parts] == [7, 7, 7, 6]
+    assert [name for part in parts for name in part] == names
+    with pytest.raises(ValueError, match="--folds must be from 2 to the number of images, 27"):
+        folds.split(names, 28)
+
+
+def test_patches_of_held_images_are_left_out_and_their_images_found(tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("train_1_000", "train_1_001", "train_11_000"):
+        (source / f"{name}.npy").touch()
+    for part in ("Images", "Labels"):
+        (tmp_path / part).mkdir()
+        for name in ("train_1", "train_11"):
+            (tmp_path / part / f"{name}.x").touch()
+    for _ in range(2):  # a second run finds its links and keeps them
+        linked = folds.patches_without(source, {"train_1"}, tmp_path / "linked")
+        held = folds.images_of(tmp_path, ["train_1"], tmp_path / "held")
+    assert [path.name for path in linked.iterdir()] == ["train_11_000.npy"]
+    assert sorted(path.relative_to(held).as_posix() for path in held.glob("*/*")) == [
+        "Images/train_1.x",
+        "Labels/train_1.x",
+    ]
