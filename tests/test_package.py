@@ -59,7 +59,7 @@ def test_an_image_from_any_folder(environment, kumar, tmp_path):
     image = cv2.imread(str(next((kumar / "Test_same" / "Images").iterdir())))
     (tmp_path / "in").mkdir()
     cv2.imwrite(str(tmp_path / "in" / "a.png"), image[:300, :300])
-    (weights,) = environment.parent.glob("lib/*/site-packages/hovernet_toolkit/pretrained/*_w025_20x.tar")
+    (weights,) = environment.parent.glob("lib/*/site-packages/hovernet_toolkit/pretrained/hovernet_fast_w025_20x.tar")
     command = [environment / "hovernet-infer", f"--model_path={weights}", "--gpu=", "--nr_post_proc_workers=1"]
     options = ["--input_dir=in", "--output_dir=out", "--mpp=0.25"]
     ended = subprocess.run([*command, "tile", *options], cwd=tmp_path, capture_output=True, text=True)
