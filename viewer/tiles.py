@@ -7,6 +7,7 @@ Outlines and types are not yet coloured: the page does that, so that types, colo
 from __future__ import annotations
 
 import functools
+import itertools
 
 import cv2
 import numpy as np
@@ -144,7 +145,7 @@ def draw_outlines(
     keys, nuclei = keys[order], nuclei[order]
     points, offsets = index.contours(nuclei)
     fixed = np.rint((((points + 0.5) * factor - corner) - 0.5) * (1 << SUB_BITS)).astype(np.int32)
-    rings = np.split(fixed, offsets[1:-1])
+    rings = [fixed[start:stop] for start, stop in itertools.pairwise(offsets.tolist())]
     width = _line_width(nuclei, factor) + rim
     key, coverage = np.zeros((TILE_PX, TILE_PX), np.uint16), np.zeros((TILE_PX, TILE_PX), np.uint8)
     for group in np.split(np.arange(len(keys)), np.flatnonzero(np.diff(keys)) + 1):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import zlib
 from pathlib import Path
 
 import cv2
@@ -36,9 +37,12 @@ class ImageSource:
     notes: tuple[str, ...] = ()
 
     def __init__(self, path: Path):
+        data = path.read_bytes()
+        if data.startswith(PNG):
+            _check_png(data)
         if (size_yx := picture_size(path)) is not None:
             check_size(size_yx[::-1])
-        samples = _decode(path.read_bytes())
+        samples = _decode(data)
         self.is_deep = samples.dtype == np.uint16
         self.image = to_rgb(samples)
         self.sizes_xy = [self.image.shape[1::-1]]
@@ -50,6 +54,20 @@ class ImageSource:
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+def _check_png(data: bytes) -> None:
+    """Refuse a PNG that is cut short, or whose header or chunks are not what was written: decoders make room for any
+    size that they say, and fill what is missing with grey."""
+    at = len(PNG) + 4  # of the signature
+    while (kind := data[at + 4 : at + 8]) != b"IEND":
+        length = int.from_bytes(data[at : at + 4], "big")
+        if not kind or at + 12 + length > len(data):
+            raise ImageError("is a truncated PNG (no end chunk)")
+        end = at + 8 + length
+        if kind == b"IHDR" and zlib.crc32(data[at + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            raise ImageError("is damaged: its header has another checksum than it says")
+        at = end + 4
 
 
 def is_picture(path: Path) -> bool:
@@ -86,8 +104,6 @@ def _decode(data: bytes) -> np.ndarray:
     if not data:
         raise ImageError("is empty (0 bytes)")
     # decoders fill what is missing with grey and say nothing
-    if data.startswith(PNG) and data.rfind(b"IEND") < max(data.rfind(b"IDAT"), 0):
-        raise ImageError("is a truncated PNG (no end chunk)")
     if data.startswith(JPEG) and data.rfind(_JPEG_END) < data.rfind(_JPEG_SCAN):
         raise ImageError("is a truncated JPEG (no end marker)")
     flags = cv2.IMREAD_COLOR_RGB if data.startswith(JPEG) else cv2.IMREAD_UNCHANGED

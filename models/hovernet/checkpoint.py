@@ -246,8 +246,12 @@ def _why_unreadable(path: Path, error: Exception) -> str:
 
 
 def _has_pickle(path: Path) -> bool:
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("data.pkl") for name in archive.namelist())
+    """Tell whether an archive is torch's; one whose list of files is damaged may be."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("data.pkl") for name in archive.namelist())
+    except zipfile.BadZipFile:
+        return True
 
 
 def _rename(path: Path, raw: dict[str, torch.Tensor]) -> tuple[str, dict[str, torch.Tensor]]:

@@ -11,7 +11,7 @@ import pytest
 import tifffile
 
 from misc.slides.handler import get_file_handler
-from misc.slides.images import read_image
+from misc.slides.images import ImageError, read_image
 
 
 def png_of(width, height):
@@ -40,3 +40,18 @@ def test_images_larger_than_memory_are_refused(tmp_path, monkeypatch):
         assert slide.read_region((0, 0), (10, 10)).shape == (10, 10, 3)
         with pytest.raises(ValueError, match="4096 x 512 px: "):
             slide.get_full_img(read_mpp=0.25)
+
+
+def test_a_png_whose_header_or_chunk_says_another_size_is_refused_before_it_is_decoded(tmp_path):
+    good = cv2.imencode(".png", np.random.default_rng(0).integers(0, 255, (40, 30, 3), np.uint8))[1].tobytes()
+    path, at = tmp_path / "a.png", good.index(b"IDAT") - 4
+    for bad, said in (
+        (good[:18] + b"\x7f" + good[19:], "another checksum"),  # the width
+        (good[:at] + b"\x7f\xff\xff\xff" + good[at + 4 :], "truncated"),  # 2 GB of pixels
+        (good[: len(good) // 2], "truncated"),
+    ):
+        path.write_bytes(bad)
+        with pytest.raises(ImageError, match=said):
+            read_image(path)
+    path.write_bytes(good)
+    assert read_image(path).shape == (40, 30, 3)
