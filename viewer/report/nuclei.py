@@ -134,6 +134,8 @@ def facts_of(found: Found) -> list[tuple[str, str]]:
         facts.append(("Pixel size", f"{sum(found.facts.mpp_xy) / 2:.4g} um"))
     if area:
         facts.append(("Nuclei per mm2", f"{len(found) / area:,.0f} of {area:.3g} mm2"))
+    if area and (share := tissue_share(found)):
+        facts.append(("Nuclei per mm2 of tissue", f"{len(found) / area / share:,.0f} of {area * share:.3g} mm2"))
     if len(found):
         unit = "um" if found.mpp else "px"
         facts.append(("Median diameter", f"{np.median(diameters(found)):.1f} {unit}"))
@@ -146,6 +148,12 @@ def area_mm2(found: Found) -> float | None:
         return None
     x, y = found.facts.mpp_xy
     return found.facts.width * x * found.facts.height * y / 1e6
+
+
+def tissue_share(found: Found) -> float | None:
+    """Return the share of the slide that is tissue, 0 to 1, where the run that found the nuclei says it."""
+    slide = found.header.get("slide")
+    return slide.get("tissue_share") if isinstance(slide, dict) else None
 
 
 def diameters(found: Found) -> np.ndarray:
@@ -241,6 +249,8 @@ def item_row(found: Found, seconds: str = "") -> dict[str, str]:
     """Return the row of an image in the table of all, where no `summary.csv` has one."""
     area, row = area_mm2(found), {"status": "done", "nuclei": str(len(found))}
     row |= {"per_mm2": f"{len(found) / area:.6g}"} if area else {}
+    if area and (share := tissue_share(found)):
+        row["per_tissue_mm2"] = f"{len(found) / area / share:.6g}"
     if found.type_ids is not None:
         row |= {found.name(t): str(n) for t, n in sorted(found.by_type.items())}
     return row | ({"median_diameter_um": f"{np.median(diameters(found)):.2f}"} if found.mpp and len(found) else {})
