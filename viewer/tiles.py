@@ -41,8 +41,12 @@ MAX_BIN_PX = 16
 BLUR_BINS = 5
 # Opacity of the densest place: the tissue is seen through it.
 MAX_ALPHA = 0.5
-# Lines on nothing: packed fastest as they are.
-PNG = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE]
+# Lines on nothing: runs of the same value, unfiltered, pack in half the time and no larger.
+PNG = [
+    *(cv2.IMWRITE_PNG_COMPRESSION, 1),
+    *(cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE),
+    *(cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE),
+]
 
 
 class SlideTiles:
