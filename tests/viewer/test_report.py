@@ -21,6 +21,7 @@ from misc.nuclei import Nuclei
 from viewer.report import make
 from viewer.report.fields import choose
 
+ENOUGH_MS = 120_000  # no state takes as long to come; a page that hangs ends there
 TYPES = {"1": ["Positive", [200, 30, 30]], "2": ["<b>Negative</b>", [30, 30, 200]]}
 
 
@@ -208,6 +209,7 @@ def test_in_a_browser_it_opens_from_disk_sorts_and_filters(folder, browser):
     page(folder / "out", f"--image_dir={folder / 'in'}")
     address, asked, said = (folder / "out" / "report.html").as_uri(), [], []
     with browser.new_page() as shown:
+        shown.set_default_timeout(ENOUGH_MS)
         shown.on("request", lambda request: asked.append(request.url))
         shown.on("console", lambda message: said.append(message.text))
         shown.on("pageerror", lambda error: said.append(str(error)))

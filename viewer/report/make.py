@@ -8,11 +8,13 @@ from pathlib import Path
 from urllib.parse import quote
 
 from misc.batch import recorded
-from misc.files import full_stem, short_stem
+from misc.files import full_stem, list_files, short_stem
+from misc.ihc.tables import earlier_rows
 from viewer.report import nuclei
 from viewer.report.page import Page, Section, write_page
 from viewer.report.scores import score_sections
 from viewer.report.training import phases_of, training_sections
+from viewer.slides import json_dir as json_dir_of
 
 REPORT = "report.html"
 # Folder of the slides' own pages, where there are more than `MAX_INLINE` slides.
@@ -76,12 +78,14 @@ def say_report(results_dir: Path, **what) -> str:
 def _nuclei_sections(
     results_dir: Path, image_dir: Path | None, json_dir: Path, failed: dict[str, str]
 ) -> list[Section]:
-    files = {full_stem(path): path for path in nuclei.json_files(json_dir)}
-    summary = {_stem(row["slide"]): row for row in nuclei.read_table(results_dir / "summary.csv") if row.get("slide")}
+    files = {full_stem(path): path for path in list_files(json_dir_of(json_dir), "*.json")}
+    # run_infer.py names slides by their file, plot_heat_map.py as their results are called
+    names = {row["slide"]: row for row in earlier_rows(results_dir / "summary.csv", ())}
+    summary = {name if name in files else full_stem(name): row for name, row in names.items()}
     if not files and not summary and not failed:
         raise FileNotFoundError(f"{json_dir}: holds no results: no json/, summary.csv, scores.csv or stats.json")
     spots: dict[str, list] = {}
-    for row in nuclei.read_table(results_dir / "hotspots.csv"):
+    for row in earlier_rows(results_dir / "hotspots.csv", ()):
         spots.setdefault(row["slide"], []).append(row)
     inline = len(files) <= MAX_INLINE
     rows: dict[str, dict] = {name: dict(row) for name, row in summary.items()}
@@ -130,7 +134,7 @@ def _tables(results_dir: Path) -> list[Section]:
     """Return a section for each further table of the folder."""
     sections = []
     for file, title in TABLES.items():
-        rows = nuclei.read_table(results_dir / file)
+        rows = earlier_rows(results_dir / file, ())
         if rows:
             table = nuclei.Table(f"{title} ({file})", list(rows[0]), [list(row.values()) for row in rows])
             sections.append(Section(file.removesuffix(".csv"), title, tables=[table]))
@@ -143,8 +147,3 @@ def _own_page(results_dir: Path, name: str, section: Section) -> str:
     (results_dir / PAGES).mkdir(exist_ok=True)
     write_page(results_dir / PAGES / file, Page(name, "", [section], back=f"../{REPORT}"))
     return quote(f"{PAGES}/{file}".replace(os.sep, "/"))
-
-
-def _stem(name: str) -> str:
-    """Return the name of a slide's results; `summary.csv` of run_infer.py has file names."""
-    return full_stem(name) if Path(name).suffix else name

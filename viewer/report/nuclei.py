@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,21 +12,22 @@ import cv2
 import numpy as np
 
 from misc.batch import recorded
-from misc.files import full_stem, list_files
+from misc.files import full_stem
 from misc.formats.nuclei_json import iter_json, read_header, types_from_header
 from misc.formats.slide_facts import SlideFacts, slide_facts
+from misc.ihc.density_slide import mm2
 from misc.nuclei import Nuclei
 from misc.nuclei_features import pixel_areas
 from misc.slides.image import SlideImage, find_image
-from misc.slides.tissue import otsu_mask
+from misc.slides.images import resize
+from misc.slides.tissue import PX_UM2, load_mask, otsu_mask
 from misc.type_info import TypeInfo, default_type_info, type_name
 from viewer.report import pictures
 from viewer.report.fields import FIELD_UM, FIELD_UNKNOWN_PX, Field, choose
 from viewer.report.page import Bars, Picture, Section, Table
 
 # Bars of the histogram of sizes: equivalent diameters, um where the pixel size is known, else px.
-SIZE_EDGES = {"um": np.array([0, 3, 4, 5, 6, 7, 8, 9, 10, 12, 15, np.inf]), "px": np.arange(0, 70, 6.0)}
-JSON_SUFFIX = ".json"
+SIZE_EDGES = {"um": np.array([0, 3, 4, 5, 6, 7, 8, 9, 10, 12, 15, np.inf]), "px": np.array([*range(0, 66, 6), np.inf])}
 
 
 @dataclass(frozen=True)
@@ -91,20 +91,6 @@ def load(path: Path, image: SlideImage | None) -> Found:
     )
 
 
-def read_table(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a CSV file by column; none where there is no file."""
-    if not path.is_file():
-        return []
-    with open(path, encoding="utf-8-sig", newline="") as handle:
-        return [{key: value or "" for key, value in row.items() if key} for row in csv.DictReader(handle)]
-
-
-def json_files(folder: Path) -> list[Path]:
-    """List the files of nuclei of a results folder: in `json/`, or in the folder itself."""
-    inner = folder / "json"
-    return list_files(inner if inner.is_dir() else folder, f"*{JSON_SUFFIX}") if folder.is_dir() else []
-
-
 def slide_section(found: Found, image: SlideImage | None, spots: Sequence[Mapping[str, str]], drawn: Path) -> Section:
     """Return what the page shows of one slide or image.
 
@@ -146,8 +132,7 @@ def area_mm2(found: Found) -> float | None:
     """Return the area of the whole slide, mm2, where its size and pixel size are known."""
     if not found.facts.width or not found.facts.mpp_xy:
         return None
-    x, y = found.facts.mpp_xy
-    return found.facts.width * x * found.facts.height * y / 1e6
+    return mm2(found.facts.width * found.facts.height, found.facts.mpp_xy)
 
 
 def tissue_share(found: Found) -> float | None:
@@ -186,7 +171,7 @@ def overviews(found: Found, image: SlideImage | None, spots: Sequence[Mapping[st
     name, shown = full_stem(found.path), []
     if image is not None:
         thumb = pictures.fit(image.thumbnail())
-        tissue = otsu_mask(thumb).mask if found.header.get("mag") else None
+        tissue = tissue_of(found, image, drawn)
         mpp = sum(found.facts.mpp_xy) / 2 if found.facts.mpp_xy else None
         boxes = [[float(row[side]) for side in ("x0_px", "y0_px", "x1_px", "y1_px")] for row in spots]
         words = ["the whole image", *(["outline of the tissue"] if tissue is not None else [])]
@@ -207,6 +192,23 @@ def overviews(found: Found, image: SlideImage | None, spots: Sequence[Mapping[st
             rgb = pictures.fit(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB))
             shown.append(pictures.whole(rgb, f"{name}: {words.lower()}", f"{words} ({folder}/{path.name})"))
     return shown
+
+
+def tissue_of(found: Found, image: SlideImage, drawn: Path) -> np.ndarray | None:
+    """Return the tissue of a slide as its run had it, (h, w) bool; `None` for images, and where only the run knows it.
+
+    That is the mask it wrote (--save_mask) or, where it was given none, what is found again at that resolution.
+    """
+    written, run, mpp = drawn / "mask" / f"{full_stem(found.path)}.png", found.header.get("run"), found.facts.mpp_xy
+    if written.is_file():
+        return load_mask(written, (image.height, image.width)).mask
+    if not found.header.get("mag") or mpp is None or (isinstance(run, dict) and run.get("mask")):
+        return None
+    thumb = image.thumbnail()
+    shape = tuple(
+        round(side * um / PX_UM2**0.5) for side, um in zip((image.height, image.width), mpp[::-1], strict=True)
+    )
+    return otsu_mask(resize(thumb, shape) if shape[0] < thumb.shape[0] else thumb).mask
 
 
 def field_galleries(

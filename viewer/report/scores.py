@@ -10,9 +10,10 @@ from skimage.segmentation import find_boundaries
 
 from misc.batch import recorded
 from misc.formats.labels import read_label
+from misc.ihc.tables import earlier_rows
 from misc.slides.image import SlideImage
 from viewer.report import pictures
-from viewer.report.nuclei import open_image_of, read_table
+from viewer.report.nuclei import open_image_of
 from viewer.report.page import Bars, Picture, Section, Table
 
 # The score by which images are sorted: the first of these that the table has.
@@ -35,7 +36,7 @@ def score_sections(
         image_dir: their images; without it outlines are drawn on grey.
         ext: how label files end.
     """
-    rows = read_table(folder / "scores.csv")
+    rows = earlier_rows(folder / "scores.csv", (), "image")
     section = Section("scores", "Scores")
     if not rows:
         return [section]
