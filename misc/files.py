@@ -238,7 +238,7 @@ class CsvWriter:
 
 def safe_cell(value):
     """Return a value for a CSV file: an apostrophe goes before text that a spreadsheet would run."""
-    if isinstance(value, str) and value.startswith(_FORMULA) and not _is_number(value):
+    if isinstance(value, str) and value.startswith(_FORMULA) and not is_number(value):
         return _TEXT + value
     return value
 
@@ -248,7 +248,8 @@ def plain_cell(text: str) -> str:
     return text[1:] if text.startswith(tuple(_TEXT + first for first in _FORMULA)) else text
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
+    """Tell whether a cell of a table is a number."""
     try:
         float(text)
     except ValueError:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import jinja2
 
-from misc.files import write_atomic
+from misc.files import is_number, write_atomic
 
 STATIC = Path(__file__).resolve().parent / "static"
 SCRIPTS = ("sortable.min.js", "sortable.a11y.min.js", "page.js")
@@ -60,7 +60,7 @@ class Table:
     def is_number(self, column: int) -> bool:
         """Tell whether a column is right-aligned: all that is in it are numbers."""
         cells = [row[column] for row in self.rows if row[column] != ""]
-        return bool(cells) and all(_is_number(cell) for cell in cells)
+        return bool(cells) and all(is_number(cell) for cell in cells)
 
 
 @dataclass
@@ -127,11 +127,3 @@ def _digest(text: str) -> str:
 def _template() -> jinja2.Template:
     engine = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return engine.from_string(_static("page.html.j2"))
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
