@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .checkpoint import CheckpointError, load_checkpoint, read_tensors
-from .net_desc import HoVerNet
+from .checkpoint import Checkpoint, CheckpointError, load_checkpoint, read_tensors
+from .net_desc import HoVerNet, create_model
+from .widen import widened
 
 # What an ImageNet encoder cannot know of HoVer-Net.
 _NOT_IN_ENCODER = ("decoder.", "conv_bot.", "upsample2x.")
@@ -71,14 +72,23 @@ def load_pretrained(
     path = check_pretrained(path)
     encoder = _read_encoder(path)
     if encoder is None:
-        checkpoint = load_checkpoint(path)
-        say(f"{path}: {load_for_finetuning(net, checkpoint.state_dict)}")
+        state, note = _weights_for(net, load_checkpoint(path))
+        say(f"{path}: {note}{load_for_finetuning(net, state)}")
         return
     if any(name.startswith("stages.") for name in encoder):
         encoder = convert_timm(encoder)
         normalisation = normalisation or (TIMM_MEAN, TIMM_STD)
     load_encoder(net, encoder, path, normalisation)
     say(f"{path}: ImageNet encoder loaded; conv_bot and the decoders start from random weights")
+
+
+def _weights_for(net: HoVerNet, checkpoint: Checkpoint) -> tuple[dict[str, Tensor], str]:
+    """Return a checkpoint's tensors, grown to the width of `net` where it is the wider one, and a note on that."""
+    if checkpoint.mode != net.mode or checkpoint.width >= net.width:
+        return checkpoint.state_dict, ""
+    narrow = create_model(mode=checkpoint.mode, nr_types=checkpoint.nr_types, width=checkpoint.width)
+    narrow.load_state_dict(checkpoint.state_dict)
+    return widened(narrow, net.width).state_dict(), f"grown from width {checkpoint.width} to {net.width}; "
 
 
 def convert_timm(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -83,6 +83,18 @@ def msge_loss(true: Tensor, pred: Tensor, focus: Tensor, axis: str = "upstream")
     return (focus * gradient.square()).sum() / (2.0 * focus.sum() + _FOCUS_EPSILON)
 
 
+def any_type_loss(pred: Tensor) -> Tensor:
+    """Cross entropy of "some type, not background", for pixels of nuclei whose type nobody labelled.
+
+    The probabilities of the types are summed, as in the marginal loss of Shi et al. (2021) for partly labelled data.
+
+    Args:
+        pred: (..., C) probabilities, background first.
+    """
+    background = pred[..., 0] / pred.sum(-1)
+    return -torch.log((1.0 - background).clamp(min=XENTROPY_EPSILON)).mean()
+
+
 @functools.cache
 def sobel_kernels(size: int, axis: str, device: torch.device) -> Tensor:
     """Return the (2, 1, size, size) kernels that differentiate channel 0 and channel 1; made once per device.
@@ -103,5 +115,5 @@ def sobel_kernels(size: int, axis: str, device: torch.device) -> Tensor:
 
 
 LOSSES = {"bce": xentropy_loss, "dice": dice_loss, "mse": mse_loss, "msge": msge_loss}
-# The terms that make sense for each branch.
-BRANCH_LOSSES = {"np": ("bce", "dice", "mse"), "hv": ("mse", "msge"), "tp": ("bce", "dice", "mse")}
+# The terms that make sense for each branch. `any_type` is of nuclei without a type, the others of all other pixels.
+BRANCH_LOSSES = {"np": ("bce", "dice", "mse"), "hv": ("mse", "msge"), "tp": ("bce", "dice", "mse", "any_type")}

@@ -19,7 +19,7 @@ from misc.type_info import UNKNOWN_TYPE, default_type_info
 from misc.utils import cropping_center
 from misc.viz_utils import colorize, colorize_types
 
-from .losses import LOSSES
+from .losses import LOSSES, any_type_loss
 from .net_utils import unwrapped
 
 # Probability of "nucleus" above which validation counts a pixel (upstream), unless the run has another.
@@ -111,15 +111,20 @@ def weighted_loss(true: dict[str, Tensor], pred: dict[str, Tensor], extra: dict)
         The weighted sum, and `{"loss_<branch>_<term>": unweighted term}`.
     """
     focus = (true["np"] > 0).float()
+    total, terms = 0.0, {}
     if "known" in true:  # the TP branch sees a row of the pixels that have a type, (1, 1, M)
         known = true["known"]
+        weight = extra["loss"]["tp"].get("any_type", 0)
+        if weight:
+            term = any_type_loss(pred["tp"][~known])
+            terms["loss_tp_any_type"] = term.detach()
+            total = weight * term
         true = {**true, "tp": true["tp"][known][None, None]}
         pred = {**pred, "tp": pred["tp"][known][None, None]}
     targets = {name: F.one_hot(true[name], pred[name].shape[-1]).float() for name in pred if name != "hv"}
     targets["hv"] = true["hv"]
-    total, terms = 0.0, {}
     for branch in pred:
-        weights = {name: weight for name, weight in extra["loss"][branch].items() if weight != 0}
+        weights = {name: w for name, w in extra["loss"][branch].items() if w != 0 and name != "any_type"}
         if not pred[branch].numel():  # not one known type in the batch
             weights = {}
         if not weights:  # DistributedDataParallel waits for the gradients of every branch

@@ -105,6 +105,18 @@ def test_class_weights_change_the_type_terms_alone():
     assert abs(weighted["loss_tp_bce"] - plain["loss_tp_bce"]) > 1e-3
 
 
+def test_nuclei_without_a_type_are_of_any_type_but_no_background():
+    """Probabilities .5, .3, .2 on four pixels, two of them of unknown type: -log(.3 + .2) each."""
+    probabilities = torch.tensor([0.5, 0.3, 0.2]).expand(1, 2, 2, 3)
+    pred = {"tp": probabilities}
+    true = {"np": torch.ones(1, 2, 2), "hv": torch.zeros(1, 2, 2, 2), "tp": torch.tensor([[[1, 2], [255, 255]]])}
+    extra = {"loss": {"tp": {"bce": 0, "any_type": 3.0}}}
+    total, terms = weighted_loss({**true, "known": true["tp"] != 255}, pred, extra)
+    assert terms.keys() == {"loss_tp_any_type"}
+    assert float(total) == pytest.approx(3 * np.log(2))
+    assert weighted_loss({**true, "tp": torch.tensor([[[1, 2], [0, 0]]])}, pred, extra)[1] == {}
+
+
 def test_msge_axis_is_taken_from_the_recipe():
     hv = torch.zeros(1, 12, 12, 2)
     hv[..., 0] = torch.linspace(-1, 1, 12)  # x rises to the right, as it should
