@@ -22,7 +22,7 @@ SAMPLE_MPP = 0.5
 # Kumar's 16 training images it is 0.059 to 0.212, in most of them between 0.1 and 0.2.
 HAEMATOXYLIN_GAIN = 2.5
 # Of the sample slide: grey value and width of the glass, how much smaller the second level is, and tiles in px.
-GLASS, SLIDE_MARGIN_PX, SLIDE_DOWNSAMPLE, SLIDE_TILE = 244, 128, 4, (256, 256)
+GLASS, SLIDE_MARGIN_PX, SLIDE_DOWNSAMPLE, SLIDE_TILE = 244, 64, 4, (256, 256)
 CENTIMETRE_UM = 10_000
 
 
