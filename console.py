@@ -13,9 +13,20 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent
 
 
+def add_to_path() -> Path:
+    """Put the folder of the toolkit on the path, so that its modules can be imported; return it.
+
+    Notebooks and programs call this first: `from hovernet_toolkit import console; console.add_to_path()`. In a clone
+    `import console` is enough where the clone itself is on the path.
+    """
+    if str(FOLDER) not in sys.path:
+        sys.path.insert(0, str(FOLDER))
+    return FOLDER
+
+
 def run(script: str) -> int:
     """Run a script's `main` with the arguments of this process; return its exit code."""
-    sys.path.insert(0, str(FOLDER))
+    add_to_path()
     return importlib.import_module(script).main()
 
 

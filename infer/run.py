@@ -53,7 +53,7 @@ class Report:
     skipped: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     found: Counter = field(default_factory=Counter)
-    diameters_um: Counter = field(default_factory=Counter)
+    diameters_um: Counter = field(default_factory=Counter, repr=False)  # some hundred entries
     warning: str = ""
 
     @property

@@ -39,7 +39,7 @@ RESULT_FOLDERS = ("json", "mat", "overlay", "qupath")
 
 
 class InferManager(BaseManager):
-    """Runs inference on a folder of images."""
+    """Runs inference on a folder of images; arguments and attributes: see `infer.run.InferManager`."""
 
     def process_file_list(
         self, run_args: Mapping[str, Any] | TileOptions, paths: Sequence[Path] | None = None
@@ -51,12 +51,19 @@ class InferManager(BaseManager):
         A bad image is reported, the others are done; inputs = done + skipped + failed.
 
         Args:
-            run_args: options by name, see `TileOptions`.
+            run_args: options of `run_infer.py tile` by name, without dashes: `input_dir` and `output_dir` are needed,
+                `mpp` is the um per px of the images. What is left out has the command's default.
             paths: files of the input folder; left out: all.
+
+        Returns:
+            What became of each image, by its name without the ending. Its nuclei are in `json/<name>.json`, which
+            `misc.formats.nuclei_json.read_json` reads as arrays: centroids (N, 2) float64 and contours (M, 2) int32, x
+            then y, in px of the image as it is, whatever the network reads it at. `mat/<name>.mat` holds `inst_map`,
+            (H, W) int32, 0 for background.
 
         Raises:
             FileNotFoundError: no input folder, or nothing in it.
-            ValueError: an option makes no sense, or two inputs would write the same files.
+            ValueError: an option is unknown or makes no sense, or two inputs would write the same files.
         """
         options = run_args if isinstance(run_args, TileOptions) else TileOptions.from_dict(run_args)
         paths = input_files(options) if paths is None else paths

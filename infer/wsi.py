@@ -52,7 +52,7 @@ THERE = "its results are there"
 
 
 class InferManager(BaseManager):
-    """Runs inference on a folder or a table of slides."""
+    """Runs inference on a folder or a table of slides; arguments and attributes: see `infer.run.InferManager`."""
 
     def process_wsi_list(
         self, run_args: Mapping[str, Any] | WsiOptions, slides: Sequence[Path] | None = None
@@ -63,12 +63,19 @@ class InferManager(BaseManager):
         are added. Files that are no slides are listed and left out. A bad slide is reported, the others are done.
 
         Args:
-            run_args: options by name, see `WsiOptions`.
+            run_args: options of `run_infer.py wsi` by name, without dashes: `output_dir`, and `input_dir` or `slides`,
+                are needed, `mpp` is the um per px of level 0. What is left out has the command's default.
             slides: of the input folder; left out: all of the folder or table.
+
+        Returns:
+            What became of each slide, by its name without the ending. Its nuclei are in `json/<name>.json`, see
+            `misc.formats.nuclei_json.read_json` (all of them) and `iter_json` (some at a time). They are in px of the
+            plane of `proc_mag`; the entry `slide` of the file says how large level 0 is (`width`, `height`, px) and how
+            to get there: `(x + 0.5) * scale - 0.5`.
 
         Raises:
             FileNotFoundError: no input folder or table, no slide in it, or no folder of masks.
-            ValueError: an option makes no sense, or two slides would write the same files.
+            ValueError: an option is unknown or makes no sense, or two slides would write the same files.
         """
         options = run_args if isinstance(run_args, WsiOptions) else WsiOptions.from_dict(run_args)
         if slides is None:

@@ -21,6 +21,9 @@ SAMPLE_MPP = 0.5
 # Haematoxylin is weaker here than in H&E sections: its 99th percentile is 0.061 (scikit-image's HED units), in
 # Kumar's 16 training images it is 0.059 to 0.212, in most of them between 0.1 and 0.2.
 HAEMATOXYLIN_GAIN = 2.5
+# Of the sample slide: grey value and width of the glass, how much smaller the second level is, and tiles in px.
+GLASS, SLIDE_MARGIN_PX, SLIDE_DOWNSAMPLE, SLIDE_TILE = 244, 64, 4, (256, 256)
+CENTIMETRE_UM = 10_000
 
 
 def haematoxylin_alone(rgb: np.ndarray, gain: float = HAEMATOXYLIN_GAIN) -> np.ndarray:
@@ -53,6 +56,26 @@ def write_samples(folder: str | Path, names: Collection[str] = ()) -> list[Path]
         with atomic_path(folder / name) as temporary:
             Image.fromarray(image).save(temporary, "PNG", dpi=(INCH_UM / SAMPLE_MPP,) * 2)  # it says its pixel size
     return [folder / name for name in images]
+
+
+def write_slide(path: str | Path, image: str | Path) -> None:
+    """Write a small slide: an image of `SAMPLE_MPP` on glass, at two magnifications.
+
+    Args:
+        path: the slide, a pyramidal TIFF.
+        image: what lies on it.
+    """
+    import tifffile
+
+    rgb = np.asarray(Image.open(image).convert("RGB"))
+    margin = ((SLIDE_MARGIN_PX, SLIDE_MARGIN_PX), (SLIDE_MARGIN_PX, SLIDE_MARGIN_PX), (0, 0))
+    slide = np.pad(rgb, margin, constant_values=GLASS)
+    with atomic_path(path) as temporary, tifffile.TiffWriter(temporary) as out:
+        for factor in (1, SLIDE_DOWNSAMPLE):
+            level = slide if factor == 1 else np.asarray(Image.fromarray(slide).reduce(factor))
+            per_cm = (CENTIMETRE_UM / (SAMPLE_MPP * factor),) * 2
+            kind = {"photometric": "rgb", "compression": "deflate", "subfiletype": int(factor > 1), "tile": SLIDE_TILE}
+            out.write(level, resolution=per_cm, resolutionunit="CENTIMETER", **kind)
 
 
 if __name__ == "__main__":

@@ -65,3 +65,13 @@ def test_an_image_from_any_folder(environment, kumar, tmp_path):
     ended = subprocess.run([*command, "tile", *options], cwd=tmp_path, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     assert len(json.loads((tmp_path / "out" / "json" / "a.json").read_text())["nuc"]) > 20
+
+
+def test_the_tutorial_finds_the_installed_package(environment, tmp_path):
+    notebook = json.loads((ROOT / "docs" / "first_steps.ipynb").read_text(encoding="utf-8"))
+    first = "".join(next(cell for cell in notebook["cells"] if cell["cell_type"] == "code")["source"])
+    code = f"{first}\nimport plot_heat_map\nassert plot_heat_map.__file__.startswith(str(TOOLKIT))\nprint(TOOLKIT)"
+    ended = subprocess.run([environment / "python", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert Path(ended.stdout.strip()).name == "hovernet_toolkit"
+    assert list(Path(ended.stdout.strip(), "pretrained").glob("*he_fast*.tar"))
