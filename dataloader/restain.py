@@ -22,13 +22,16 @@ from .restain_scene import LEAST_OD, MUCH, SOME, Patch, brown_cells, debris, gla
 CLASS_COUNTS = (2, 4)
 # Range of the mean DAB density of a nucleus of each class: within the limits of `misc.ihc.scores.THRESHOLDS_OD`, with a
 # gap around each. Of the strong ones it is the low end, to which a random amount comes.
-DAB_OD = {WEAK: (0.23, 0.36), MODERATE: (0.43, 0.56), STRONG: (0.65, 0.85)}
+DAB_OD = {WEAK: (0.25, 0.36), MODERATE: (0.43, 0.56), STRONG: (0.65, 0.85)}
 STRONG_EXTRA_OD = (0.05, 0.7)  # mean of that amount, from image to image: up to nearly black
+# Of a Dirichlet distribution, from which each image draws how many of its positive nuclei are weak, moderate, strong:
+# the median of real positive nuclei is 0.3 to 0.6.
+CLASS_WEIGHTS = (1.2, 1.2, 1.6)
 # Grey-brown negative nuclei: the chance of an image with some, and the mean of their own DAB; what all brown together
 # may make of a negative nucleus, but where cytoplasm is so brown that the eye expects it (see `restain_scene.VEIL`).
 GREYISH_CHANCE = 0.4
 GREYISH_OD = 0.06
-MOST_NEGATIVE_OD = {0: 0.165, SOME: 0.165, MUCH: 0.55}
+MOST_NEGATIVE_OD = {0: 0.15, SOME: 0.15, MUCH: 0.55}
 # Chances of brown outside nuclei: none, some, much (membrane and cytoplasm markers; all nuclei are then negative).
 EXTENTS = (0, SOME, MUCH)
 EXTENT_CHANCES = (0.55, 0.3, 0.15)
@@ -45,8 +48,8 @@ COLOUR_SD = 0.02
 SPECK_RGB = (1.0, 1.1, 1.2)  # of dark debris
 # Optical density of slide, mounting and light, and the scanner's white as a share of all light: the ground of real
 # images has .05 to .13 in each colour with the pale tissue on it.
-TINT_OD = (0.0, 0.06)
-LIGHT = (0.88, 1.0)
+TINT_OD = (0.0, 0.05)
+LIGHT = (0.9, 1.0)
 LIGHT_COLOUR = (0.97, 1.0)  # of red, green and blue beside each other
 # Share of positive nuclei: none, few (as Ki-67), or up to nearly all (as a receptor); the chance of each.
 SHARES = ((0.0, 0.0), (0.02, 0.3), (0.1, 0.9))
@@ -59,8 +62,8 @@ LEFT_UNDER_DAB = (0.35, 0.8)
 CLUSTER_UM = (30, 120)  # over which neighbours are alike
 # Chromatin in DAB beside that in haematoxylin: powers of its contrast, and clumps of its own (standard deviation within
 # real positive nuclei: 0.14 to 0.27 where the mean is 0.5).
-DAB_CONTRAST = (0.7, 2.2)
-CLUMPS = (0.0, 0.45)
+DAB_CONTRAST = (0.8, 3.0)
+CLUMPS = (0.1, 0.8)
 # Chances of what only some images have.
 HOLLOW_CHANCE = 0.6  # pale, vesicular nuclei with a rim
 BLEED_CHANCE = 0.25  # DAB that has spread around its nucleus
@@ -70,7 +73,7 @@ DEEP_SHARE = 0.4  # of nuclei, at most
 # Lengths, um.
 EDGE_UM = (0.2, 0.7)  # blur between nucleus and ground
 RIM_UM = (0.5, 1.2)
-CLUMP_UM = 0.7
+CLUMP_UM = 0.9
 BLEED_UM = (1.0, 3.0)
 DEEP_UM = 1.0
 
@@ -106,8 +109,8 @@ def restain(
     blue, rim = _counterstain(patch, classes, rng)
     uneven, grey = glass(patch, rng)
     # what a measurement of DAB in a nucleus finds of each
-    in_blue, in_brown, in_tint = _DAB_OF_RGB @ colours[:, :3]
-    found = patch.means(in_blue * blue + in_tint * uneven)
+    in_blue, in_brown, in_tint, in_grey, _, in_light = _DAB_OF_RGB @ colours
+    found = patch.means(in_blue * blue + in_tint * uneven + in_grey * grey) + in_light
     ground = _brown_ground(patch, extent, found, in_brown, rng)
     found += in_brown * patch.means(ground)
     dark, specks, clear = debris(patch, rng)
@@ -152,7 +155,7 @@ def _draw_classes(patch: Patch, likeness: np.ndarray, share: float, rng: np.rand
     positive = ids[np.argsort(-likeness[ids])][: round(share * len(ids))]
     classes = np.zeros(len(patch.areas), np.int32)
     classes[ids] = NEGATIVE
-    classes[positive] = rng.choice((WEAK, MODERATE, STRONG), len(positive), p=rng.dirichlet((1, 1, 2)))
+    classes[positive] = rng.choice((WEAK, MODERATE, STRONG), len(positive), p=rng.dirichlet(CLASS_WEIGHTS))
     return classes
 
 
@@ -196,7 +199,7 @@ def _nuclear_dab(
     if not wanted.any():
         return np.zeros(rim.shape, np.float32)
     clumps = 1 + np.float32(rng.uniform(*CLUMPS)) * patch.noise(CLUMP_UM, rng)
-    texture = cv2.pow(patch.texture, rng.uniform(*DAB_CONTRAST)) * np.clip(clumps, 0.1, 2.5) * (0.4 + 0.6 * rim)
+    texture = cv2.pow(patch.texture, rng.uniform(*DAB_CONTRAST)) * np.clip(clumps, 0.1, 3) * (0.4 + 0.6 * rim)
     shape = patch.spread(wanted > 0) * texture
     edge_um, deep = rng.uniform(*EDGE_UM), None
     if rng.random() < DEEP_CHANCE:
@@ -237,10 +240,10 @@ def _brown_ground(
         found: (N,) DAB that a measurement finds in each nucleus without it.
         in_brown: DAB that it finds in a unit of ours.
     """
-    ground = haze(patch, rng)
+    ground = np.zeros(patch.instances.shape, np.float32) if extent == MUCH else haze(patch, rng)
     if extent:
         ground += brown_cells(patch, _likeness(patch, rng.uniform(0.7, 1), rng), extent, rng)
     over = np.maximum(in_brown * patch.means(ground), LEAST_OD)
     kept = np.clip((MOST_NEGATIVE_OD[extent] - found) / over, 0, 1)
     kept[0] = 1
-    return ground * patch.blur(patch.spread(kept), 0.3)
+    return ground * patch.blur(patch.spread(kept), 0.3) if kept.min() < 1 else ground

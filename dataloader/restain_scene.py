@@ -22,6 +22,7 @@ CYTOPLASM_OD = {SOME: (0.05, 0.35), MUCH: (0.25, 0.75)}
 MEMBRANE_OD = {SOME: (0.1, 0.5), MUCH: (0.3, 1.0)}
 CELL_SHARE = {SOME: (0.05, 0.6), MUCH: (0.3, 1.0)}
 VEIL = {SOME: (0.1, 0.5), MUCH: (0.3, 0.75)}
+MOST_OVER_NUCLEI = 0.8
 CELL_FACTOR = (0.5, 1.2)  # of a cell's brown beside that of others
 NO_CYTOPLASM_CHANCE = 0.25  # membranes alone
 NO_MEMBRANE_CHANCE = 0.35
@@ -38,7 +39,7 @@ DEBRIS_MEAN = 0.7
 HEAP_CHANCE = 0.35
 HEAP_SIZE = 14  # mean number of granules
 CRYSTAL_CHANCE = 0.35
-INK_CHANCE = 0.03
+INK_CHANCE = 0.02
 INK_OD = (0.1, 0.5)
 # Scanner.
 BLUR_CHANCE = 0.4  # out of focus
@@ -62,7 +63,7 @@ PIGMENT_UM = (0.2, 0.7)
 HEAP_UM = 3.0  # standard deviation
 INK_WIDTH_UM = (10, 60)
 DEFOCUS_UM = (0.15, 0.5)
-FINE_UM = 2.0  # finer noise needs no smooth interpolation
+FINE_UM = 2.0  # up to here noise is interpolated linearly
 LEAST_OD = 0.02  # added before dividing by a density
 
 _UNMIX = np.linalg.inv(
@@ -132,10 +133,11 @@ class Patch:
 
     def noise(self, um: float, rng: np.random.Generator) -> np.ndarray:
         """(H, W) float32 noise of variance about 1 that changes over a length."""
-        coarse = rng.standard_normal([int(side * self.mpp / um) + 2 for side in self.instances.shape], np.float32)
-        return cv2.resize(
-            coarse, self.instances.shape[::-1], interpolation=cv2.INTER_CUBIC if um > FINE_UM else cv2.INTER_LINEAR
-        )
+        height, width = self.instances.shape
+        noise = rng.standard_normal([int(side * self.mpp / um) + 2 for side in (height, width)], np.float32)
+        if um > FINE_UM:  # the smooth interpolation is slow
+            noise = cv2.resize(noise, (max(width // 4, 1), max(height // 4, 1)), interpolation=cv2.INTER_CUBIC)
+        return cv2.resize(noise, (width, height), interpolation=cv2.INTER_LINEAR)
 
     def cells(self) -> tuple[np.ndarray, np.ndarray]:
         """(H, W) float32 um to the nearest nucleus, and (H, W) its id."""
@@ -162,6 +164,7 @@ def brown_cells(patch: Patch, likeness: np.ndarray, extent: int, rng: np.random.
     factor = ((likeness >= cutoff) * rng.uniform(*CELL_FACTOR, len(likeness))).astype(np.float32)[cells]
     above = 1 - (1 - np.float32(rng.uniform(*VEIL[extent]))) * patch.blur(patch.inside.astype(np.float32), 0.4)
     matter = np.clip(1.3 * patch.matter - 0.15, 0, 1.4)  # none in lumina
+    matter[patch.inside] = np.minimum(matter[patch.inside], MOST_OVER_NUCLEI)  # what H&E has there is no cytoplasm
     brown = np.zeros(patch.instances.shape, np.float32)
     if rng.random() > NO_CYTOPLASM_CHANCE:
         granules = np.clip(1 + np.float32(rng.uniform(0, 0.35)) * patch.noise(GRANULE_UM, rng), 0.2, 2.2)
@@ -263,5 +266,7 @@ def photograph(density: np.ndarray, mpp: float, rng: np.random.Generator) -> np.
         image = cv2.addWeighted(image, 1 + amount, cv2.GaussianBlur(image, (0, 0), 1.0), -amount, 0)
     if rng.random() < JPEG_CHANCE:
         quality = int(rng.integers(*JPEG_QUALITY))
-        image = cv2.imdecode(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], cv2.IMREAD_COLOR)
+        blue_first = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+        encoded = cv2.imencode(".jpg", blue_first, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+        image = cv2.cvtColor(cv2.imdecode(encoded, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
     return image
