@@ -21,7 +21,7 @@ SOME, MUCH = 1, 2
 CYTOPLASM_OD = {SOME: (0.05, 0.35), MUCH: (0.25, 0.75)}
 MEMBRANE_OD = {SOME: (0.1, 0.5), MUCH: (0.3, 1.0)}
 CELL_SHARE = {SOME: (0.05, 0.6), MUCH: (0.3, 1.0)}
-VEIL = {SOME: (0.1, 0.5), MUCH: (0.3, 0.75)}
+VEIL = {SOME: (0.1, 0.5), MUCH: (0.3, 0.65)}
 MOST_OVER_NUCLEI = 0.8
 CELL_FACTOR = (0.5, 1.2)  # of a cell's brown beside that of others
 NO_CYTOPLASM_CHANCE = 0.25  # membranes alone
@@ -51,8 +51,8 @@ JPEG_QUALITY = (40, 95)
 CHROMATIN_UM = 3.0
 MATTER_UM = 0.4
 UNEVEN_UM = 60
-CELL_UM = (2.5, 12.0)  # farthest that cytoplasm lies from its nucleus
-EXTENT_FACTOR = (0.6, 1.2)  # of a cell beside that of others
+CELL_UM = (4.5, 12.0)  # farthest that cytoplasm lies from its nucleus
+EXTENT_FACTOR = (0.7, 1.2)  # of a cell beside that of others
 LONE_MEMBRANE_UM = (2.0, 5.0)  # the same for membranes that touch no other cell
 MEMBRANE_UM = (0.3, 0.7)  # half of its width
 GAP_UM = 5
@@ -97,7 +97,7 @@ class Patch:
     @classmethod
     def of(cls, image: np.ndarray, instances: np.ndarray, mpp: float) -> Patch:
         """Measure a patch, (H, W, 3) uint8, of instances (H, W)."""
-        stains = np.maximum(cv2.transform(DENSITY_OF_VALUE[image], _UNMIX[:2]), 0)
+        stains = np.maximum(cv2.transform(cv2.LUT(image, DENSITY_OF_VALUE), _UNMIX[:2]), 0)
         hematoxylin, eosin = cv2.split(stains)
         side = 2 * round(CHROMATIN_UM / mpp) + 1
         local = cv2.blur(hematoxylin, (side, side))

@@ -95,7 +95,7 @@ def test_neither_haze_nor_cytoplasm_nor_membranes_make_a_nucleus_positive(patch,
     monkeypatch.setattr(restaining, "SHARES", ((0.0, 0.0),) * len(restaining.SHARES))
     monkeypatch.setattr(restain_scene, "INK_CHANCE", 0)
     monkeypatch.setattr(restain_scene, "HAZE_CHANCE", 1)
-    monkeypatch.setattr(restain_scene, "HAZE_OD", (0.1, 0.25))
+    monkeypatch.setattr(restain_scene, "HAZE_OD", (0.1, 0.2))
     for extent in restaining.EXTENTS:
         monkeypatch.setattr(restaining, "EXTENT_CHANCES", [float(extent == other) for other in restaining.EXTENTS])
         inside, around = [], []
