@@ -120,12 +120,12 @@ class Patch:
 
     def means(self, plane: np.ndarray) -> np.ndarray:
         """(N,) mean of a plane in each nucleus, 0 for the background."""
-        sums = np.bincount(self.place_ids, plane.ravel()[self.places], len(self.areas))
+        sums = np.bincount(self.place_ids, plane.take(self.places), len(self.areas))
         return sums / np.maximum(self.areas, 1)
 
     def spread(self, values: np.ndarray) -> np.ndarray:
         """(H, W) float32 of (N,) values of the nuclei."""
-        return values.astype(np.float32)[self.instances]
+        return values.astype(np.float32).take(self.instances)  # half the time of indexing
 
     def blur(self, plane: np.ndarray, um: float) -> np.ndarray:
         """Blur an (H, W) float32 plane with a Gaussian."""
@@ -147,7 +147,7 @@ class Patch:
         )
         id_of_pixel = np.zeros(int(nearest.max()) + 1, self.instances.dtype)
         id_of_pixel[nearest[inside]] = self.instances[inside]
-        return away_px * self.mpp, id_of_pixel[nearest]
+        return away_px * self.mpp, id_of_pixel.take(nearest)
 
 
 def brown_cells(patch: Patch, likeness: np.ndarray, extent: int, rng: np.random.Generator) -> np.ndarray:
@@ -161,7 +161,7 @@ def brown_cells(patch: Patch, likeness: np.ndarray, extent: int, rng: np.random.
         return np.zeros(patch.instances.shape, np.float32)
     away_um, cells = patch.cells()
     cutoff = np.quantile(likeness[patch.ids], 1 - rng.uniform(*CELL_SHARE[extent]))
-    factor = ((likeness >= cutoff) * rng.uniform(*CELL_FACTOR, len(likeness))).astype(np.float32)[cells]
+    factor = ((likeness >= cutoff) * rng.uniform(*CELL_FACTOR, len(likeness))).astype(np.float32).take(cells)
     above = 1 - (1 - np.float32(rng.uniform(*VEIL[extent]))) * patch.blur(patch.inside.astype(np.float32), 0.4)
     matter = np.clip(1.3 * patch.matter - 0.15, 0, 1.4)  # none in lumina
     matter[patch.inside] = np.minimum(matter[patch.inside], MOST_OVER_NUCLEI)  # what H&E has there is no cytoplasm
@@ -169,7 +169,7 @@ def brown_cells(patch: Patch, likeness: np.ndarray, extent: int, rng: np.random.
     if rng.random() > NO_CYTOPLASM_CHANCE:
         granules = np.clip(1 + np.float32(rng.uniform(0, 0.35)) * patch.noise(GRANULE_UM, rng), 0.2, 2.2)
         extent_um = rng.uniform(*CELL_UM) * rng.uniform(*EXTENT_FACTOR, len(likeness))
-        fade = np.clip((extent_um.astype(np.float32)[cells] - away_um) / 2, 0, 1)
+        fade = np.clip((extent_um.astype(np.float32).take(cells) - away_um) / 2, 0, 1)
         brown += np.float32(rng.uniform(*CYTOPLASM_OD[extent])) * matter * fade * granules
     if rng.random() > NO_MEMBRANE_CHANCE or not brown.any():
         line = _membranes(patch, away_um, cells, rng)
