@@ -8,6 +8,8 @@ import pytest
 import scipy.io
 from scipy.spatial import cKDTree
 
+from dataloader import restain as restaining
+from dataloader import restain_scene
 from dataloader.restain import DAB_OD, restain
 from dataloader.train_loader import FileLoader
 from misc.ihc.scores import MODERATE, NEGATIVE, STRONG, THRESHOLDS_OD, WEAK, classify, nuclear_dab
@@ -58,26 +60,58 @@ def test_every_nucleus_has_a_class_and_nothing_else_has(patch):
 
 
 def test_measured_dab_agrees_with_the_class(patch):
-    """Our own colour deconvolution finds in the picture what the classes say."""
+    """Our own colour deconvolution finds in the picture what the classes say; under brown cytoplasm, beside it."""
     image, labels = patch
     area = np.bincount(labels.ravel())
-    truth, measured = [], []
+    near = cv2.dilate(labels.astype(np.uint16), np.ones((7, 7), np.uint8)).astype(np.int32) * (labels == 0)
+    truth, measured, around = [], [], []
     for seed in range(40):
         stained, classes = restain(image, labels, np.random.default_rng(seed), 4)
         ids, dab = nuclear_dab(stained, labels)
         large = area[ids] >= LEAST_AREA_PX
         truth.append(classes[ids[large]])
         measured.append(dab[large])
-    truth, measured = np.concatenate(truth), np.concatenate(measured)
+        ring = dict(zip(*nuclear_dab(stained, near), strict=True))
+        around.append([ring.get(nucleus, 0) for nucleus in ids[large].tolist()])
+    truth, measured, around = (np.concatenate(values) for values in (truth, measured, around))
     positive = truth > NEGATIVE
     assert min(np.bincount(truth)[1:]) > 50  # of each class
     assert np.mean(measured[positive] > THRESHOLDS_OD[0]) > 0.98
-    assert np.mean(measured[~positive] < THRESHOLDS_OD[0]) > 0.95
+    is_pale = (measured < THRESHOLDS_OD[0]) | (measured < around)
+    assert np.mean(is_pale[~positive]) > 0.97
+    assert np.mean(measured[~positive] < THRESHOLDS_OD[0]) > 0.75  # all but markers of cytoplasm
     assert np.mean(classify(measured)[positive] == truth[positive]) > 0.9
     for value in (WEAK, MODERATE, STRONG):
         middle = np.median(measured[truth == value])
         assert middle > DAB_OD[value][0]
         assert value == STRONG or middle < DAB_OD[value][1]
+
+
+def test_neither_haze_nor_cytoplasm_nor_membranes_make_a_nucleus_positive(patch, monkeypatch, subtests):
+    """Without positive nuclei none is called so, and none looks so beside its surroundings, however brown they are."""
+    image, labels = patch
+    near = cv2.dilate(labels.astype(np.uint16), np.ones((9, 9), np.uint8)).astype(np.int32) * (labels == 0)
+    large = np.flatnonzero(np.bincount(labels.ravel(), weights=labels.ravel() > 0) >= LEAST_AREA_PX)
+    monkeypatch.setattr(restaining, "SHARES", ((0.0, 0.0),) * len(restaining.SHARES))
+    monkeypatch.setattr(restain_scene, "INK_CHANCE", 0)
+    monkeypatch.setattr(restain_scene, "HAZE_CHANCE", 1)
+    monkeypatch.setattr(restain_scene, "HAZE_OD", (0.1, 0.2))
+    for extent in restaining.EXTENTS:
+        monkeypatch.setattr(restaining, "EXTENT_CHANCES", [float(extent == other) for other in restaining.EXTENTS])
+        inside, around = [], []
+        for seed in range(8):
+            stained, classes = restain(image, labels, np.random.default_rng(seed))
+            assert set(classes.tolist()) <= {0, NEGATIVE}
+            own, ring = (dict(zip(*nuclear_dab(stained, ids), strict=True)) for ids in (labels, near))
+            both = [nucleus for nucleus in large.tolist() if nucleus in ring]
+            inside += [own[nucleus] for nucleus in both]
+            around += [ring[nucleus] for nucleus in both]
+        inside, around = np.array(inside), np.array(around)
+        with subtests.test(extent=extent):
+            assert np.mean(around > THRESHOLDS_OD[0]) > 0.2  # brown enough to call the nuclei positive by it
+            assert np.mean((inside < THRESHOLDS_OD[0]) | (inside < around)) > 0.97
+            if extent != restain_scene.MUCH:
+                assert np.mean(inside < THRESHOLDS_OD[0]) > 0.95
 
 
 def test_positive_nuclei_lie_together(patch):
