@@ -16,6 +16,7 @@ LEVELS = ({"misc"}, {"models"}, {"infer", "viewer", "run_utils", "dataloader", "
 RECIPE = "models.hovernet.opt"  # the one exception: it says what training does, and only configurations import it
 ROOMS = {"slides", "formats", "ihc"}  # of misc
 MAX_LINES = 400
+MAX_INFER_MODULES = 16
 HEAVY = ("numpy", "torch", "cv2", "scipy", "skimage", "matplotlib")  # a second or more to import
 
 
@@ -92,11 +93,31 @@ def test_misc_has_three_rooms_and_no_module_that_nobody_uses():
             assert name in used or f"-m {name} " in commands, f"nobody imports {name}"
 
 
+def test_what_one_package_alone_imports_lies_in_that_package():
+    """Misc is for what several packages share; scripts are no package, so what serves only them may lie there too."""
+    users = {
+        name: {room(other) for other in SOURCE if name in imported(other) - {other}} - {"benchmarks"}
+        for name in MODULES
+        if name.startswith("misc.") and SOURCE[name].name != "__init__.py"
+    }
+    assert not {name: only for name, only in users.items() if len(only) == 1 and not only <= {"", room(name)}}
+
+
+def room(name: str) -> str:
+    """Return the package that a module lies in, of misc its room; nothing for a script."""
+    parts = name.split(".")[:-1]
+    return ".".join(parts[:2] if parts[:1] == ["misc"] else parts[:1])
+
+
 def is_a_name_for_others(name: str) -> bool:
     """Say whether a module only imports and passes on, under a name that code outside the repository knows."""
     text, *statements = tree(name).body
     kinds = {type(statement) for statement in statements}
     return isinstance(text, ast.Expr) and ast.ImportFrom in kinds and kinds <= {ast.ImportFrom, ast.Assign}
+
+
+def test_inference_stays_in_sixteen_modules():
+    assert len([name for name in MODULES if name.startswith("infer.")]) <= MAX_INFER_MODULES
 
 
 def test_help_imports_nothing_heavy_and_tells_how_to_use_each_script():
