@@ -6,10 +6,10 @@ import ast
 import re
 
 from conftest import ROOT
-from draw_architecture import PICTURE, TEXT, boxes, picture, with_tables
-from source_tree import tree
 
-ANEW = "run `python tests/draw_architecture.py`"
+from docs.make_architecture import PICTURE, TEXT, boxes, picture, tree, with_tables
+
+ANEW = "run `python docs/make_architecture.py`"
 
 
 def test_the_picture_and_the_tables_are_those_of_the_code():

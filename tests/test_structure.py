@@ -8,7 +8,8 @@ import sys
 from graphlib import TopologicalSorter
 
 from conftest import ROOT
-from source_tree import MODULES, PACKAGES, SCRIPTS, SOURCE, imported, room, tree
+
+from docs.make_architecture import MODULES, PACKAGES, SCRIPTS, SOURCE, imported, room, tree
 
 # Each package imports from lower levels, and from its own as long as nothing goes in circles; scripts from all.
 LEVELS = ({"misc"}, {"models"}, {"infer", "viewer", "run_utils", "dataloader", "metrics"})
