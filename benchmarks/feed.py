@@ -214,8 +214,8 @@ def _cpu_seconds() -> tuple[float, float]:
 def patches_needed(options: dict, side: int) -> int:
     """Return how many patches of the slide have tissue."""
     from infer.grid import slide_patch_grid
+    from misc.slides.handler import get_file_handler
     from misc.slides.tissue import load_mask
-    from misc.wsi_handler import get_file_handler
 
     with get_file_handler(options["input_dir"] / f"{NAME}.tif", "openslide") as slide:
         shape_yx = slide.shape_yx

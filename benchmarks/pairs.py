@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from .synthetic import network_like_map, nuclei_labels, tissue_like_image
-from .upstream import Upstream
+from .upstream import RUN_ARGS, Upstream
 
 NR_TYPES = 5
 # Largest difference of the network's output that counts as the same, relative to the output's scale.
@@ -231,11 +231,7 @@ def tile(upstream: Upstream, device: str, runs: int) -> Iterator[Pair]:
         torch.save({"desc": net.state_dict()}, root / "net.tar")
         method = {"model_path": str(root / "net.tar"), "model_args": {"nr_types": NR_TYPES, "mode": "fast"}}
         run_args = {
-            "batch_size": 4,
-            "nr_inference_workers": 0,
-            "nr_post_proc_workers": 0,
-            "patch_input_shape": 256,
-            "patch_output_shape": 164,
+            **RUN_ARGS,
             "input_dir": str(root / "in"),
             "mem_usage": 0.5,
             "draw_dot": False,

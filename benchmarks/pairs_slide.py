@@ -19,7 +19,7 @@ import numpy as np
 
 from .pairs import SHIPPED, Pair, channels_scaled
 from .slide_memory import family_rss, folder_size
-from .upstream import Upstream
+from .upstream import RUN_ARGS, Upstream
 
 # From the edge of what the original predicts, px: nearer nuclei are cut off in its result.
 EDGE_PX = 64
@@ -106,11 +106,7 @@ def run_theirs(root: Path, folder: Path, device: str, mag: float) -> None:
     module.Pool = ThreadPool
     method = {"model_path": str(root / "net.tar"), "model_args": {"nr_types": None, "mode": checkpoint.mode}}
     run_args = {
-        "batch_size": 4,
-        "nr_inference_workers": 0,
-        "nr_post_proc_workers": 0,
-        "patch_input_shape": 256,
-        "patch_output_shape": 164,
+        **RUN_ARGS,
         "input_dir": str(root / "in"),
         "output_dir": str(root / "theirs"),
         "input_mask_dir": "",

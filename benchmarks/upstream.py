@@ -36,6 +36,14 @@ _SHARED_NAMES = (
 )
 # Packages that the original imports and that none of the compared functions needs.
 _STUBS = ("pandas", "psutil", "sklearn", "sklearn.metrics", "tensorboardX", "termcolor")
+# What a run of either wants, on images or slides: batches that a CPU takes, no processes, the patches of mode `fast`.
+RUN_ARGS = {
+    "batch_size": 4,
+    "nr_inference_workers": 0,
+    "nr_post_proc_workers": 0,
+    "patch_input_shape": 256,
+    "patch_output_shape": 164,
+}
 
 
 class Upstream:

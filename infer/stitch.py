@@ -77,7 +77,6 @@ class Stitcher:
 
     def __init__(self, blocks: BlockGrid, expected: Iterable[int] | None = None):
         self.blocks = blocks
-        self.trimmed = self.united = 0  # nuclei that were cut back, or put together from two blocks
         self._todo = sorted(range(len(blocks)) if expected is None else expected, reverse=True)
         self._open: dict[int, OpenBlock] = {}  # by index, in row-major order
         self._waiting: list[tuple[int, Key]] = []  # foreign nuclei, with the block after which they are decided
@@ -157,7 +156,7 @@ class Stitcher:
             return
         partners = [rival for rival in sorted(rivals) if self._continues(rival, key, mine, rivals[rival])]
         if partners:
-            self._unite(key, mine, partners, rivals)
+            self._unite(mine, partners, rivals)
             return
         free = self._free(mine, rivals)
         owned = block.part.owned[key[1]]
@@ -222,7 +221,7 @@ class Stitcher:
             free &= ~self._shape(other).window(mine.box)
         return free
 
-    def _unite(self, key: Key, mine: Shape, partners: list[Key], rivals: Iterable[Key]) -> None:
+    def _unite(self, mine: Shape, partners: list[Key], rivals: Iterable[Key]) -> None:
         """Add the pixels of a nucleus to the first of its partners, and the other partners too."""
         mask = self._free(mine, [rival for rival in rivals if rival not in partners])
         shapes = [Shape(mine.box, mask, mine.parts), *(self._shape(partner) for partner in partners)]
@@ -238,7 +237,6 @@ class Stitcher:
             self._grown.discard((block, i))
         self._set(partners[0], Shape(box, self._filled(whole, box), dict(sorted(parts.items()))))
         self._grown.add(partners[0])
-        self.united += 1
 
     def _cut_back(self, key: Key, mine: Shape, free: np.ndarray) -> None:
         """Accept the largest piece of the free pixels of a nucleus."""
@@ -253,7 +251,6 @@ class Stitcher:
         box = (mine.box[0] + y0, mine.box[1] + x0, mine.box[0] + y1, mine.box[1] + x1)
         self._set(key, Shape(box, piece[y0:y1, x0:x1], mine.parts))
         self._open[key[0]].accepted[key[1]] = True
-        self.trimmed += 1
 
     def _set(self, key: Key, shape: Shape) -> None:
         block = self._open[key[0]]
@@ -268,7 +265,7 @@ class Stitcher:
             ends = [self.blocks.block(index).outer, *(self._shape(k).box for k in self._grown if k[0] == index)]
             if max(map(self.blocks.last_touching, ends)) > self._last_done or any(map(self._holds_pending, ends)):
                 break
-            finished.append(self._written(index, block))
+            finished.append(self._written(block))
             self._grown = {key for key in self._grown if key[0] != index}
             del self._open[index]
         return [nuclei for nuclei in finished if len(nuclei)]
@@ -278,7 +275,7 @@ class Stitcher:
         near = (self._open[index] for index in self._open_near(box))
         return any((block.pending & _overlap(block.boxes, box)).any() for block in near)
 
-    def _written(self, index: int, block: OpenBlock) -> Nuclei:
+    def _written(self, block: OpenBlock) -> Nuclei:
         """Return the accepted nuclei of a block in its order, those with another shape measured anew."""
         nuclei, pieces, start = block.part.nuclei, [], 0
         for i in sorted(i for i in block.shapes if block.accepted[i]):

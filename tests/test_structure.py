@@ -3,53 +3,21 @@
 from __future__ import annotations
 
 import ast
-import functools
 import subprocess
 import sys
 from graphlib import TopologicalSorter
-from pathlib import Path
 
 from conftest import ROOT
+
+from docs.make_architecture import MODULES, PACKAGES, SCRIPTS, SOURCE, imported, room, tree
 
 # Each package imports from lower levels, and from its own as long as nothing goes in circles; scripts from all.
 LEVELS = ({"misc"}, {"models"}, {"infer", "viewer", "run_utils", "dataloader", "metrics"})
 RECIPE = "models.hovernet.opt"  # the one exception: it says what training does, and only configurations import it
 ROOMS = {"slides", "formats", "ihc"}  # of misc
 MAX_LINES = 400
+MAX_INFER_MODULES = 16
 HEAVY = ("numpy", "torch", "cv2", "scipy", "skimage", "matplotlib")  # a second or more to import
-
-
-def module_name(path: Path) -> str:
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-
-
-SOURCE = {
-    module_name(path): path for path in ROOT.rglob("*.py") if path.relative_to(ROOT).parts[0] not in (".venv", "tests")
-}
-SCRIPTS = sorted(name for name in SOURCE if "." not in name and SOURCE[name].name != "__init__.py")
-PACKAGES = sorted({name.split(".")[0] for name in SOURCE if "." in name} - {"benchmarks", "pretrained"})
-MODULES = sorted(name for name in SOURCE if "." in name and name.split(".")[0] in PACKAGES)
-
-
-@functools.cache
-def tree(name: str) -> ast.Module:
-    return ast.parse(SOURCE[name].read_text(encoding="utf-8"))
-
-
-@functools.cache
-def imported(name: str) -> set[str]:
-    """Return the modules of ours that a module imports, wherever in the file it does."""
-    package = name if SOURCE[name].name == "__init__.py" else name.rpartition(".")[0]
-    found = set()
-    for part in ast.walk(tree(name)):
-        if isinstance(part, ast.Import):
-            found |= {alias.name for alias in part.names}
-        elif isinstance(part, ast.ImportFrom):
-            above = package.split(".")[: len(package.split(".")) + 1 - part.level] if part.level else []
-            origin = ".".join([*above, *([part.module] if part.module else [])])
-            names = {f"{origin}.{alias.name}" for alias in part.names}
-            found |= {full if full in SOURCE else origin for full in names}
-    return found & set(SOURCE)
 
 
 def level(name: str) -> int:
@@ -92,11 +60,25 @@ def test_misc_has_three_rooms_and_no_module_that_nobody_uses():
             assert name in used or f"-m {name} " in commands, f"nobody imports {name}"
 
 
+def test_what_one_package_alone_imports_lies_in_that_package():
+    """Misc is for what several packages share; scripts are no package, so what serves only them may lie there too."""
+    users = {
+        name: {room(other) for other in SOURCE if name in imported(other) - {other}} - {"benchmarks"}
+        for name in MODULES
+        if name.startswith("misc.") and SOURCE[name].name != "__init__.py"
+    }
+    assert not {name: only for name, only in users.items() if len(only) == 1 and not only <= {"", room(name)}}
+
+
 def is_a_name_for_others(name: str) -> bool:
     """Say whether a module only imports and passes on, under a name that code outside the repository knows."""
     text, *statements = tree(name).body
     kinds = {type(statement) for statement in statements}
     return isinstance(text, ast.Expr) and ast.ImportFrom in kinds and kinds <= {ast.ImportFrom, ast.Assign}
+
+
+def test_inference_stays_in_sixteen_modules():
+    assert len([name for name in MODULES if name.startswith("infer.")]) <= MAX_INFER_MODULES
 
 
 def test_help_imports_nothing_heavy_and_tells_how_to_use_each_script():

@@ -29,8 +29,6 @@ from misc.type_info import RGB, TypeInfo
 
 # Graphics that outline nothing: no nuclei, whatever their colour.
 NOT_NUCLEI = frozenset({"text", "point", "ruler", "arrow", "polyline"})
-# Graphics that enclose an area.
-OUTLINES = frozenset({"polygon", "rectangle", "ellipse"})
 # Pens of the seed's lab (#rrggbbaa): staining class of a nucleus, the tumour bed, and hot spots by rank.
 LAB_PENS: dict[int, str] = {1: "#ff0000ff", 2: "#0000ffff", 3: "#aa00ffff", 4: "#00ff00ff"}
 LAB_CLASSES: dict[int, str] = {1: "negative", 2: "weak", 3: "moderate", 4: "strong"}

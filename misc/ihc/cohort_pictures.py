@@ -38,9 +38,6 @@ class Estimate:
     high: float
 
 
-NONE = Estimate(*[float("nan")] * 3)
-
-
 @dataclass(frozen=True)
 class SlideIndex:
     """What the cohort's pictures show of a slide: its index, that of its hot spot, and its nuclei by class."""

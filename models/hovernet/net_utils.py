@@ -67,6 +67,17 @@ class TFSamepaddingLayer(nn.Module):
         return F.pad(x, (*pad(x.shape[3]), *pad(x.shape[2])))
 
 
+def _entry(preact: str, in_ch: int, out_ch: int, ksize: int) -> list[tuple[str, nn.Module]]:
+    """Return the layers that every unit begins with, by name; `preact` names those before the convolution."""
+    return [
+        (f"{preact}/bn", nn.BatchNorm2d(in_ch, eps=BN_EPS)),
+        (f"{preact}/relu", nn.ReLU(inplace=True)),
+        ("conv1", nn.Conv2d(in_ch, out_ch, ksize, bias=False)),
+        ("conv1/bn", nn.BatchNorm2d(out_ch, eps=BN_EPS)),
+        ("conv1/relu", nn.ReLU(inplace=True)),
+    ]
+
+
 class DenseBlock(Net):
     """Densely connected units, `valid` convolutions only (Huang et al., CVPR 2017)."""
 
@@ -79,11 +90,7 @@ class DenseBlock(Net):
         channels = in_ch
         for _ in range(unit_count):
             layers = [
-                ("preact_bna/bn", nn.BatchNorm2d(channels, eps=BN_EPS)),
-                ("preact_bna/relu", nn.ReLU(inplace=True)),
-                ("conv1", nn.Conv2d(channels, unit_ch[0], unit_ksize[0], bias=False)),
-                ("conv1/bn", nn.BatchNorm2d(unit_ch[0], eps=BN_EPS)),
-                ("conv1/relu", nn.ReLU(inplace=True)),
+                *_entry("preact_bna", channels, unit_ch[0], unit_ksize[0]),
                 ("conv2", nn.Conv2d(unit_ch[0], unit_ch[1], unit_ksize[1], groups=split, bias=False)),
             ]
             self.units.append(nn.Sequential(OrderedDict(layers)))
@@ -114,11 +121,7 @@ class ResidualBlock(Net):
         for idx in range(unit_count):
             unit_stride = stride if idx == 0 else 1
             layers = [
-                ("preact/bn", nn.BatchNorm2d(channels, eps=BN_EPS)),
-                ("preact/relu", nn.ReLU(inplace=True)),
-                ("conv1", nn.Conv2d(channels, unit_ch[0], unit_ksize[0], bias=False)),
-                ("conv1/bn", nn.BatchNorm2d(unit_ch[0], eps=BN_EPS)),
-                ("conv1/relu", nn.ReLU(inplace=True)),
+                *_entry("preact", channels, unit_ch[0], unit_ksize[0]),
                 ("conv2/pad", TFSamepaddingLayer(unit_ksize[1], unit_stride)),
                 ("conv2", nn.Conv2d(unit_ch[0], unit_ch[1], unit_ksize[1], stride=unit_stride, bias=False)),
                 ("conv2/bn", nn.BatchNorm2d(unit_ch[1], eps=BN_EPS)),

@@ -1,7 +1,7 @@
 """The recipe of the checkpoints that ship: a narrow network from random weights, affordable on a CPU.
 
-From shared/checkpoints/README.md of the project's start: AdamW with warm-up and cosine decay, clipped gradients, twice
-the HV error, and `msge` along the paper's axes, with which the HV branch learns at once. Made for patches of 0.5 um/px.
+AdamW with warm-up and cosine decay, clipped gradients, twice the HV error, and `msge` along the paper's axes, with
+which the HV branch learns at once. Made for patches of 0.5 um/px.
 """
 
 from __future__ import annotations

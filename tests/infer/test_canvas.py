@@ -57,16 +57,22 @@ def test_blocks_are_whole_and_nothing_is_left():
         assert len(canvas) == 0
 
 
+def patches_held(plan: Plan) -> list[int]:
+    """Return how many patches a canvas holds after each one that comes; its blocks are taken when they are whole."""
+    canvas, held = Canvas(plan, 1), []
+    for row, col in cells_of(plan):
+        for index in canvas.put(row, col, np.zeros((1, 7, 7), np.float32)):
+            canvas.take(index, np.empty(canvas.shape(index), np.float32))
+        held.append(len(canvas))
+    return held
+
+
 def test_only_what_a_block_still_waits_for_is_held():
     """Of a tall slide a band and its margin, however tall it is."""
     most = []
     for height in (400, 1600):
         plan = plan_slide(Planes((height, 100), (height, 100)), (12, 7), 40, 8, whole_mask(), True)
-        canvas, held = Canvas(plan, 1), []
-        for row, col in cells_of(plan):
-            for index in canvas.put(row, col, np.zeros((1, 7, 7), np.float32)):
-                canvas.take(index, np.empty(canvas.shape(index), np.float32))
-            held.append(len(canvas))
+        held = patches_held(plan)
         most.append(max(held))
         assert held[-1] == 0
     rows_of_a_band = -(-(40 + 2 * 8) // 7) + 1
@@ -78,13 +84,7 @@ def test_what_is_held_of_a_single_row_of_blocks_does_not_go_with_its_width():
     most = []
     for width in (400, 800):
         plan = plan_slide(Planes((40, width), (40, width)), (12, 7), 48, 8, whole_mask(), True)
-        plan = replace(plan, read_side=50)
-        canvas, held = Canvas(plan, 1), []
-        for row, col in cells_of(plan):
-            for index in canvas.put(row, col, np.zeros((1, 7, 7), np.float32)):
-                canvas.take(index, np.empty(canvas.shape(index), np.float32))
-            held.append(len(canvas))
-        most.append(max(held))
+        most.append(max(patches_held(replace(plan, read_side=50))))
     assert most[0] == most[1]
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import tifffile
 
+from dataloader.rois import choose_fields, extract_rois
 from misc.slides.handler import get_file_handler
 from misc.slides.images import probe_mpp
-from misc.slides.rois import choose_fields, extract_rois
 from misc.slides.tissue import TissueMask
 
 
