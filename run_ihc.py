@@ -63,7 +63,7 @@ from misc.cli import number, run_command
 
 if TYPE_CHECKING:
     from infer.run import Report
-    from misc.ihc.dab_options import DabOptions
+    from misc.ihc.dab.options import DabOptions
 
 # The checkpoint that ships; an IHC one takes its place here.
 MODEL_PATH = Path(__file__).with_name("pretrained") / "hovernet_fast_w025_20x.tar"
@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
 def score_all(args: dict) -> int:
     """Find the nuclei, score them, and say what came of it."""
     from misc.batch import print_failed
-    from misc.ihc.dab_run import DabRun
+    from misc.ihc.dab.run import DabRun
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     start = time.perf_counter()
@@ -103,7 +103,7 @@ def score_all(args: dict) -> int:
 
 def parse(args: dict) -> DabOptions:
     """Turn docopt's strings into values and check their combinations, before any work."""
-    from misc.ihc.dab_options import DabOptions, check
+    from misc.ihc.dab.options import DabOptions, check
     from misc.ihc.markers import marker
     from misc.ihc.stain_estimate import parse_stain
 

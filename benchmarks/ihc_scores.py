@@ -75,7 +75,7 @@ def place_nuclei(tissue: np.ndarray, side: int, centres: np.ndarray):
 
 def score_slide(path: Path, nuclei, nr_regions: int, shape: str, positive_a_tile: int) -> None:
     """Score a slide as `run_ihc.py` does, and print what each step takes."""
-    from misc.ihc.hot_spots import find_hot_spots
+    from misc.ihc.dab.hot_spots import find_hot_spots
     from misc.ihc.markers import marker
     from misc.ihc.measure import measure
     from misc.ihc.scores import classify, score_marker

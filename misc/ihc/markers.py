@@ -81,7 +81,7 @@ class Marker:
         field_mm2: area of a hot spot.
         shape: `SQUARE` or `CIRCLE`.
         ranked_by: `BY_INDEX` (share of positive nuclei) or `BY_POSITIVE` (positive nuclei a mm2).
-        min_nuclei: a hot spot grows until it holds so many, see `misc.ihc.hot_spots`.
+        min_nuclei: a hot spot grows until it holds so many, see `misc.ihc.dab.hot_spots`.
         top_k: most hot spots.
         few_nuclei: numbers below which a score is flagged, rising.
         cutoffs: categories of the index, none for a marker without a rule.

@@ -17,7 +17,8 @@ from skimage.measure import points_in_poly
 import run_ihc
 from misc.formats.nuclei_json import read_json, write_json
 from misc.formats.sedeen import read_session
-from misc.ihc import dab_files, panel
+from misc.ihc import panel
+from misc.ihc.dab import files
 from misc.ihc.scores import CLASS_NAMES, NEGATIVE, h_score, wilson_interval
 from misc.nuclei import Nuclei
 
@@ -241,7 +242,7 @@ def test_what_a_slide_lacks_is_said(ihc, shared, tmp_path, capsys):
 
 
 def test_a_slide_gives_an_overview_and_a_picture_of_each_hot_spot_in_one_range_of_colours(ihc, tmp_path, monkeypatch):
-    monkeypatch.setattr(dab_files, "WHOLE_PX", 512 * 512)
+    monkeypatch.setattr(files, "WHOLE_PX", 512 * 512)
     folder, nuclei = tmp_path / "in", tmp_path / "json"
     folder.mkdir(), nuclei.mkdir()
     image = cv2.cvtColor(cv2.imread(str(ihc / "good" / "Bladder1.png")), cv2.COLOR_BGR2RGB)

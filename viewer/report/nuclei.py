@@ -15,7 +15,7 @@ from misc.batch import recorded
 from misc.files import full_stem
 from misc.formats.nuclei_json import iter_json, read_header, types_from_header
 from misc.formats.slide_facts import SlideFacts, slide_facts
-from misc.ihc.density_slide import mm2
+from misc.ihc.density import mm2
 from misc.nuclei import Nuclei
 from misc.nuclei_features import pixel_areas
 from misc.slides.image import SlideImage, find_image

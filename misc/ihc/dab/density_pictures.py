@@ -14,8 +14,7 @@ import cv2
 import numpy as np
 import shapely
 
-from misc.ihc.density import bin_counts, smooth
-from misc.ihc.density_slide import mm2
+from misc.ihc.density import bin_counts, mm2, smooth
 from misc.ihc.panel import PANEL_PX, TEXT_PT, Caption, beside, draw_regions, enlargement
 from misc.ihc.regions import Region
 

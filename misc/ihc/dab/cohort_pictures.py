@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from misc.ihc.agreement import BlandAltman, IntraclassCorrelation
+from misc.ihc.dab.agreement import BlandAltman, IntraclassCorrelation
 from misc.ihc.panel import CLASS_TYPES, HALO, unit
 from misc.ihc.scores import CLASS_NAMES
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from misc.ihc.dab_measure import FoundNuclei
-from misc.ihc.dab_scores import Scorer, SlideScores
+from misc.ihc.dab.found import FoundNuclei
+from misc.ihc.dab.parts import Scorer, SlideScores
 from misc.ihc.markers import Marker
 from misc.ihc.measure import Densities
 from misc.ihc.regions import Chosen, Region, union

@@ -13,8 +13,8 @@ import numpy as np
 import shapely
 
 from misc.formats.sedeen import HOT_SPOT
-from misc.ihc.density_slide import mm2
-from misc.ihc.hot_spots import HotSpot, find_hot_spots
+from misc.ihc.dab.hot_spots import HotSpot, find_hot_spots
+from misc.ihc.density import mm2
 from misc.ihc.markers import Marker
 from misc.ihc.regions import Chosen, Region, holds, union
 from misc.ihc.scores import MarkerScore, score_marker

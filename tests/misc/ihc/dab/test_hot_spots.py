@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from misc.ihc.hot_spots import SIDES, find_hot_spots
+from misc.ihc.dab.hot_spots import SIDES, find_hot_spots
 from misc.ihc.markers import BY_INDEX, BY_POSITIVE, CIRCLE, SQUARE, marker
 
 

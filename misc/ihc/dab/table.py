@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from misc.ihc.dab_scores import SLIDE, SPOT, Part, SlideScores
+from misc.ihc.dab.parts import SLIDE, SPOT, Part, SlideScores
 from misc.ihc.markers import Marker
 from misc.ihc.scores import CLASS_NAMES, NEGATIVE, Score
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from misc.ihc.agreement import BlandAltman, IntraclassCorrelation, bland_altman, icc_2_1
-from misc.ihc.cohort_pictures import Estimate, SlideIndex, agreement_picture, index_picture, shares_picture
+from misc.ihc.dab.agreement import BlandAltman, IntraclassCorrelation, bland_altman, icc_2_1
+from misc.ihc.dab.cohort_pictures import Estimate, SlideIndex, agreement_picture, index_picture, shares_picture
 from misc.ihc.markers import Marker
 from misc.ihc.panel import save_picture
 from misc.ihc.scores import CLASS_NAMES
-from misc.ihc.tables import write_table
+from misc.tables import write_table
 
 INDEX = "positive_percent"
 # Pictures and tables beside the table of scores.
