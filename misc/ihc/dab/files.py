@@ -163,6 +163,8 @@ def _numbers(part: Part) -> dict[str, float]:
     """Return what QuPath shows of a region."""
     scored = part.scored.score
     values = {"nuclei": scored.measured, "positive %": 100 * scored.index, "H-score": scored.h_score}
+    if part.tissue_share is not None:
+        values["tissue %"] = 100 * part.tissue_share
     return {name: round(float(value), 2) for name, value in values.items()}
 
 
