@@ -171,6 +171,6 @@ def describe(one: Marker) -> list[str]:
     lines = [
         f"{one.name}: weak from {weak:g}, moderate from {moderate:g}, strong from {strong:g} DAB OD above the ground",
         f"hot spots: {one.shape} of {one.field_mm2:g} mm2, ranked by {one.ranked_by}, at least {one.min_nuclei} nuclei "
-        f"and {one.min_tissue:.0%} tissue",
+        f"and {100 * one.min_tissue:g} % tissue",
     ]
     return lines + [f"{c.name}: {', '.join(c.categories)}; {c.source}" for c in one.cutoffs]

@@ -19,8 +19,7 @@ from misc.ihc.density import mm2
 from misc.nuclei import Nuclei
 from misc.nuclei_features import pixel_areas
 from misc.slides.image import SlideImage, find_image
-from misc.slides.images import resize
-from misc.slides.tissue import PX_UM2, load_mask, otsu_mask
+from misc.slides.tissue import find_tissue, load_mask
 from misc.type_info import TypeInfo, default_type_info, type_name
 from viewer.report import pictures
 from viewer.report.fields import FIELD_UM, FIELD_UNKNOWN_PX, Field, choose
@@ -205,10 +204,7 @@ def tissue_of(found: Found, image: SlideImage, drawn: Path) -> np.ndarray | None
     if not found.header.get("mag") or mpp is None or (isinstance(run, dict) and run.get("mask")):
         return None
     thumb = image.thumbnail()
-    shape = tuple(
-        round(side * um / PX_UM2**0.5) for side, um in zip((image.height, image.width), mpp[::-1], strict=True)
-    )
-    return otsu_mask(resize(thumb, shape) if shape[0] < thumb.shape[0] else thumb).mask
+    return find_tissue(thumb, tuple(um * image.width / thumb.shape[1] for um in mpp)).mask
 
 
 def field_galleries(

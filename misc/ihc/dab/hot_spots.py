@@ -231,7 +231,7 @@ class _Grid:
         return enough
 
     def best(self) -> Iterator[tuple[np.ndarray, int, bool]]:
-        """Yield the point (x, y) and the side of one window after the other, best first, and if it has enough tissue."""
+        """Yield the point (x, y) and the side of one window after the other, best first, and if it has the tissue."""
         rank = self.positive / np.maximum(self.total if self.marker.ranked_by == BY_INDEX else self.side**2, 1)
         left, top_k = (self.total >= self.marker.min_nuclei) & (self.positive > 0), self.marker.top_k
         on_tissue = self._has_tissue(left)

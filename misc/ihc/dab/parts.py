@@ -138,7 +138,7 @@ class Scorer:
         if not spot.has_enough:
             flags.append(f"no field holds {self.marker.min_nuclei} nuclei: the fullest one")
         if not spot.has_tissue:
-            flags.append(f"less than {self.marker.min_tissue:.0%} of it is tissue, as of all fields: the fullest one")
+            flags.append(f"less than {100 * self.marker.min_tissue:g} % of it is tissue, as of all fields: the fullest")
         region = Region(f"{HOT_SPOT} {spot.rank}", HOT_SPOT, outline)
         return self._spot(region, members, ground, rank=spot.rank, side_um=spot.side_um, flags=tuple(flags))
 

@@ -72,7 +72,7 @@ def caption_lines(part: Part, marker: Marker) -> list[str]:
     if scored.allred:
         lines[-1] += f", Allred {sum(scored.allred)} ({scored.allred[0]} + {scored.allred[1]})"
     if part.tissue_share is not None:
-        lines.append(f"{part.tissue_share:.0%} of the field is tissue")
+        lines.append(f"{100 * part.tissue_share:.0f} % of the field is tissue")
     for rule in marker.cutoffs:
         lines.append(f"{scored.categories[rule.name]}: {rule.source}")
     return [*lines, *(f"! {flag}" for flag in part.flags)]

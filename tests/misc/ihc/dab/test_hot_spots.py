@@ -28,7 +28,7 @@ def overlaps(first, second, shape):
 
 def tissue_share(tissue, centre, side, step, shape):
     """Look at every sample point around a window."""
-    reach = np.arange(-SIDES[-1] * SAMPLES, SIDES[-1] * SAMPLES) + 0.5
+    reach = np.arange(-SIDES[-1] * SAMPLES // 2, SIDES[-1] * SAMPLES // 2) + 0.5
     points = centre + np.stack(np.meshgrid(reach, reach), -1).reshape(-1, 2) * step / SAMPLES
     points = points[in_window(points, centre, side, shape)]
     return shapely.intersects_xy(tissue, *points.T).mean()
