@@ -57,7 +57,7 @@ RECEPTOR = Cutoffs(
 PR_RECEPTOR = replace(RECEPTOR, source=f"{_ASCO_CAP}; it reports low positive for ER only")
 KI67_BREAST = Cutoffs(
     "ikwg_2021",
-    ("low (at most 5 %)", "between (no treatment by it)", "high (30 % and more)"),
+    ("low (at most 5 %)", "intermediate (over 5, under 30 %)", "high (30 % and more)"),
     (0.05, 0.30),
     (False, True),
     "International Ki67 in Breast Cancer Working Group 2021 (Nielsen et al., J Natl Cancer Inst 113:808)",

@@ -178,14 +178,15 @@ def overviews(found: Found, image: SlideImage | None, spots: Sequence[Mapping[st
         if len(words) > 1 or not (drawn / "overlay" / f"{name}.png").is_file():
             picture = pictures.overview(thumb, image.width, mpp, tissue, boxes)
             shown.append(pictures.whole(picture, f"{name}: {', '.join(words)}", ", ".join(words).capitalize()))
-    if image is not None and not (drawn / "heatmap" / f"{name}.png").is_file():
+    if image is not None and not any((drawn / folder / f"{name}.png").is_file() for folder in ("heatmap", "density")):
         level0 = (found.centroids_xy + 0.5) * found.facts.scale - 0.5
         dense = pictures.density(thumb, level0, image.width)
         shown.append(
             pictures.whole(dense, f"{name}: where nuclei are dense", "Density of nuclei: the bluer, the denser")
         )
     over = "Density on the slide" if (drawn / "heatmap").is_dir() else "Outlines by type"
-    for folder, words in (("overlay", over), ("heatmap", "Density map"), ("score", "DAB density")):
+    maps = [("heatmap", "Density map"), ("density", "Positive nuclei per mm2 of tissue")]
+    for folder, words in (("overlay", over), *maps, ("score", "DAB density"), ("histogram", "DAB density")):
         path = drawn / folder / f"{name}.png"
         if path.is_file() and (picture := cv2.imread(str(path))) is not None:
             rgb = pictures.fit(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB))

@@ -36,7 +36,8 @@ def draw_cohort(table: Path, marker: Marker, other: Path | None) -> None:
     slides = [_slide(row) for row in rows.values()]
     if slides:
         limits = marker.cutoffs[0].limits if marker.cutoffs else ()
-        title = f"{marker.name}: index by slide" + (f" (lines: {marker.cutoffs[0].name})" if limits else "")
+        cuts = ", ".join(f"{100 * limit:g}" for limit in limits)
+        title = f"{marker.name}: index by slide" + (f" (lines at {cuts} %: {marker.cutoffs[0].name})" if limits else "")
         save_picture(index_picture(slides, limits, title), table.with_name(INDEX_PICTURE))
         save_picture(shares_picture(slides, f"{marker.name}: staining classes"), table.with_name(CLASSES_PICTURE))
     if other:

@@ -15,7 +15,7 @@ import numpy as np
 import shapely
 
 from misc.ihc.density import bin_counts, mm2, smooth
-from misc.ihc.panel import PANEL_PX, TEXT_PT, Caption, beside, draw_regions, enlargement
+from misc.ihc.panel import DPI, PANEL_PX, TEXT_PT, Caption, beside, draw_regions, enlargement
 from misc.ihc.regions import Region, area_mask
 
 if TYPE_CHECKING:
@@ -167,13 +167,14 @@ def _colour_map() -> Colormap:
     return ListedColormap(colormaps[COLOUR_MAP](np.linspace(0, LAST_COLOUR, 256)))
 
 
-def _colour_bar(figure: Figure, axes: Axes, unit: str, top: float, y_px: float) -> None:
-    """Add the colours with their numbers below the text of the panel."""
+def _colour_bar(figure: Figure, axes: Axes, unit: str, top: float, y: float) -> None:
+    """Add the colours with their numbers below the text of the panel, which ends at `y` as `beside` has it."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
-    width, height = figure.get_size_inches() * figure.dpi
-    bar = figure.add_axes(((width - PANEL_PX + 18) / width, 1 - (y_px + 48) / height, 270 / width, 16 / height))
+    width, height = figure.get_size_inches() * DPI
+    bar = figure.add_axes(((width - PANEL_PX + 18) / width, 1 - (y + 66) / height, 270 / width, 16 / height))
     figure.colorbar(ScalarMappable(Normalize(0, top), _colour_map()), cax=bar, orientation="horizontal")
-    bar.set_title(unit, fontsize=TEXT_PT, loc="left")
+    lines = ", ".join(f"{100 * share:.0f}" for share in CONTOURS)
+    bar.set_title(f"{unit};\nlines at {lines} % of the range", fontsize=TEXT_PT, loc="left")
     bar.tick_params(labelsize=TEXT_PT - 1)

@@ -84,6 +84,7 @@ class Scorer:
         chosen: the regions of the slide.
         tissue: where there is tissue, drawn or found.
         mpp_xy: um per level-0 px, or `None`: no areas, and no hot spots but those that were drawn.
+        size_wh: of the slide, level-0 px.
     """
 
     xy: np.ndarray
@@ -92,6 +93,7 @@ class Scorer:
     chosen: Chosen
     tissue: BaseGeometry
     mpp_xy: tuple[float, float] | None
+    size_wh: tuple[int, int]
 
     def run(self) -> SlideScores:
         """Score all parts of the slide."""
@@ -118,7 +120,7 @@ class Scorer:
     def _hot_spots(self, within: np.ndarray, ground: BaseGeometry) -> list[Part]:
         """Score the fields that were drawn, or else search; only nuclei and tissue of the regions count in them."""
         if drawn := self.chosen.hot_spots:
-            found = [self._spot(region, region.holds(self.xy) & within, ground) for region in drawn]
+            found = [self._spot(region, region.area, region.holds(self.xy) & within, ground) for region in drawn]
             found.sort(key=lambda part: -np.nan_to_num(part.scored.score.index, nan=-1))
             return [replace(part, rank=rank) for rank, part in enumerate(found, 1)]
         if self.mpp_xy is None:
@@ -139,11 +141,14 @@ class Scorer:
             flags.append(f"no field holds {self.marker.min_nuclei} nuclei: the fullest one")
         if not spot.has_tissue:
             flags.append(f"less than {100 * self.marker.min_tissue:g} % of it is tissue, as of all fields: the fullest")
-        region = Region(f"{HOT_SPOT} {spot.rank}", HOT_SPOT, outline)
-        return self._spot(region, members, ground, rank=spot.rank, side_um=spot.side_um, flags=tuple(flags))
+        width, height = self.size_wh
+        on_slide = outline & shapely.box(-0.5, -0.5, width - 0.5, height - 0.5)
+        region = Region(f"{HOT_SPOT} {spot.rank}", HOT_SPOT, on_slide)
+        return self._spot(region, outline, members, ground, rank=spot.rank, side_um=spot.side_um, flags=tuple(flags))
 
-    def _spot(self, region: Region, members: np.ndarray, ground: BaseGeometry, **more) -> Part:
-        share = float((region.area & self.tissue).area) / region.area_px
+    def _spot(self, region: Region, field: BaseGeometry, members: np.ndarray, ground: BaseGeometry, **more) -> Part:
+        """Score a field, of which `region` is what lies on the slide."""
+        share = float((field & self.tissue).area / field.area)
         return self._part(SPOT, members, region.area & ground, region=region, tissue_share=share, **more)
 
     def _part(self, scope: str, members: np.ndarray, area: BaseGeometry, **more) -> Part:

@@ -138,7 +138,7 @@ def score_slide(
     xy = slide.nuclei.centroids_xy
     found = None if chosen.tissue else tissue_region(image, slide.mpp_xy, xy)
     tissue = chosen.tissue or ([found] if found else [])
-    scores = Scorer(xy, classes, marker, chosen, union(tissue), slide.mpp_xy).run()
+    scores = Scorer(xy, classes, marker, chosen, union(tissue), slide.mpp_xy, (image.width, image.height)).run()
     notes = [*slide.notes, *stained.model.warnings, *_odd(slide, stained, classes, tissue)]
     return DabSlide(
         name=name,
