@@ -20,6 +20,21 @@ DIGITS = 6
 _TYPE_COLUMN = re.compile(r"type_\d+(_|$)")
 
 
+def read_table(path: str | Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV file with a line of names, as text by column; what is missing is empty.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no CSV file.
+    """
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as handle:
+            rows = list(csv.DictReader(handle, strict=True))
+    except csv.Error as error:
+        raise ValueError(f"{path}: is no table ({error})") from error
+    return [{k: plain_cell(v or "") for k, v in row.items() if k} for row in rows]
+
+
 def earlier_rows(path: str | Path, slides: Sequence[str], key: str = "slide") -> list[dict]:
     """Return the rows that a table has of other slides, so that a run on some slides loses none of the others.
 
@@ -35,11 +50,8 @@ def earlier_rows(path: str | Path, slides: Sequence[str], key: str = "slide") ->
     if not path.is_file():
         return []
     try:
-        with open(path, encoding="utf-8-sig", newline="") as handle:
-            rows = list(csv.DictReader(handle, strict=True))
-        rows = [{k: plain_cell(v or "") for k, v in row.items() if k} for row in rows]
-        return [row for row in rows if row[key] not in (*slides, "")]
-    except (KeyError, UnicodeDecodeError, csv.Error) as error:
+        return [row for row in read_table(path) if row[key] not in (*slides, "")]
+    except (KeyError, ValueError) as error:
         raise ValueError(f"{path}: is no table of an earlier run ({error!r}); move it away") from error
 
 

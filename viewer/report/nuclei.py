@@ -184,7 +184,8 @@ def overviews(found: Found, image: SlideImage | None, spots: Sequence[Mapping[st
         shown.append(
             pictures.whole(dense, f"{name}: where nuclei are dense", "Density of nuclei: the bluer, the denser")
         )
-    over = "Density on the slide" if (drawn / "heatmap").is_dir() else "Outlines by type"
+    is_ihc = (drawn / "density").is_dir()
+    over = "Density on the slide" if (drawn / "heatmap").is_dir() else f"Outlines by {'class' if is_ihc else 'type'}"
     maps = [("heatmap", "Density map"), ("density", "Positive nuclei per mm2 of tissue")]
     for folder, words in (("overlay", over), *maps, ("score", "DAB density"), ("histogram", "DAB density")):
         path = drawn / folder / f"{name}.png"

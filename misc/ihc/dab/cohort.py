@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from misc.ihc.dab.cohort_pictures import Estimate, SlideIndex, agreement_picture
 from misc.ihc.markers import Marker
 from misc.ihc.panel import save_picture
 from misc.ihc.scores import CLASS_NAMES
-from misc.tables import write_table
+from misc.tables import read_table, write_table
 
 INDEX = "positive_percent"
 # Pictures and tables beside the table of scores.
@@ -53,16 +52,13 @@ def read_rows(table: Path) -> dict[str, dict[str, str]]:
         FileNotFoundError: there is no such file.
         ValueError: it has no columns `slide` and `positive_percent`, or two rows of a slide.
     """
-    if not table.is_file():
-        raise FileNotFoundError(f"no such file: {table}")
     try:
-        with open(table, encoding="utf-8-sig", newline="") as handle:
-            rows = [row for row in csv.DictReader(handle) if row["slide"]]
+        rows = [row for row in read_table(table) if row["slide"]]
         rows = [row for row in rows if row.get("global", "1") == "1" and not row.get("failed")]
         found = {row["slide"]: row for row in rows}
         for row in rows:
             _number(row[INDEX])
-    except (KeyError, TypeError, UnicodeDecodeError, csv.Error, ValueError) as error:
+    except (KeyError, ValueError) as error:
         raise ValueError(f"{table}: no table of scores, with columns slide and {INDEX} ({error!r})") from error
     if len(found) < len(rows):
         raise ValueError(f"{table}: more than one index of a slide; one row a slide is compared")

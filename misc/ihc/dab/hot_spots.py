@@ -216,7 +216,7 @@ class _Grid:
     def _has_tissue(self, wanted: np.ndarray) -> np.ndarray:
         """Tell which of the wanted windows, (rows, columns) bool, have enough tissue; of the others it says no."""
         if self.tissue is None:
-            return wanted
+            return np.ones_like(wanted)
         enough = np.zeros_like(wanted)
         for side in SIDES:
             rows, columns = at = np.nonzero(wanted & (self.side == side))
