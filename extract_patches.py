@@ -309,8 +309,8 @@ def rois(args: dict) -> int:
 
     from dataloader.extraction import ROIS_TABLE
     from dataloader.rois import extract_rois
-    from misc.ihc.tables import earlier_rows, merge_table
     from misc.slides.folder import find_slides
+    from misc.tables import earlier_rows, merge_table
 
     size, count, mpp = number(args, "--size", int), number(args, "--per_slide", int), number(args, "--mpp")
     seed, own_mpp = number(args, "--seed", int, zero=True), number(args, "--slide_mpp")

@@ -55,7 +55,7 @@ from misc.cli import number, numbers, read, run_command
 from misc.text import counted
 
 if TYPE_CHECKING:
-    from misc.ihc.run import Options, Report
+    from misc.ihc.heat_map.run import Options, Report
 
 # A hot spot of upstream's, in bins.
 UPSTREAM_WINDOW = (20, 20)
@@ -76,7 +76,7 @@ def plot_density_map(json_path, output_dir, wsi_path=None, **changes) -> Report:
     Raises:
         ValueError, FileNotFoundError: the options make no sense. What is wrong with one slide is in the report.
     """
-    from misc.ihc.run import run
+    from misc.ihc.heat_map.run import run
 
     argv = [f"--json_dir={json_path}", f"--output_dir={output_dir}"]
     options = parse(read(__doc__, argv + ([f"--wsi_dir={wsi_path}"] if wsi_path else [])))
@@ -130,7 +130,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def map_all(args: dict) -> int:
     """Check the options, map the slides, and say what came of it."""
-    from misc.ihc.run import run
+    from misc.ihc.heat_map.run import run
 
     start = time.perf_counter()
     options = parse(args)
@@ -154,7 +154,7 @@ def map_all(args: dict) -> int:
 
 def parse(args: dict) -> Options:
     """Turn docopt's strings into values and check their combinations, before any work."""
-    from misc.ihc.run import Options
+    from misc.ihc.heat_map.run import Options
     from misc.type_info import load_type_info, split_types
 
     positive, type_info = (args["--positive_types"] or "").strip(), args["--type_info_path"]

@@ -27,6 +27,8 @@ Options:
   --hotspot_by=<rank>       Hot spots are ranked by index or by the number of positive nuclei (positive). Left out: the
                             marker's.
   --min_nuclei=<n>          A hot spot grows until it holds so many. Left out: the marker's.
+  --min_tissue=<share>      Share of a hot spot that is tissue and no glass, at least: 0 to 1. Where no field has so
+                            much, the one with the most nuclei is given, and flagged. [default: 0.7]
   --top_k=<n>               Most hot spots of a slide. Left out: the marker's.
   --vmax=<n>                Positive nuclei per mm2 that have the last colour of all density maps. Left out: the highest
                             of the run.
@@ -36,7 +38,7 @@ Options:
                             otherwise read as they are, and it is flagged.
   --json_dir=<path>         Nuclei that were found before, <slide>.json; the network does not run.
   --gpu=<id>                Comma-separated GPU ids; mps for Apple's; empty for the CPU. [default: 0]
-  --model_path=<path>       Checkpoint. Left out: the one that ships.
+  --model_path=<path>       Checkpoint. Left out: the one that ships for DAB.
   --type_info_path=<path>   JSON with the names of the network's types. Left out: what the checkpoint says.
   --nr_post_proc_workers=<n>  Processes that turn network maps into nuclei; 0 for none. [default: 16]
   --pattern=<glob>          Which files of the folder to read. [default: *]
@@ -63,10 +65,10 @@ from misc.cli import number, run_command
 
 if TYPE_CHECKING:
     from infer.run import Report
-    from misc.ihc.dab_options import DabOptions
+    from misc.ihc.dab.options import DabOptions
 
-# The checkpoint that ships; an IHC one takes its place here.
-MODEL_PATH = Path(__file__).with_name("pretrained") / "hovernet_fast_w025_20x.tar"
+# The checkpoint that ships for DAB.
+MODEL_PATH = Path(__file__).with_name("pretrained") / "hovernet_ihc_fast_w025_20x.tar"
 # A file that does not say its pixel size is an image, up to this longer side, px; larger ones are slides, which must.
 IMAGE_PX = 8000
 
@@ -78,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
 def score_all(args: dict) -> int:
     """Find the nuclei, score them, and say what came of it."""
     from misc.batch import print_failed
-    from misc.ihc.dab_run import DabRun
+    from misc.ihc.dab.run import DabRun
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     start = time.perf_counter()
@@ -103,12 +105,13 @@ def score_all(args: dict) -> int:
 
 def parse(args: dict) -> DabOptions:
     """Turn docopt's strings into values and check their combinations, before any work."""
-    from misc.ihc.dab_options import DabOptions, check
+    from misc.ihc.dab.options import DabOptions, check
     from misc.ihc.markers import marker
     from misc.ihc.stain_estimate import parse_stain
 
     changes = {name: number(args, f"--{name}", kind) for name, kind in (("min_nuclei", int), ("top_k", int))}
     changes |= {"field_mm2": number(args, "--hotspot_field_mm2"), "shape": args["--hotspot_shape"]}
+    changes |= {"min_tissue": number(args, "--min_tissue", zero=True)}
     changes |= {"ranked_by": args["--hotspot_by"], "thresholds": _thresholds(args)}
     output, json_dir = Path(args["--output_dir"]), args["--json_dir"]
     return check(

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import shapely
 from docopt import docopt
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -75,14 +76,15 @@ def place_nuclei(tissue: np.ndarray, side: int, centres: np.ndarray):
 
 def score_slide(path: Path, nuclei, nr_regions: int, shape: str, positive_a_tile: int) -> None:
     """Score a slide as `run_ihc.py` does, and print what each step takes."""
-    from misc.ihc.hot_spots import find_hot_spots
+    from misc.ihc.dab.hot_spots import find_hot_spots
+    from misc.ihc.dab.slide import tissue_region
     from misc.ihc.markers import marker
     from misc.ihc.measure import measure
     from misc.ihc.scores import classify, score_marker
     from misc.ihc.stain_estimate import estimate_stains, tissue_sample
     from misc.slides.image import open_image
 
-    ki67, image, clock = marker("ki67", shape=shape), open_image(path), Clock()
+    ki67, image, clock = marker("ki67", shape=shape, min_tissue=0.7), open_image(path), Clock()
     model = estimate_stains(tissue_sample(image))
     clock.say(f"stains: {model.words()} {'; '.join(model.warnings)}")
     found = measure(nuclei, image.read, (image.height, image.width), model, MPP)
@@ -94,7 +96,9 @@ def score_slide(path: Path, nuclei, nr_regions: int, shape: str, positive_a_tile
     regions = [((xy >= corner) & (xy < corner + image.width / 5)).all(axis=1) for corner in corners]
     scores = [score_marker(classes, ki67, inside) for inside in [None, *regions]]
     clock.say(f"classes, and scores of {nr_regions} regions")
-    spots = find_hot_spots(xy * MPP, classes, np.any(regions, axis=0), ki67)
+    tissue = shapely.transform(tissue_region(image, (MPP, MPP), xy).area, lambda xy: (xy + 0.5) * MPP)
+    clock.say("tissue")
+    spots = find_hot_spots(xy * MPP, classes, np.any(regions, axis=0), ki67, tissue)
     clock.say(f"{len(spots)} hot spots, the first {spots[0].score.index:.1%} of {spots[0].score.measured}")
     whole = scores[0].score
     expected = len(nuclei) // A_SIDE**2 * positive_a_tile

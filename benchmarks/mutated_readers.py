@@ -68,7 +68,7 @@ def read_nuclei(path: Path) -> None:
     from misc.formats.nuclei_json import read_header, read_json, types_from_header
     from misc.formats.qupath import write_geojson
     from misc.formats.slide_facts import slide_facts
-    from misc.ihc.density_slide import load_slide, map_slide
+    from misc.ihc.heat_map.slide import load_slide, map_slide
     from misc.type_info import default_type_info
 
     header = read_header(path)
@@ -101,7 +101,7 @@ def read_mapping(path: Path) -> None:
 
 
 def read_table(path: Path) -> None:
-    from misc.ihc.tables import merge_table
+    from misc.tables import merge_table
 
     merge_table(path, [{"slide": "b", "nuclei": 1}], ["b"], ["slide", "nuclei"])
 

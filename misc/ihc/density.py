@@ -20,6 +20,12 @@ SLACK_PX = 1.0
 # Sums of fractions that differ by less than this share of the whole map's sum are equal: far above what rounding does
 # (some 1e-13), far below one nucleus of the many on a slide.
 ROUNDING = 1e-10
+UM_PER_MM = 1000.0
+
+
+def mm2(area_px: float, mpp_xy: tuple[float, float]) -> float:
+    """Return an area of px in mm2."""
+    return area_px * mpp_xy[0] * mpp_xy[1] / UM_PER_MM**2
 
 
 def grid_shape(width: int, height: int, tile_size: int) -> tuple[int, int]:

@@ -13,8 +13,8 @@ from misc.formats.labels import read_label
 from misc.formats.masks import LabelMask
 from misc.formats.sedeen import LAB_TYPES
 from misc.ihc import plots
-from misc.ihc.scores import CLASS_NAMES, NEGATIVE, classify, cohort_thresholds, score
-from misc.ihc.tables import merge_table, score_columns
+from misc.ihc.scores import CLASS_NAMES, NEGATIVE, classify, cohort_thresholds, score, score_columns
+from misc.tables import merge_table
 from misc.text import counted
 
 _COLUMNS = ("image", "nucleus", "dab_od", "type", "class")

@@ -57,7 +57,7 @@ RECEPTOR = Cutoffs(
 PR_RECEPTOR = replace(RECEPTOR, source=f"{_ASCO_CAP}; it reports low positive for ER only")
 KI67_BREAST = Cutoffs(
     "ikwg_2021",
-    ("low (at most 5 %)", "between (no treatment by it)", "high (30 % and more)"),
+    ("low (at most 5 %)", "intermediate (over 5, under 30 %)", "high (30 % and more)"),
     (0.05, 0.30),
     (False, True),
     "International Ki67 in Breast Cancer Working Group 2021 (Nielsen et al., J Natl Cancer Inst 113:808)",
@@ -81,7 +81,8 @@ class Marker:
         field_mm2: area of a hot spot.
         shape: `SQUARE` or `CIRCLE`.
         ranked_by: `BY_INDEX` (share of positive nuclei) or `BY_POSITIVE` (positive nuclei a mm2).
-        min_nuclei: a hot spot grows until it holds so many, see `misc.ihc.hot_spots`.
+        min_nuclei: a hot spot grows until it holds so many, see `misc.ihc.dab.hot_spots`.
+        min_tissue: share of a hot spot that is tissue, at least.
         top_k: most hot spots.
         few_nuclei: numbers below which a score is flagged, rising.
         cutoffs: categories of the index, none for a marker without a rule.
@@ -94,6 +95,7 @@ class Marker:
     shape: str = SQUARE
     ranked_by: str = BY_INDEX
     min_nuclei: int = 500
+    min_tissue: float = 0.0
     top_k: int = 5
     few_nuclei: tuple[int, ...] = FEW_NUCLEI
     cutoffs: tuple[Cutoffs, ...] = ()
@@ -155,6 +157,8 @@ def check_marker(one: Marker) -> Marker:
     ):
         if value not in known:
             raise ValueError(f"{option} is {' or '.join(known)}, got {value!r}")
+    if not 0 <= one.min_tissue <= 1:
+        raise ValueError(f"--min_tissue is a share from 0 to 1, got {one.min_tissue}")
     for option, value in (("--min_nuclei", one.min_nuclei), ("--top_k", one.top_k)):
         if value < 1:
             raise ValueError(f"{option} is a positive number, got {value}")
@@ -166,6 +170,7 @@ def describe(one: Marker) -> list[str]:
     weak, moderate, strong = one.thresholds
     lines = [
         f"{one.name}: weak from {weak:g}, moderate from {moderate:g}, strong from {strong:g} DAB OD above the ground",
-        f"hot spots: {one.shape} of {one.field_mm2:g} mm2, ranked by {one.ranked_by}, at least {one.min_nuclei} nuclei",
+        f"hot spots: {one.shape} of {one.field_mm2:g} mm2, ranked by {one.ranked_by}, at least {one.min_nuclei} nuclei "
+        f"and {100 * one.min_tissue:g} % tissue",
     ]
     return lines + [f"{c.name}: {', '.join(c.categories)}; {c.source}" for c in one.cutoffs]

@@ -39,10 +39,11 @@ HALO: RGB = (30, 30, 30)
 # Small pictures are enlarged by a whole number until their longer side has this many px; a picture has room for the
 # panel, px.
 MIN_SIDE_PX, MIN_HEIGHT_PX = 900, 560
-DPI = 100
+# Dots per inch, of pictures up to this height; in taller ones letters, lines and panel grow with the picture.
+DPI, FULL_HEIGHT_PX = 100, 1000
 PANEL_PX, TEXT_PT, TITLE_PT = 330, 11, 13
 # Letters that fit into a line of the panel.
-TITLE_LETTERS, LINE_LETTERS = 26, 37
+TITLE_LETTERS, LINE_LETTERS = 26, 36
 # Share of the picture's width that a scale bar is shorter than.
 BAR_SHARE = 0.25
 
@@ -75,22 +76,24 @@ def beside(rgb: np.ndarray, caption: Caption, mpp: float | None) -> tuple[Figure
         mpp: um per px of the picture, or `None`: no scale bar.
 
     Returns:
-        The figure; the axes of the picture, whose unit is its px; those of the panel, whose unit is the px, too; and
-        how far down the panel is written on, px.
+        The figure; the axes of the picture, whose unit is its px; those of the panel, `PANEL_PX` wide, whose unit is a
+        hundredth of an inch; and how far down the panel is written on, in that unit.
     """
     from matplotlib.figure import Figure
 
     height, width = rgb.shape[:2]
-    tall = max(height, MIN_HEIGHT_PX)
-    figure = Figure(figsize=((width + PANEL_PX) / DPI, tall / DPI), dpi=DPI, facecolor="white")
-    axes = figure.add_axes((0, 1 - height / tall, width / (width + PANEL_PX), height / tall))
+    tall, scale = max(height, MIN_HEIGHT_PX), max(1, height / FULL_HEIGHT_PX)
+    dpi, panel_px = DPI * scale, round(PANEL_PX * scale)
+    wide = width + panel_px
+    figure = Figure(figsize=(wide / dpi, tall / dpi), dpi=dpi, facecolor="white")
+    axes = figure.add_axes((0, 1 - height / tall, width / wide, height / tall))
     axes.imshow(rgb, interpolation="nearest", aspect="auto", extent=(0, width, height, 0))
     axes.set(xlim=(0, width), ylim=(height, 0), autoscale_on=False)
     axes.axis("off")
     if mpp:
         scale_bar(axes, width, height, mpp)
-    panel = figure.add_axes((width / (width + PANEL_PX), 0, PANEL_PX / (width + PANEL_PX), 1))
-    panel.set(xlim=(0, PANEL_PX), ylim=(tall, 0), autoscale_on=False)
+    panel = figure.add_axes((width / wide, 0, panel_px / wide, 1))
+    panel.set(xlim=(0, PANEL_PX), ylim=(tall / scale, 0), autoscale_on=False)
     panel.axis("off")
     return figure, axes, panel, _write(panel, caption)
 

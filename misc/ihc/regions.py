@@ -18,6 +18,7 @@ import numpy as np
 import shapely
 
 from misc.formats.contours import Contour
+from misc.formats.scanline import box_of, fill_ring
 from misc.formats.sedeen import HOT_SPOT
 
 if TYPE_CHECKING:
@@ -94,6 +95,17 @@ def holds(area: BaseGeometry, xy: np.ndarray) -> np.ndarray:
 def union(regions: Iterable[Region]) -> BaseGeometry:
     """Return what several regions cover together."""
     return shapely.union_all([region.area for region in regions])
+
+
+def area_mask(area: BaseGeometry, shape: tuple[int, int]) -> np.ndarray:
+    """Tell which px of a grid have their centre in an area; whole numbers are the centres, (rows, columns) bool."""
+    mask = np.zeros(shape, bool)
+    for polygon in shapely.get_parts(area):
+        for ring in (polygon.exterior, *polygon.interiors):
+            points = shapely.get_coordinates(ring)
+            box = box_of([points], shape)
+            mask[box.y0 : box.y1, box.x0 : box.x1] ^= fill_ring(points, box)  # a hole takes away what is around it
+    return mask
 
 
 def outline(contour: Contour) -> BaseGeometry:

@@ -221,6 +221,15 @@ def score(classes: np.ndarray, which: np.ndarray | None = None) -> Score:
     return Score(by_class, h_score(by_class), positive / total if total else float("nan"), low, high)
 
 
+def score_columns(scored: Score, thresholds: tuple[float, float, float]) -> dict:
+    """Return a slide's columns of staining classes and scores."""
+    columns: dict = {f"dab_{name}": scored.counts[c] for c, name in CLASS_NAMES.items()}
+    columns |= {"h_score": scored.h_score, "ki67_index": scored.index}
+    columns |= {"ki67_index_low": scored.index_low, "ki67_index_high": scored.index_high}
+    limits = zip(list(CLASS_NAMES.values())[1:], thresholds, strict=True)
+    return columns | {f"{name}_from_od": limit for name, limit in limits}
+
+
 def score_marker(classes: np.ndarray, marker: Marker, which: np.ndarray | None = None) -> MarkerScore:
     """Score a selection of nuclei as a marker is read; arguments as in `score`."""
     scored = score(classes, which)

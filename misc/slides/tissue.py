@@ -16,6 +16,7 @@ from misc.formats.annotations import read_annotations
 from misc.formats.masks import rasterise
 from misc.formats.scanline import Box
 from misc.slides.handler import FileHandler
+from misc.slides.images import resize
 from misc.slides.pixels import WHITE
 
 TISSUE_MAG = 1.25  # a px is 8 um, about a nucleus
@@ -124,6 +125,17 @@ def thumbnail(handler: FileHandler) -> np.ndarray:
     """Return the slide at 1.25x (or its own magnification, if lower), (h, w, 3) uint8, read piece by piece."""
     base_mag = handler.metadata["base_mag"]
     return handler.get_full_img(read_mag=TISSUE_MAG if base_mag is None else min(TISSUE_MAG, base_mag))
+
+
+def find_tissue(rgb: np.ndarray, mpp_xy: tuple[float, float]) -> TissueMask:
+    """Find tissue on a picture of a whole slide; one that is finer than 1.25x is made smaller first.
+
+    Args:
+        rgb: (h, w, 3) uint8.
+        mpp_xy: um per px of it.
+    """
+    shape = tuple(max(1, round(side * um / PX_UM2**0.5)) for side, um in zip(rgb.shape[:2], mpp_xy[::-1], strict=True))
+    return otsu_mask(resize(rgb, shape) if shape[0] < rgb.shape[0] else rgb)
 
 
 def otsu_mask(rgb: np.ndarray) -> TissueMask:

@@ -68,7 +68,7 @@ def test_names_may_come_from_a_file_and_are_compared(tmp_path, capsys):
 
 def test_two_runs_on_one_folder_keep_the_rows_of_both(tmp_path, monkeypatch):
     """The second one runs as a whole while the first one is between its last slide and its tables."""
-    from misc.ihc import run as runs
+    from misc.ihc.heat_map import run as runs
 
     for name in ("a", "b"):
         write_slide(tmp_path / "json", name, NUCLEI, **SLIDE)

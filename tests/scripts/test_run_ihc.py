@@ -17,7 +17,8 @@ from skimage.measure import points_in_poly
 import run_ihc
 from misc.formats.nuclei_json import read_json, write_json
 from misc.formats.sedeen import read_session
-from misc.ihc import dab_files, panel
+from misc.ihc import panel
+from misc.ihc.dab import files
 from misc.ihc.scores import CLASS_NAMES, NEGATIVE, h_score, wilson_interval
 from misc.nuclei import Nuclei
 
@@ -87,6 +88,8 @@ def test_a_folder_of_images_in_one_command(ihc, capsys):
         assert len(nuclei) == len(read_json(out / "segmentation" / "json" / f"{name}.json")[0])
         assert (row["scope"], row["global"], spot["scope"], spot["rank"]) == ("slide", "1", "hot spot", "1")
         assert row["hot_spot_percent"] == spot["positive_percent"]
+        assert 0 < float(spot["tissue_percent"]) < 70  # the image is smaller than a field
+        assert "less than 70 % of it is tissue" in spot["flags"]
         features = json.loads((out / "qupath" / f"{name}.geojson").read_text())["features"]
         assert all(shapely.geometry.shape(feature["geometry"]).is_valid for feature in features)
         said = [feature["properties"]["classification"]["name"] for feature in features]
@@ -143,8 +146,9 @@ def test_classes_by_k_means_of_all_images_or_by_the_types_of_the_network(ihc, tm
     }
     assert len(limits) == 1
     assert next(iter(limits)) != ("0.1", "0.3", "0.5")
-    options = (f"--json_dir={ihc / 'out' / 'segmentation' / 'json'}", "--classes=types")
-    assert call(ihc / "good", tmp_path / "two", *options) == 1
+    for name in NAMES:
+        write_json(nuclei / f"{name}.json", replace(found, types=None, type_prob=None))
+    assert call(ihc / "good", tmp_path / "two", f"--json_dir={nuclei}", "--classes=types") == 1
     assert "needs a network with types" in table(tmp_path / "two", "Lung1")[0]["failed"]
 
 
@@ -227,7 +231,8 @@ def test_what_a_slide_lacks_is_said(ihc, shared, tmp_path, capsys):
     assert call(folder, tmp_path / "out", f"--json_dir={nuclei}", "--thresholds=0.4,0.5,0.6", "--stain=default") == 0
     text = capsys.readouterr().out
     assert "empty: no nuclei" in text
-    assert "blue: 138 nuclei, 0.0 % positive (0.0-2.7), H-score 0, no hot spot" in text
+    none = f"{100 * wilson_interval(0, len(found))[1]:.1f}"
+    assert f"blue: {len(found)} nuclei, 0.0 % positive (0.0-{none}), H-score 0, no hot spot" in text
     assert "no positive nucleus, so no hot spot" in table(tmp_path / "out", "blue")[0]["flags"]
     assert "looks like H&E" in table(tmp_path / "out", "he")[0]["flags"]
     assert table(tmp_path / "out", "empty")[0]["flags"].startswith("no nuclei")
@@ -241,7 +246,7 @@ def test_what_a_slide_lacks_is_said(ihc, shared, tmp_path, capsys):
 
 
 def test_a_slide_gives_an_overview_and_a_picture_of_each_hot_spot_in_one_range_of_colours(ihc, tmp_path, monkeypatch):
-    monkeypatch.setattr(dab_files, "WHOLE_PX", 512 * 512)
+    monkeypatch.setattr(files, "WHOLE_PX", 512 * 512)
     folder, nuclei = tmp_path / "in", tmp_path / "json"
     folder.mkdir(), nuclei.mkdir()
     image = cv2.cvtColor(cv2.imread(str(ihc / "good" / "Bladder1.png")), cv2.COLOR_BGR2RGB)
@@ -258,6 +263,11 @@ def test_a_slide_gives_an_overview_and_a_picture_of_each_hot_spot_in_one_range_o
     rules = ("--hotspot_field_mm2=0.002", "--min_nuclei=20", "--top_k=2", "--hotspot_shape=circle")
     assert call(folder, out, f"--json_dir={nuclei}", *rules) == 0
     whole, *spots = table(out, "slide")
+    assert all(float(spot["tissue_percent"]) > 69 for spot in spots)
+    regions = json.loads((out / "regions" / "slide.geojson").read_text())["features"]
+    measured = [region["properties"].get("measurements", {}) for region in regions]
+    shown = [values["tissue %"] for values in measured if "tissue %" in values]
+    assert shown == pytest.approx([float(spot["tissue_percent"]) for spot in spots], abs=0.01)
     assert float(whole["area_mm2"]) == pytest.approx(512**2 * 0.25**2 / 1e6, rel=0.35)
     assert [row["scope"] for row in spots] == ["hot spot"] * 2
     names = sorted(path.name for path in (out / "overlay").glob("slide*"))

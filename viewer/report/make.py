@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from misc.batch import recorded
 from misc.files import full_stem, list_files, short_stem
-from misc.ihc.tables import earlier_rows
+from misc.tables import earlier_rows
 from viewer.report import nuclei
 from viewer.report.page import Page, Section, write_page
 from viewer.report.scores import score_sections

@@ -15,12 +15,11 @@ from misc.batch import recorded
 from misc.files import full_stem
 from misc.formats.nuclei_json import iter_json, read_header, types_from_header
 from misc.formats.slide_facts import SlideFacts, slide_facts
-from misc.ihc.density_slide import mm2
+from misc.ihc.density import mm2
 from misc.nuclei import Nuclei
 from misc.nuclei_features import pixel_areas
 from misc.slides.image import SlideImage, find_image
-from misc.slides.images import resize
-from misc.slides.tissue import PX_UM2, load_mask, otsu_mask
+from misc.slides.tissue import find_tissue, load_mask
 from misc.type_info import TypeInfo, default_type_info, type_name
 from viewer.report import pictures
 from viewer.report.fields import FIELD_UM, FIELD_UNKNOWN_PX, Field, choose
@@ -179,14 +178,16 @@ def overviews(found: Found, image: SlideImage | None, spots: Sequence[Mapping[st
         if len(words) > 1 or not (drawn / "overlay" / f"{name}.png").is_file():
             picture = pictures.overview(thumb, image.width, mpp, tissue, boxes)
             shown.append(pictures.whole(picture, f"{name}: {', '.join(words)}", ", ".join(words).capitalize()))
-    if image is not None and not (drawn / "heatmap" / f"{name}.png").is_file():
+    if image is not None and not any((drawn / folder / f"{name}.png").is_file() for folder in ("heatmap", "density")):
         level0 = (found.centroids_xy + 0.5) * found.facts.scale - 0.5
         dense = pictures.density(thumb, level0, image.width)
         shown.append(
             pictures.whole(dense, f"{name}: where nuclei are dense", "Density of nuclei: the bluer, the denser")
         )
-    over = "Density on the slide" if (drawn / "heatmap").is_dir() else "Outlines by type"
-    for folder, words in (("overlay", over), ("heatmap", "Density map"), ("score", "DAB density")):
+    is_ihc = (drawn / "density").is_dir()
+    over = "Density on the slide" if (drawn / "heatmap").is_dir() else f"Outlines by {'class' if is_ihc else 'type'}"
+    maps = [("heatmap", "Density map"), ("density", "Positive nuclei per mm2 of tissue")]
+    for folder, words in (("overlay", over), *maps, ("score", "DAB density"), ("histogram", "DAB density")):
         path = drawn / folder / f"{name}.png"
         if path.is_file() and (picture := cv2.imread(str(path))) is not None:
             rgb = pictures.fit(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB))
@@ -205,10 +206,7 @@ def tissue_of(found: Found, image: SlideImage, drawn: Path) -> np.ndarray | None
     if not found.header.get("mag") or mpp is None or (isinstance(run, dict) and run.get("mask")):
         return None
     thumb = image.thumbnail()
-    shape = tuple(
-        round(side * um / PX_UM2**0.5) for side, um in zip((image.height, image.width), mpp[::-1], strict=True)
-    )
-    return otsu_mask(resize(thumb, shape) if shape[0] < thumb.shape[0] else thumb).mask
+    return find_tissue(thumb, tuple(um * image.width / thumb.shape[1] for um in mpp)).mask
 
 
 def field_galleries(

@@ -10,8 +10,8 @@ from skimage.segmentation import find_boundaries
 
 from misc.batch import recorded
 from misc.formats.labels import read_label
-from misc.ihc.tables import earlier_rows
 from misc.slides.image import SlideImage
+from misc.tables import earlier_rows
 from viewer.report import pictures
 from viewer.report.nuclei import open_image_of
 from viewer.report.page import Bars, Picture, Section, Table

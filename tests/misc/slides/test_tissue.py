@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from misc.slides.handler import get_file_handler
-from misc.slides.tissue import TissueMask, load_mask, otsu_mask, thumbnail, whole_mask
+from misc.slides.tissue import TissueMask, find_tissue, load_mask, otsu_mask, thumbnail, whole_mask
 
 
 def mask_of(path, mag=None):
@@ -25,6 +25,22 @@ def test_a_slide_that_is_mostly_glass(shared):
         assert not tissue.mask[y - 2 : y + 3, x - 2 : x + 3].any(), (y, x)
     for y, x in ((150, 45), (65, 20), (125, 75), (170, 105)):
         assert tissue.mask[y, x], (y, x)
+
+
+def test_pale_counterstain_is_tissue(shared):
+    """A DAB field, paler than it is, on a slide of glass: grey values alone did not part the two."""
+    rgb = cv2.imread(str(shared / "data" / "ihc" / "Images" / "Lung1.png"))[..., ::-1].astype(np.float64)
+    white, glass = np.quantile(rgb.reshape(-1, 3), 0.999, axis=0), np.array([242, 243, 241])
+    pale = glass * (np.clip(rgb, 1, white) / white) ** 0.6
+    slide = np.tile(glass.astype(np.float64), (1200, 1600, 1))
+    slide[300:812, 500:1012] = pale
+    slide += np.random.default_rng(0).normal(0, 3, slide.shape)
+    tissue = find_tissue(np.clip(slide, 0, 255).astype(np.uint8), (0.5, 0.5)).mask
+    assert tissue.shape == (75, 100)
+    field = np.s_[300 // 16 + 1 : 812 // 16, 500 // 16 + 1 : 1012 // 16]
+    assert tissue[field].mean() > 0.97
+    tissue[300 // 16 - 1 : 812 // 16 + 2, 500 // 16 - 1 : 1012 // 16 + 2] = False
+    assert not tissue.any()
 
 
 def test_pen_ink_is_no_tissue_and_the_tissue_beside_it_stays(shared):

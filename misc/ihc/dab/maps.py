@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from misc.files import atomic_path
-from misc.ihc.dab_slide import DabSlide, origin
-from misc.ihc.dab_table import caption_lines
-from misc.ihc.density_pictures import DensityMap, MapOnSlide, density_map, density_picture
+from misc.ihc.dab.density_pictures import DensityMap, MapOnSlide, density_map, density_picture
+from misc.ihc.dab.slide import DabSlide, origin
+from misc.ihc.dab.table import caption_lines
 from misc.ihc.panel import Caption, save_picture
 from misc.ihc.region_files import load_regions
 from misc.ihc.regions import TISSUE, union

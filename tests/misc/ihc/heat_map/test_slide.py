@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from misc.formats.nuclei_json import iter_json, write_json
-from misc.ihc import density_slide
-from misc.ihc.density_slide import load_slide, map_slide
+from misc.ihc.heat_map import slide as slides
+from misc.ihc.heat_map.slide import load_slide, map_slide
 from misc.nuclei import Nuclei
 from misc.slides.image import SlideImage
 
@@ -30,7 +30,7 @@ def image(width, height, mag=None, rgb=None):
 
 
 def test_p20_a_slide_is_read_in_pieces(tmp_path, monkeypatch):
-    monkeypatch.setattr(density_slide, "iter_json", functools.partial(iter_json, chunk=1000))
+    monkeypatch.setattr(slides, "iter_json", functools.partial(iter_json, chunk=1000))
     xy = np.random.default_rng(0).uniform(10, 9990, (6000, 2))
     types = np.full(6000, 2, np.int32)
     write_json(tmp_path / "a.json", nuclei_at(xy, types), 40, {"slide": {"width": 10_000, "height": 10_000}})

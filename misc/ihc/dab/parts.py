@@ -13,8 +13,8 @@ import numpy as np
 import shapely
 
 from misc.formats.sedeen import HOT_SPOT
-from misc.ihc.density_slide import mm2
-from misc.ihc.hot_spots import HotSpot, find_hot_spots
+from misc.ihc.dab.hot_spots import HotSpot, find_hot_spots
+from misc.ihc.density import mm2
 from misc.ihc.markers import Marker
 from misc.ihc.regions import Chosen, Region, holds, union
 from misc.ihc.scores import MarkerScore, score_marker
@@ -38,6 +38,7 @@ class Part:
         region: its outline, of regions and hot spots.
         rank: of a hot spot, 1 is the best.
         side_um: of a hot spot that was searched: side of the square, or diameter.
+        tissue_share: of a hot spot, how much of it is tissue, 0 to 1.
         flags: what a person should know before quoting the numbers.
     """
 
@@ -48,6 +49,7 @@ class Part:
     region: Region | None = None
     rank: int | None = None
     side_um: float | None = None
+    tissue_share: float | None = None
     flags: tuple[str, ...] = ()
 
     @property
@@ -82,6 +84,7 @@ class Scorer:
         chosen: the regions of the slide.
         tissue: where there is tissue, drawn or found.
         mpp_xy: um per level-0 px, or `None`: no areas, and no hot spots but those that were drawn.
+        size_wh: of the slide, level-0 px.
     """
 
     xy: np.ndarray
@@ -90,6 +93,7 @@ class Scorer:
     chosen: Chosen
     tissue: BaseGeometry
     mpp_xy: tuple[float, float] | None
+    size_wh: tuple[int, int]
 
     def run(self) -> SlideScores:
         """Score all parts of the slide."""
@@ -116,16 +120,15 @@ class Scorer:
     def _hot_spots(self, within: np.ndarray, ground: BaseGeometry) -> list[Part]:
         """Score the fields that were drawn, or else search; only nuclei and tissue of the regions count in them."""
         if drawn := self.chosen.hot_spots:
-            found = [
-                self._part(SPOT, region.holds(self.xy) & within, region.area & ground, region=region)
-                for region in drawn
-            ]
+            found = [self._spot(region, region.area, region.holds(self.xy) & within, ground) for region in drawn]
             found.sort(key=lambda part: -np.nan_to_num(part.scored.score.index, nan=-1))
             return [replace(part, rank=rank) for rank, part in enumerate(found, 1)]
         if self.mpp_xy is None:
             return []
         xy_um = (self.xy + 0.5) * self.mpp_xy
-        return [self._found(spot, ground) for spot in find_hot_spots(xy_um, self.classes, within, self.marker)]
+        tissue_um = shapely.transform(self.tissue, lambda xy: (xy + 0.5) * self.mpp_xy)
+        found = find_hot_spots(xy_um, self.classes, within, self.marker, tissue_um)
+        return [self._found(spot, ground) for spot in found]
 
     def _found(self, spot: HotSpot, ground: BaseGeometry) -> Part:
         outline = shapely.Polygon(spot.outline_xy_um() / self.mpp_xy - 0.5)
@@ -136,10 +139,17 @@ class Scorer:
             flags.append(f"grown to {spot.side_um:.0f} um to hold {self.marker.min_nuclei} nuclei")
         if not spot.has_enough:
             flags.append(f"no field holds {self.marker.min_nuclei} nuclei: the fullest one")
-        region = Region(f"{HOT_SPOT} {spot.rank}", HOT_SPOT, outline)
-        return self._part(
-            SPOT, members, outline & ground, region=region, rank=spot.rank, side_um=spot.side_um, flags=tuple(flags)
-        )
+        if not spot.has_tissue:
+            flags.append(f"less than {100 * self.marker.min_tissue:g} % of it is tissue, as of all fields: the fullest")
+        width, height = self.size_wh
+        on_slide = outline & shapely.box(-0.5, -0.5, width - 0.5, height - 0.5)
+        region = Region(f"{HOT_SPOT} {spot.rank}", HOT_SPOT, on_slide)
+        return self._spot(region, outline, members, ground, rank=spot.rank, side_um=spot.side_um, flags=tuple(flags))
+
+    def _spot(self, region: Region, field: BaseGeometry, members: np.ndarray, ground: BaseGeometry, **more) -> Part:
+        """Score a field, of which `region` is what lies on the slide."""
+        share = float((field & self.tissue).area / field.area)
+        return self._part(SPOT, members, region.area & ground, region=region, tissue_share=share, **more)
 
     def _part(self, scope: str, members: np.ndarray, area: BaseGeometry, **more) -> Part:
         size = float("nan") if self.mpp_xy is None else mm2(float(area.area), self.mpp_xy)

@@ -4,19 +4,28 @@ Windows are squares or circles around the points of a grid, fixed to 0 um, whose
 for. A window that holds too few nuclei grows until it holds enough, each on its own. A nucleus at x lies in the cell
 floor(x / step) of the grid. A square consists of cells: squares that touch share no nucleus. A circle holds the nuclei
 up to its radius.
+
+Labs count in fields on tissue. By index, a field that lies half over glass has fewer nuclei and wins more often by
+chance, so a window counts only where enough of it is tissue: the share of `SAMPLES` x `SAMPLES` points of each cell.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
+import shapely
 
 from misc.ihc.density import window_sums
 from misc.ihc.markers import BY_INDEX, SQUARE, Marker
+from misc.ihc.regions import area_mask
 from misc.ihc.scores import NEGATIVE, NOT_MEASURED, Score, score
+
+if TYPE_CHECKING:
+    from shapely.geometry.base import BaseGeometry
 
 # Sides of a window in steps of the grid: the one asked for (a step is 50 um for 0.5 mm, some cells), and what it grows
 # to, up to four times its area. Even, so that squares around a point consist of cells.
@@ -25,6 +34,8 @@ SIDES = (10, 12, 14, 16, 18, 20)
 TOUCHING = 1e-9
 # Points of a grid at most (a slide of 50 mm has a million), and nuclei that are compared with circles at once.
 MAX_POINTS, PART = 16_000_000, 250_000
+# Points along a side of a cell at which is looked for tissue: 12.5 um apart for 0.5 mm.
+SAMPLES = 4
 # Points of the circle that is drawn for a hot spot.
 CIRCLE_POINTS = 64
 
@@ -41,6 +52,7 @@ class HotSpot:
         members: (M,) int64 positions of its nuclei in the arrays that were searched, rising; those measured and inside.
         score: of these.
         has_enough: whether it holds the marker's `min_nuclei`.
+        has_tissue: whether the marker's `min_tissue` of it is tissue.
     """
 
     rank: int
@@ -50,6 +62,7 @@ class HotSpot:
     members: np.ndarray
     score: Score
     has_enough: bool
+    has_tissue: bool
 
     @property
     def area_mm2(self) -> float:
@@ -66,20 +79,25 @@ class HotSpot:
 
 
 def find_hot_spots(
-    centroids_xy_um: np.ndarray, classes: np.ndarray, inside: np.ndarray | None, marker: Marker
+    centroids_xy_um: np.ndarray,
+    classes: np.ndarray,
+    inside: np.ndarray | None,
+    marker: Marker,
+    tissue_um: BaseGeometry | None = None,
 ) -> list[HotSpot]:
     """Find the windows with the largest share (or number a mm2) of positive nuclei, none overlapping an earlier one.
 
     Greedy: the best window is taken, those that overlap it are struck out, and so on. Among equals the one with more
     nuclei, then the one nearest to the middle of all, then the first in row-major order. Windows with too few nuclei
-    even when grown are left out; only where all are such, the fullest of them is returned, and is flagged. Windows
-    without a positive nucleus are no hot spots.
+    even when grown, or with too little tissue, are left out; only where all are such, the fullest of them is returned,
+    and is flagged. Windows without a positive nucleus are no hot spots.
 
     Args:
         centroids_xy_um: (N, 2) float64, x then y, um.
         classes: (N,) uint8, as `misc.ihc.scores.classify` gives them; those not measured do not count.
         inside: (N,) bool, nuclei of the chosen regions; `None`: all.
-        marker: shape and area of the window, ranking, `min_nuclei`, `top_k`.
+        marker: shape and area of the window, ranking, `min_nuclei`, `min_tissue`, `top_k`.
+        tissue_um: where there is tissue, x and y in um; `None`: everywhere.
 
     Returns:
         Best first, `marker.top_k` at most.
@@ -89,14 +107,14 @@ def find_hot_spots(
     positive = classes[chosen] > NEGATIVE
     if not positive.any():
         return []
-    grid = _Grid(np.asarray(centroids_xy_um, np.float64)[chosen], positive, marker)
+    grid = _Grid(np.asarray(centroids_xy_um, np.float64)[chosen], positive, marker, tissue_um)
     spots = []
-    for rank, (point, side) in enumerate(grid.best(), 1):
+    for rank, (point, side, has_tissue) in enumerate(grid.best(), 1):
         members = chosen[grid.members(point, side)]
         scored = score(classes[members])
         centre = tuple((point * grid.step).tolist())
         enough = scored.measured >= marker.min_nuclei
-        spots.append(HotSpot(rank, centre, side * grid.step, marker.shape, members, scored, enough))
+        spots.append(HotSpot(rank, centre, side * grid.step, marker.shape, members, scored, enough, has_tissue))
     return spots
 
 
@@ -107,9 +125,10 @@ class _Grid:
         step: um.
         total, positive: (rows, columns) int64, nuclei in the window around each point.
         side: (rows, columns) int64, of that window, steps.
+        tissue: (rows, columns + 1) int32, sample points of each row that lie in tissue, counted from the left.
     """
 
-    def __init__(self, xy: np.ndarray, positive: np.ndarray, marker: Marker):
+    def __init__(self, xy: np.ndarray, positive: np.ndarray, marker: Marker, tissue_um: BaseGeometry | None):
         self.marker, self.step = marker, marker.side_um / SIDES[0]
         self.cells = np.floor(xy / self.step).astype(np.int64)
         self.in_cell = (xy - self.cells * self.step).T.copy()  # (2, N) um from the corner of its cell
@@ -124,6 +143,7 @@ class _Grid:
         place = self.cells - low + self.pad
         self.place = place[:, 1] * self.wide[1] + place[:, 0]
         self.base = self._bin(self.place, positive)
+        self.tissue = None if tissue_um is None else self._sample(tissue_um)
         self.total, self.positive = np.zeros((2, rows, columns), np.int64)
         self.side = np.zeros((rows, columns), np.int64)
         wanted = np.ones((rows, columns), bool)
@@ -186,12 +206,39 @@ class _Grid:
             return ((self.cells >= point - side // 2) & (self.cells < point + side // 2)).all(axis=1)
         return self._in_circle(self.in_cell, *(self.cells - point).T, side)
 
-    def best(self) -> Iterator[tuple[np.ndarray, int]]:
-        """Yield the point (x, y) and the side of one window after the other, best first."""
+    def _sample(self, tissue_um: BaseGeometry) -> np.ndarray:
+        """Look for tissue at the sample points, see `tissue`."""
+        corner = self.first - self.pad
+        in_samples = shapely.transform(tissue_um, lambda xy: (xy / self.step - corner) * SAMPLES - 0.5)
+        mask = area_mask(in_samples, tuple(side * SAMPLES for side in self.wide))
+        return np.cumsum(np.pad(mask, ((0, 0), (1, 0))), axis=1, dtype=np.int32)
+
+    def _has_tissue(self, wanted: np.ndarray) -> np.ndarray:
+        """Tell which of the wanted windows, (rows, columns) bool, have enough tissue; of the others it says no."""
+        if self.tissue is None:
+            return np.ones_like(wanted)
+        enough = np.zeros_like(wanted)
+        for side in SIDES:
+            rows, columns = at = np.nonzero(wanted & (self.side == side))
+            y, x, radius = (rows + self.pad) * SAMPLES, (columns + self.pad) * SAMPLES, side * SAMPLES // 2
+            found, total = np.zeros(len(rows), np.int64), 0
+            for dy in range(-radius, radius):
+                # sample points of this row to each side of the middle
+                reach = radius if self.marker.shape == SQUARE else int(np.sqrt(radius**2 - (dy + 0.5) ** 2) + 0.5)
+                found += self.tissue[y + dy, x + reach] - self.tissue[y + dy, x - reach]
+                total += 2 * reach
+            enough[at] = found >= self.marker.min_tissue * total
+        return enough
+
+    def best(self) -> Iterator[tuple[np.ndarray, int, bool]]:
+        """Yield the point (x, y) and the side of one window after the other, best first, and if it has the tissue."""
         rank = self.positive / np.maximum(self.total if self.marker.ranked_by == BY_INDEX else self.side**2, 1)
         left, top_k = (self.total >= self.marker.min_nuclei) & (self.positive > 0), self.marker.top_k
+        on_tissue = self._has_tissue(left)
+        left &= on_tissue
         if not left.any():
             left, rank, top_k = self.positive > 0, self.total, 1
+            on_tissue = self._has_tissue(left)
         points = np.stack(np.indices(left.shape)[::-1]).reshape(2, -1).T + self.first
         away = np.abs(2 * points - points[0] - points[-1]).sum(axis=1)  # from the middle
         for _ in range(top_k):
@@ -200,7 +247,7 @@ class _Grid:
             at = np.flatnonzero(left & (rank == rank[left].max()))
             best = at[np.lexsort((away[at], -self.total.ravel()[at]))[0]]
             side = int(self.side.ravel()[best])
-            yield points[best], side
+            yield points[best], side, bool(on_tissue.flat[best])
             left &= self._apart(points - points[best], (self.side.ravel() + side) / 2).reshape(left.shape)
 
     def _apart(self, away_xy: np.ndarray, touching: np.ndarray) -> np.ndarray:

@@ -17,9 +17,8 @@ from misc.formats.nuclei_json import iter_json
 from misc.formats.slide_facts import level0_xy
 from misc.ihc import plots
 from misc.ihc.density import bin_index
-from misc.ihc.density_slide import SlideMap, SlideNuclei
-from misc.ihc.scores import CLASS_NAMES, NOT_MEASURED, Score, classify, score
-from misc.ihc.tables import score_columns
+from misc.ihc.heat_map.slide import SlideMap, SlideNuclei
+from misc.ihc.scores import CLASS_NAMES, NOT_MEASURED, Score, classify, score, score_columns
 
 # Columns of a slide's table of nuclei: pixel centres at level 0; the density; the name of its class. Density and class
 # of a nucleus that could not be measured are empty.

@@ -12,21 +12,21 @@ from tqdm import tqdm
 from misc.batch import recorded
 from misc.files import file_digest, full_stem
 from misc.formats.nuclei_json import read_header
-from misc.ihc.cohort import draw_cohort, read_rows
-from misc.ihc.dab_files import draw_overlay, paths_of, write_classes, write_files
-from misc.ihc.dab_maps import draw_maps, keep_map
-from misc.ihc.dab_measure import FoundNuclei, load_nuclei, measure_slide
-from misc.ihc.dab_options import BY_KMEANS, BY_TYPES, DabOptions
-from misc.ihc.dab_slide import DabSlide, Stained, origin, score_slide
-from misc.ihc.dab_table import FIRST_COLUMNS, LAST_COLUMNS, failed_row, line, score_rows
+from misc.ihc.dab.cohort import draw_cohort, read_rows
+from misc.ihc.dab.files import draw_overlay, paths_of, write_classes, write_files
+from misc.ihc.dab.found import FoundNuclei, load_nuclei, measure_slide
+from misc.ihc.dab.maps import draw_maps, keep_map
+from misc.ihc.dab.options import BY_KMEANS, BY_TYPES, DabOptions
+from misc.ihc.dab.slide import DabSlide, Stained, origin, score_slide
+from misc.ihc.dab.table import FIRST_COLUMNS, LAST_COLUMNS, failed_row, line, score_rows
 from misc.ihc.markers import describe
 from misc.ihc.panel import save_picture
 from misc.ihc.plots import dab_histogram
 from misc.ihc.region_files import file_of, find_files, load_regions
 from misc.ihc.regions import Chosen, choose
 from misc.ihc.scores import cohort_thresholds
-from misc.ihc.tables import earlier_rows, merge_table
 from misc.slides.image import SlideImage, find_image
+from misc.tables import earlier_rows, merge_table
 
 # Key of the JSON files of classes that holds what they depend on.
 RUN_KEY = "ihc"

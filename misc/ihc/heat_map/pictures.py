@@ -7,8 +7,8 @@ from pathlib import Path
 
 from misc.formats.sedeen import box_graphics, write_session
 from misc.ihc import plots
-from misc.ihc.density_slide import SlideMap, SlideNuclei
-from misc.ihc.density_tiff import write_ome_tiff
+from misc.ihc.heat_map.slide import SlideMap, SlideNuclei
+from misc.ihc.heat_map.tiff import write_ome_tiff
 from misc.slides.image import SlideImage
 
 

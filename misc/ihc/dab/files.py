@@ -16,10 +16,10 @@ from misc.files import atomic_path
 from misc.formats.nuclei_json import types_to_header, write_json
 from misc.formats.qupath import MIN_POINTS, write_geojson
 from misc.formats.sedeen import LAB_PENS, Graphic, nuclei_graphics, write_session
-from misc.ihc.class_pictures import Outlines, field_picture, overview_picture
-from misc.ihc.dab_scores import Part
-from misc.ihc.dab_slide import DabSlide
-from misc.ihc.dab_table import caption_lines
+from misc.ihc.dab.class_pictures import Outlines, field_picture, overview_picture
+from misc.ihc.dab.parts import Part
+from misc.ihc.dab.slide import DabSlide
+from misc.ihc.dab.table import caption_lines
 from misc.ihc.panel import CLASS_TYPES, Caption, save_picture
 from misc.ihc.region_files import region_graphics, write_regions
 from misc.ihc.regions import Region
@@ -163,6 +163,8 @@ def _numbers(part: Part) -> dict[str, float]:
     """Return what QuPath shows of a region."""
     scored = part.scored.score
     values = {"nuclei": scored.measured, "positive %": 100 * scored.index, "H-score": scored.h_score}
+    if part.tissue_share is not None:
+        values["tissue %"] = 100 * part.tissue_share
     return {name: round(float(value), 2) for name, value in values.items()}
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from misc.files import atomic_path
 from misc.formats.nuclei_json import read_json, types_from_header
 from misc.formats.slide_facts import slide_facts
-from misc.ihc.dab_options import DabOptions
+from misc.ihc.dab.options import DabOptions
 from misc.ihc.measure import Densities, measure
 from misc.ihc.stain import StainModel
 from misc.ihc.stain_estimate import estimate_stains, tissue_sample

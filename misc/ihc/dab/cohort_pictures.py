@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from misc.ihc.agreement import BlandAltman, IntraclassCorrelation
+from misc.ihc.dab.agreement import BlandAltman, IntraclassCorrelation
 from misc.ihc.panel import CLASS_TYPES, HALO, unit
 from misc.ihc.scores import CLASS_NAMES
 
@@ -125,7 +125,11 @@ def agreement_picture(
             textcoords="offset points", ha="right", fontsize=TEXT_PT, color=HOT_COLOUR,
         )  # fmt: skip
     spread = max(abs(found.low), abs(found.high), np.abs(found.difference).max()) * 1.25 or 1.0
-    axes.set(xlabel=f"mean of both, {what}", ylabel=f"{names[1]} - {names[0]}", ylim=(-spread, spread))
+    axes.set(
+        xlabel=f"mean of both, {what} (band: 95 % interval of the bias)",
+        ylabel=f"{names[1]} - {names[0]}",
+        ylim=(-spread, spread),
+    )
     axes.set_title(
         f"{len(found.mean)} slides, limits of agreement {found.low:.2f} to {found.high:.2f}; "
         f"ICC(2,1) {icc.icc:.3f} ({icc.low:.3f}-{icc.high:.3f})",

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from misc.ihc.run_options import RunOptions
+from misc.ihc.heat_map.run_options import RunOptions
 
 
 def run(path, options, slides=("a", "b"), have=("a", "b"), overwrite=False) -> RunOptions:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import shapely
 
-from misc.ihc.hot_spots import SIDES, find_hot_spots
+from misc.ihc.dab.hot_spots import SAMPLES, SIDES, find_hot_spots
 from misc.ihc.markers import BY_INDEX, BY_POSITIVE, CIRCLE, SQUARE, marker
 
 
@@ -25,7 +26,15 @@ def overlaps(first, second, shape):
     return np.hypot(*away) < touching if shape == CIRCLE else bool((away < touching).all())
 
 
-def by_brute_force(xy, classes, inside, one):
+def tissue_share(tissue, centre, side, step, shape):
+    """Look at every sample point around a window."""
+    reach = np.arange(-SIDES[-1] * SAMPLES // 2, SIDES[-1] * SAMPLES // 2) + 0.5
+    points = centre + np.stack(np.meshgrid(reach, reach), -1).reshape(-1, 2) * step / SAMPLES
+    points = points[in_window(points, centre, side, shape)]
+    return shapely.intersects_xy(tissue, *points.T).mean()
+
+
+def by_brute_force(xy, classes, inside, one, tissue):
     """Try every window, count in it, and take the best that overlaps none before."""
     kept = (classes > 0) & inside
     xy, positive, step = xy[kept], classes[kept] > 1, one.side_um / SIDES[0]
@@ -41,28 +50,51 @@ def by_brute_force(xy, classes, inside, one):
         rank = found / max(total, 1) if one.ranked_by == BY_INDEX else found / side**2
         away = np.abs(2 * point - low - high).sum()
         windows.append((point * step, side * step, total, found, rank, away))
-    enough = [w for w in windows if w[2] >= one.min_nuclei and w[3]]
-    if not enough:
-        enough, one = [(*w[:4], w[2], w[5]) for w in windows if w[3]], marker("generic", shape=one.shape, top_k=1)
     spots = []
-    for window in sorted(enough, key=lambda w: (-w[4], -w[2], w[5])):
-        if len(spots) < one.top_k and not any(overlaps(window, other, one.shape) for other in spots):
-            spots.append(window)
-    return spots
+    for window in sorted(windows, key=lambda w: (-w[4], -w[2], w[5])):
+        is_free = not any(overlaps(window, other, one.shape) for other in spots)
+        if len(spots) < one.top_k and is_free and window[2] >= one.min_nuclei and window[3]:
+            if tissue_share(tissue, *window[:2], step, one.shape) >= one.min_tissue:
+                spots.append(window)
+    return spots or sorted((w for w in windows if w[3]), key=lambda w: (-w[2], w[5]))[:1]
 
 
 def test_hot_spots_are_those_of_a_loop_over_all_windows(subtests):
     for seed in range(2):
         for shape in (SQUARE, CIRCLE):
-            for ranked_by, least in ((BY_INDEX, 10), (BY_POSITIVE, 20), (BY_INDEX, 10_000)):
-                one = marker("ki67", field_mm2=0.01, shape=shape, ranked_by=ranked_by, min_nuclei=least, top_k=4)
+            for ranked_by, least, share in (
+                (BY_INDEX, 10, 0.7),
+                (BY_POSITIVE, 20, 0.4),
+                (BY_INDEX, 10_000, 0),
+            ):
+                rule = {"ranked_by": ranked_by, "min_nuclei": least, "min_tissue": share}
+                one = marker("ki67", field_mm2=0.01, shape=shape, top_k=4, **rule)
                 xy, classes, inside = made_up(seed)
-                with subtests.test(seed=seed, shape=shape, ranked_by=ranked_by, least=least):
-                    found, wanted = find_hot_spots(xy, classes, inside, one), by_brute_force(xy, classes, inside, one)
+                tissue = shapely.Point(np.median(xy, axis=0)).buffer(150) - shapely.Point(xy[0] + 60).buffer(40)
+                with subtests.test(seed=seed, shape=shape, **rule):
+                    found = find_hot_spots(xy, classes, inside, one, tissue)
+                    wanted = by_brute_force(xy, classes, inside, one, tissue)
                     got = [(*spot.centre_xy_um, spot.side_um, spot.score.measured) for spot in found]
                     assert np.allclose(got, [(*w[0], w[1], w[2]) for w in wanted])
                     assert [spot.rank for spot in found] == list(range(1, len(wanted) + 1))
                     assert all(spot.has_enough == (least < 10_000) for spot in found)
+                    assert all(spot.has_tissue for spot in found)
+
+
+def test_a_field_half_over_glass_loses_to_one_on_tissue_and_is_flagged_where_it_is_the_only_one():
+    rng = np.random.default_rng(0)
+    xy = rng.uniform(0, 1000, (4000, 2))
+    classes = np.where((xy[:, 0] < 60) | (rng.random(4000) < 0.2), 4, 1)  # at the edge, all are positive
+    tissue = shapely.box(0, 0, 1000, 1000)
+    rule = {"field_mm2": 0.04, "min_nuclei": 40, "top_k": 3}
+    for shape in (SQUARE, CIRCLE):
+        assert find_hot_spots(xy, classes, None, marker("ki67", shape=shape, **rule), tissue)[0].centre_xy_um[0] < 100
+        spots = find_hot_spots(xy, classes, None, marker("ki67", shape=shape, min_tissue=1, **rule), tissue)
+        assert len(spots) == 3
+        assert all(100 <= value <= 900 for spot in spots for value in spot.centre_xy_um)
+    (spot,) = find_hot_spots(xy, classes, None, marker("ki67", min_tissue=0.5, **rule), shapely.box(0, 0, 90, 90))
+    assert spot.has_enough
+    assert not spot.has_tissue
 
 
 def test_members_are_the_nuclei_that_count():

@@ -11,20 +11,14 @@ from tqdm import tqdm
 from misc.batch import recorded
 from misc.files import check_unique_stems, full_stem, list_files
 from misc.ihc import plots
-from misc.ihc.density_slide import PositiveTypes, SlideMap, SlideNuclei, load_slide, map_slide
-from misc.ihc.pictures import draw, missing_for_session
-from misc.ihc.run_options import RunOptions
-from misc.ihc.score_slide import Measured, score_slide
+from misc.ihc.heat_map.pictures import draw, missing_for_session
+from misc.ihc.heat_map.run_options import RunOptions
+from misc.ihc.heat_map.score_slide import Measured, score_slide
+from misc.ihc.heat_map.slide import PositiveTypes, SlideMap, SlideNuclei, load_slide, map_slide
+from misc.ihc.heat_map.tables import HOT_SPOT_COLUMNS, SUMMARY_COLUMNS, hot_spot_rows, summary_row
 from misc.ihc.scores import cohort_thresholds
-from misc.ihc.tables import (
-    HOT_SPOT_COLUMNS,
-    SUMMARY_COLUMNS,
-    earlier_rows,
-    hot_spot_rows,
-    merge_table,
-    summary_row,
-)
 from misc.slides.image import find_image
+from misc.tables import earlier_rows, merge_table
 from misc.text import counted
 from misc.type_info import TypeInfo
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from misc.ihc.dab_scores import SLIDE, SPOT, Part, SlideScores
+from misc.ihc.dab.parts import SLIDE, SPOT, Part, SlideScores
 from misc.ihc.markers import Marker
 from misc.ihc.scores import CLASS_NAMES, NEGATIVE, Score
 
@@ -33,7 +33,7 @@ def score_rows(slide: str, scores: SlideScores, marker: Marker, facts: dict) -> 
             row |= {"global": 1, **_beside(part.scored.score, best)}
         if part.scope == SPOT:
             row |= dict(zip(("x0_px", "y0_px", "x1_px", "y1_px"), part.region.area.bounds, strict=True))
-            row |= {"side_um": part.side_um}
+            row |= {"side_um": part.side_um, "tissue_percent": 100 * part.tissue_share}
         rows.append(row | facts | {"flags": "; ".join(part.flags)})
     return rows
 
@@ -71,6 +71,8 @@ def caption_lines(part: Part, marker: Marker) -> list[str]:
     lines = [f"{scored.score.measured:,} nuclei, {percent(scored.score)}", f"H-score {scored.score.h_score:.0f}"]
     if scored.allred:
         lines[-1] += f", Allred {sum(scored.allred)} ({scored.allred[0]} + {scored.allred[1]})"
+    if part.tissue_share is not None:
+        lines.append(f"{100 * part.tissue_share:.0f} % of the field is tissue")
     for rule in marker.cutoffs:
         lines.append(f"{scored.categories[rule.name]}: {rule.source}")
     return [*lines, *(f"! {flag}" for flag in part.flags)]

@@ -14,27 +14,16 @@ spot are per mm2 of its box.
 
 from __future__ import annotations
 
-import csv
-import io
-import itertools
-import re
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 
 import numpy as np
 
-from misc.files import CsvWriter, plain_cell, write_atomic
-from misc.ihc.density import bin_counts
-from misc.ihc.density_slide import UM_PER_MM, SlideMap, SlideNuclei, mm2
-from misc.ihc.scores import CLASS_NAMES, Score
-from misc.locks import locked
+from misc.ihc.density import UM_PER_MM, bin_counts, mm2
+from misc.ihc.heat_map.slide import SlideMap, SlideNuclei
 
-# Significant digits of numbers in the tables.
-DIGITS = 6
 # Columns that are there even when no slide gave a row.
 HOT_SPOT_COLUMNS = ("slide", "rank", "x0_px", "y0_px", "x1_px", "y1_px")
 SUMMARY_COLUMNS = ("slide",)
-_TYPE_COLUMN = re.compile(r"type_\d+(_|$)")
 
 
 def hot_spot_rows(found: SlideMap) -> list[dict]:
@@ -79,15 +68,6 @@ def summary_row(found: SlideMap | None, slide: SlideNuclei) -> dict:
     return row
 
 
-def score_columns(scored: Score, thresholds: tuple[float, float, float]) -> dict:
-    """Return a slide's columns of staining classes and scores."""
-    columns: dict = {f"dab_{name}": scored.counts[c] for c, name in CLASS_NAMES.items()}
-    columns |= {"h_score": scored.h_score, "ki67_index": scored.index}
-    columns |= {"ki67_index_low": scored.index_low, "ki67_index_high": scored.index_high}
-    limits = zip(list(CLASS_NAMES.values())[1:], thresholds, strict=True)
-    return columns | {f"{name}_from_od": limit for name, limit in limits}
-
-
 def _counts_by_type(found: SlideMap) -> Iterator[tuple[int, np.ndarray]]:
     types = found.slide.types
     if types is not None:
@@ -114,75 +94,3 @@ def _positive_columns(is_share: bool, positive: int, judged: int, area: float) -
 
 def _share(part: int, whole: int) -> float:
     return float(part / whole) if whole else np.nan
-
-
-def earlier_rows(path: str | Path, slides: Sequence[str], key: str = "slide") -> list[dict]:
-    """Return the rows that a table has of other slides, so that a run on some slides loses none of the others.
-
-    Args:
-        path: the table; there need be none.
-        slides: names of the slides of this run.
-        key: the column that has the names.
-
-    Raises:
-        ValueError: the file is no such table.
-    """
-    path = Path(path)
-    if not path.is_file():
-        return []
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as handle:
-            rows = list(csv.DictReader(handle, strict=True))
-        rows = [{k: plain_cell(v or "") for k, v in row.items() if k} for row in rows]
-        return [row for row in rows if row[key] not in (*slides, "")]
-    except (KeyError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: is no table of an earlier run ({error!r}); move it away") from error
-
-
-def merge_table(
-    path: Path,
-    rows: Sequence[dict],
-    slides: Sequence[str],
-    first: Sequence[str],
-    last: Sequence[str] = (),
-    key: str = "slide",
-) -> None:
-    """Write the rows of some slides into a table that other runs write to, too; rows of other slides stay.
-
-    Args:
-        path: the table; there need be none.
-        rows: of the slides `slides`, as `write_table` takes them; so `first` and `last`.
-        key: the column that has the names of the slides.
-
-    Raises:
-        ValueError: the file is no such table.
-    """
-    # read and written while no other run does either
-    with locked(path.with_name(f".{path.name}.lock"), wait=True):
-        both = itertools.chain(earlier_rows(path, slides, key), rows)
-        write_table(path, sorted(both, key=lambda row: row[key]), first, last)
-
-
-def write_table(path: str | Path, rows: Sequence[dict], first: Sequence[str], last: Sequence[str] = ()) -> None:
-    """Write rows as CSV; the columns are those of all rows together.
-
-    Args:
-        path: the file.
-        rows: values by column; a column that a row lacks, NaN and `None` are empty fields.
-        first, last: columns to begin and to end with, present or not in the rows. Columns of types (`type_<n>`) are
-            sorted by type, the others keep the order in which they first appear.
-    """
-    names = dict.fromkeys([*first, *(name for row in rows for name in row)])
-    types = sorted((n for n in names if _TYPE_COLUMN.match(n)), key=lambda n: (int(n.split("_")[1]), n))
-    columns = [n for n in names if n not in types and n not in last]
-    text = io.StringIO()
-    table = CsvWriter(text)
-    table.writerow([*columns, *types, *last])
-    table.writerows([_field(row.get(name)) for name in (*columns, *types, *last)] for row in rows)
-    write_atomic(path, text.getvalue())
-
-
-def _field(value):
-    if isinstance(value, float):
-        return "" if value != value else f"{value:.{DIGITS}g}"
-    return "" if value is None else value

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
-from misc.ihc.agreement import BlandAltman, IntraclassCorrelation, bland_altman, icc_2_1
-from misc.ihc.cohort_pictures import Estimate, SlideIndex, agreement_picture, index_picture, shares_picture
+from misc.ihc.dab.agreement import BlandAltman, IntraclassCorrelation, bland_altman, icc_2_1
+from misc.ihc.dab.cohort_pictures import Estimate, SlideIndex, agreement_picture, index_picture, shares_picture
 from misc.ihc.markers import Marker
 from misc.ihc.panel import save_picture
 from misc.ihc.scores import CLASS_NAMES
-from misc.ihc.tables import write_table
+from misc.tables import read_table, write_table
 
 INDEX = "positive_percent"
 # Pictures and tables beside the table of scores.
@@ -36,7 +35,8 @@ def draw_cohort(table: Path, marker: Marker, other: Path | None) -> None:
     slides = [_slide(row) for row in rows.values()]
     if slides:
         limits = marker.cutoffs[0].limits if marker.cutoffs else ()
-        title = f"{marker.name}: index by slide" + (f" (lines: {marker.cutoffs[0].name})" if limits else "")
+        cuts = ", ".join(f"{100 * limit:g}" for limit in limits)
+        title = f"{marker.name}: index by slide" + (f" (lines at {cuts} %: {marker.cutoffs[0].name})" if limits else "")
         save_picture(index_picture(slides, limits, title), table.with_name(INDEX_PICTURE))
         save_picture(shares_picture(slides, f"{marker.name}: staining classes"), table.with_name(CLASSES_PICTURE))
     if other:
@@ -52,16 +52,13 @@ def read_rows(table: Path) -> dict[str, dict[str, str]]:
         FileNotFoundError: there is no such file.
         ValueError: it has no columns `slide` and `positive_percent`, or two rows of a slide.
     """
-    if not table.is_file():
-        raise FileNotFoundError(f"no such file: {table}")
     try:
-        with open(table, encoding="utf-8-sig", newline="") as handle:
-            rows = [row for row in csv.DictReader(handle) if row["slide"]]
+        rows = [row for row in read_table(table) if row["slide"]]
         rows = [row for row in rows if row.get("global", "1") == "1" and not row.get("failed")]
         found = {row["slide"]: row for row in rows}
         for row in rows:
             _number(row[INDEX])
-    except (KeyError, TypeError, UnicodeDecodeError, csv.Error, ValueError) as error:
+    except (KeyError, ValueError) as error:
         raise ValueError(f"{table}: no table of scores, with columns slide and {INDEX} ({error!r})") from error
     if len(found) < len(rows):
         raise ValueError(f"{table}: more than one index of a slide; one row a slide is compared")

@@ -17,7 +17,7 @@ from misc.files import full_stem
 from misc.formats.nuclei_json import MAX_PX, iter_json, read_header, types_from_header
 from misc.formats.sedeen import LAB_TYPES
 from misc.formats.slide_facts import level0_xy, slide_facts
-from misc.ihc.density import SLACK_PX, bin_counts, boxes_to_px, find_hot_spots, smooth
+from misc.ihc.density import SLACK_PX, bin_counts, boxes_to_px, find_hot_spots, mm2, smooth
 from misc.ihc.scores import DAB, NEGATIVE, classify
 from misc.nuclei import Nuclei
 from misc.nuclei_features import nuclear_densities
@@ -27,7 +27,6 @@ from misc.type_info import TypeInfo, differing_names, positive_ids, say_types, t
 
 # Words that stand for a choice of positive nuclei other than by type.
 ALL, BY_DAB = "all", "dab"
-UM_PER_MM = 1000.0
 # Share by which a hot spot of whole bins may differ from the size asked for before it is said.
 HOT_SPOT_ROUNDING = 0.05
 # The names or numbers of types, or one of these words; `None`: the types whose names say that they are positive.
@@ -332,8 +331,3 @@ def _positive_types(slide: SlideNuclei, wanted: tuple[int | str, ...] | None) ->
             f"({say_types((key for key in names if key), names)}); give --positive_types"
         )
     return ids, say_types(ids, names), notes
-
-
-def mm2(area_px: float, mpp_xy: tuple[float, float]) -> float:
-    """Return an area of px in mm2."""
-    return area_px * mpp_xy[0] * mpp_xy[1] / UM_PER_MM**2

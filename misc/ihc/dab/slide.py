@@ -1,21 +1,39 @@
-"""One slide: from its nuclei, their densities and its regions to classes and scores."""
+"""One slide: from its nuclei, their densities and its regions to classes and scores.
+
+Where the network's type and the DAB density disagree, the density decides. On 1,186 labelled nuclei of two labs
+(`benchmarks/ihc_classes.py`) the density is right for 97.6 % (F1 of positive 0.970), the network for 96.7 % (0.959).
+No mixture is better: the network within 0.02, 0.05 or 0.08 of the threshold 97.6, 97.5, 97.5 %; positive by both
+97.5 %, by either 96.9 %.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
+import cv2
 import numpy as np
+import shapely
 
-from misc.ihc.dab_measure import FoundNuclei
-from misc.ihc.dab_scores import Scorer, SlideScores
+from misc.ihc.dab.found import FoundNuclei
+from misc.ihc.dab.parts import Scorer, SlideScores
 from misc.ihc.markers import Marker
 from misc.ihc.measure import Densities
-from misc.ihc.regions import Chosen, Region, union
+from misc.ihc.regions import TISSUE, Chosen, Region, union
 from misc.ihc.scores import CLASS_NAMES, NEGATIVE, NOT_MEASURED, classes_of_types, classify
 from misc.ihc.stain import StainModel
-from misc.ihc.tissue_outline import tissue_region
 from misc.nuclei import Nuclei
+from misc.runs import find_mask_runs
 from misc.slides.image import SlideImage
+from misc.slides.tissue import find_tissue
+
+if TYPE_CHECKING:
+    from shapely.geometry.base import BaseGeometry
+
+# um per px where nothing says it; what is dust on the slide depends on it.
+UNKNOWN_MPP = 0.5
+# How far the outline of tissue may leave the px of its mask.
+SMOOTH_PX = 1.0
 
 
 @dataclass(frozen=True)
@@ -118,9 +136,9 @@ def score_slide(
     """
     classes = _classes(slide, stained, marker, by_types)
     xy = slide.nuclei.centroids_xy
-    found = None if chosen.tissue else tissue_region(image, slide.mpp_xy and slide.mpp_xy[0], xy)
+    found = None if chosen.tissue else tissue_region(image, slide.mpp_xy, xy)
     tissue = chosen.tissue or ([found] if found else [])
-    scores = Scorer(xy, classes, marker, chosen, union(tissue), slide.mpp_xy).run()
+    scores = Scorer(xy, classes, marker, chosen, union(tissue), slide.mpp_xy, (image.width, image.height)).run()
     notes = [*slide.notes, *stained.model.warnings, *_odd(slide, stained, classes, tissue)]
     return DabSlide(
         name=name,
@@ -136,6 +154,39 @@ def score_slide(
         marker=marker,
         notes=tuple(notes),
     )
+
+
+def tissue_region(image: SlideImage, mpp_xy: tuple[float, float] | None, xy: np.ndarray) -> Region | None:
+    """Outline the tissue of a slide or an image; `None` where there is none.
+
+    Where there is a nucleus there is tissue, however pale: given back as drawn, the outline leaves no nucleus out.
+
+    Args:
+        image: the slide.
+        mpp_xy: um per level-0 px, or `None`.
+        xy: (N, 2) nuclei, level-0 px.
+    """
+    rgb = image.thumbnail()
+    mpp_xy = mpp_xy or (UNKNOWN_MPP, UNKNOWN_MPP)
+    mask = find_tissue(rgb, (mpp_xy[0] * image.width / rgb.shape[1], mpp_xy[1] * image.height / rgb.shape[0])).mask
+    scale_xy = np.array([image.width / mask.shape[1], image.height / mask.shape[0]])
+    columns, rows = np.clip((xy + 0.5) // scale_xy, 0, np.array(mask.shape[::-1]) - 1).astype(np.int64).T
+    nuclei = np.zeros(mask.shape, np.uint8)
+    nuclei[rows, columns] = 1
+    mask |= cv2.dilate(nuclei, np.ones((3, 3), np.uint8)) > 0
+    area = mask_outline(mask, *scale_xy.tolist())
+    return None if area.is_empty else Region(TISSUE, TISSUE, area)
+
+
+def mask_outline(mask: np.ndarray, scale_x: float, scale_y: float) -> BaseGeometry:
+    """Return the outline of a mask as an area in px of a plane `scale` times as fine; holes are holes.
+
+    It leaves the edges of the px of the mask by at most `SMOOTH_PX` of them.
+    """
+    runs = find_mask_runs(mask.astype(np.uint8))
+    x0, x1, y0, y1 = (runs.x0 * scale_x, runs.x1 * scale_x, runs.y * scale_y, (runs.y + 1) * scale_y)
+    area = shapely.union_all(shapely.box(x0 - 0.5, y0 - 0.5, x1 - 0.5, y1 - 0.5))
+    return area.simplify(SMOOTH_PX * max(scale_x, scale_y))
 
 
 def _classes(slide: FoundNuclei, stained: Stained, marker: Marker, by_types: bool) -> np.ndarray:

@@ -14,10 +14,9 @@ import cv2
 import numpy as np
 import shapely
 
-from misc.ihc.density import bin_counts, smooth
-from misc.ihc.density_slide import mm2
-from misc.ihc.panel import PANEL_PX, TEXT_PT, Caption, beside, draw_regions, enlargement
-from misc.ihc.regions import Region
+from misc.ihc.density import bin_counts, mm2, smooth
+from misc.ihc.panel import DPI, PANEL_PX, TEXT_PT, Caption, beside, draw_regions, enlargement
+from misc.ihc.regions import Region, area_mask
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,7 +39,7 @@ CONTOURS, CONTOUR_COLOUR = (0.25, 0.5, 0.75), "#49006a"
 # How much the slide is made paler.
 PALER = 0.4
 # Times as fine as the bins that tissue is drawn to find its share of each.
-FINER = 8
+FINER = 4
 
 
 @dataclass(frozen=True)
@@ -87,18 +86,13 @@ def density_map(
 def tissue_share(tissue: BaseGeometry, shape: tuple[int, int], tile_px: int) -> np.ndarray:
     """Return the share of tissue in each bin, (rows, columns) float64 from 0 to 1."""
     rows, columns = shape
-    drawn = draw_area(tissue, (rows * FINER, columns * FINER), tile_px / FINER)
+    drawn = _mask(tissue, (rows * FINER, columns * FINER), tile_px / FINER)
     return drawn.reshape(rows, FINER, columns, FINER).mean(axis=(1, 3), dtype=np.float64)
 
 
-def draw_area(area: BaseGeometry, shape: tuple[int, int], shrunk: float) -> np.ndarray:
-    """Draw an area as a mask, (rows, columns) uint8 of 0 and 1, whose px are `shrunk` level-0 px wide."""
-    mask = np.zeros(shape, np.uint8)
-    rings = [ring for polygon in shapely.get_parts(area) for ring in (polygon.exterior, *polygon.interiors)]
-    points = [np.rint((shapely.get_coordinates(ring) + 0.5) / shrunk - 0.5).astype(np.int32) for ring in rings]
-    if points:
-        cv2.fillPoly(mask, points, 1)  # even-odd: holes stay empty
-    return mask
+def _mask(area: BaseGeometry, shape: tuple[int, int], shrunk: float) -> np.ndarray:
+    """Tell which px, `shrunk` level-0 px wide, lie in an area, (rows, columns) bool."""
+    return area_mask(shapely.transform(area, lambda xy: (xy + 0.5) / shrunk - 0.5), shape)
 
 
 @dataclass(frozen=True)
@@ -133,7 +127,7 @@ def density_picture(found: DensityMap, slide: MapOnSlide, caption: Caption, top:
     rgb = slide.rgb.repeat(zoom, 0).repeat(zoom, 1)
     shrunk = slide.shrunk / zoom
     density = _enlarged(found, rgb.shape[:2], shrunk)
-    density[draw_area(slide.tissue, rgb.shape[:2], shrunk) == 0] = np.nan
+    density[~_mask(slide.tissue, rgb.shape[:2], shrunk)] = np.nan
     figure, axes, _, y = beside(_blend(rgb, density / (top or 1.0)), caption, slide.mpp and slide.mpp * shrunk)
     levels = [share * top for share in CONTOURS]
     if top and np.nanmax(density, initial=0) > levels[0]:
@@ -173,13 +167,14 @@ def _colour_map() -> Colormap:
     return ListedColormap(colormaps[COLOUR_MAP](np.linspace(0, LAST_COLOUR, 256)))
 
 
-def _colour_bar(figure: Figure, axes: Axes, unit: str, top: float, y_px: float) -> None:
-    """Add the colours with their numbers below the text of the panel."""
+def _colour_bar(figure: Figure, axes: Axes, unit: str, top: float, y: float) -> None:
+    """Add the colours with their numbers below the text of the panel, which ends at `y` as `beside` has it."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
-    width, height = figure.get_size_inches() * figure.dpi
-    bar = figure.add_axes(((width - PANEL_PX + 18) / width, 1 - (y_px + 48) / height, 270 / width, 16 / height))
+    width, height = figure.get_size_inches() * DPI
+    bar = figure.add_axes(((width - PANEL_PX + 18) / width, 1 - (y + 66) / height, 270 / width, 16 / height))
     figure.colorbar(ScalarMappable(Normalize(0, top), _colour_map()), cax=bar, orientation="horizontal")
-    bar.set_title(unit, fontsize=TEXT_PT, loc="left")
+    lines = ", ".join(f"{100 * share:.0f}" for share in CONTOURS)
+    bar.set_title(f"{unit};\nlines at {lines} % of the range", fontsize=TEXT_PT, loc="left")
     bar.tick_params(labelsize=TEXT_PT - 1)

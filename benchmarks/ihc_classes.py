@@ -1,0 +1,84 @@
+"""Compare rules for what is positive where the network's type and the DAB density disagree, on labelled images.
+
+Labels are paired with nuclei one to one within 12 px. Printed for each image: its index by the labels and by each rule
+("network in 0.03": where the density is so near to the threshold the network decides). For all pairs together: how many
+each rule calls as labelled, which not, and F1 of positive.
+
+Usage:
+  ihc_classes.py [options] --ihc_dir=<path> --label_dir=<path>
+
+Options:
+  -h --help             Show this text.
+  --ihc_dir=<path>      What run_ihc.py wrote with a network of the types negative and positive.
+  --label_dir=<path>    Folders of label maps, separated by commas: .mat with inst_centroid and inst_type (1 positive, 2
+                        negative) of images in that run.
+  --bands=<list>        Half widths of the bands around the threshold in which the network decides. [default: 0.03,0.06]
+  --from_od=<n>         DAB density above the ground from which a nucleus is positive. [default: 0.1]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import numpy as np
+from docopt import docopt
+
+ROOT = Path(__file__).resolve().parents[1]
+RADIUS_PX = 12
+POSITIVE_LABEL = 1
+
+
+def main() -> int:
+    args = docopt(__doc__)
+    sys.path[:0] = [str(ROOT)]
+    bands, threshold = [float(text) for text in args["--bands"].split(",")], float(args["--from_od"])
+    totals: dict[str, np.ndarray] = {}
+    for labels in sorted(path for folder in args["--label_dir"].split(",") for path in Path(folder).glob("*.mat")):
+        xy, by_network, density = load(Path(args["--ihc_dir"]), labels.stem)
+        nucleus, truth, share = pair(labels, xy)
+        rules = {"network": by_network, "DAB": density >= threshold}
+        for band in bands:
+            near = np.abs(density - threshold) < band
+            rules[f"network in {band:g}"] = np.where(near, by_network, density >= threshold)
+        rules |= {"both": rules["network"] & rules["DAB"], "either": rules["network"] | rules["DAB"]}
+        indices = [f"{name} {100 * positive.mean():.1f}" for name, positive in rules.items()]
+        print(f"{labels.stem}, % positive: labels {share:.1f}, {', '.join(indices)}")
+        for name, positive in rules.items():
+            said = positive[nucleus]
+            counts = [len(truth), (said & truth).sum(), (said & ~truth).sum(), (~said & truth).sum()]
+            totals[name] = totals.get(name, 0) + np.array(counts)
+    print(f"{'positive by':16} {'pairs':>6} {'as labelled':>12} {'false +':>8} {'false -':>8} {'F1 positive':>12}")
+    for name, (pairs, right, over, under) in totals.items():
+        agree, f1 = 100 * (1 - (over + under) / pairs), 2 * right / (2 * right + over + under)
+        print(f"{name:16} {pairs:6} {agree:10.2f} % {over:8} {under:8} {f1:12.3f}")
+    return 0
+
+
+def load(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the nuclei of an image: (N, 2) px, (N,) bool positive as the network typed them, (N,) DAB density."""
+    from misc.formats.nuclei_json import read_json, types_from_header
+    from misc.ihc.measure import Densities
+    from misc.type_info import positive_ids
+
+    nuclei, header = read_json(folder / "segmentation" / "json" / f"{name}.json")
+    with np.load(folder / "measured" / f"{name}.npz") as file:
+        found = Densities(**{field.name: file[field.name] for field in dataclasses.fields(Densities)})
+    positive = np.isin(nuclei.types, positive_ids(types_from_header(header)))
+    return nuclei.centroids_xy, positive, found.dab_median - found.ground()
+
+
+def pair(path: Path, xy: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """Pair nuclei with labels: (P,) positions of the nuclei, (P,) bool positive by label; % positive of all labels."""
+    from metrics.stats_utils import pair_coordinates
+    from misc.formats.labels import read_label
+
+    label = read_label(path)
+    positive = label["inst_type"].ravel() == POSITIVE_LABEL
+    nucleus, drawn = pair_coordinates(xy, label["inst_centroid"], RADIUS_PX)[0].T
+    return nucleus, positive[drawn], 100 * positive.mean()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
