@@ -94,7 +94,7 @@ class TableRows:
         """Append one or more nuclei; `columns` are the table's of them."""
         _append(self.x, np.stack([columns[name] for name in self.measured], axis=1))
         _append(self.spatial, np.stack([columns["centroid_x_um"], columns["centroid_y_um"]], axis=1))
-        _append(self.index, np.array([str(number) for number in columns["id"]], object))
+        _append(self.index, np.array([str(number) for number in piece.ids.tolist()], object))
         _append(self.ids, piece.ids)
         _append(self.probs, columns["type_prob"])
         self.types.append(np.full(len(piece), _UNTYPED, np.int32) if piece.types is None else piece.types)

@@ -33,7 +33,8 @@ COLUMNS = (
     *("eccentricity", "solidity"),
 )
 
-# A table's columns by name: ids, types and names as lists, `None` for no type; numbers as (N,) float64, NaN if unknown.
+# A table's columns by name: types and names as lists, `None` for no type; ids as int64, other numbers as float64 with
+# NaN where they are not known, (N,).
 Columns = dict[str, list | np.ndarray]
 
 
@@ -99,7 +100,7 @@ class NucleiTable:
             shape_px = (self.image.height, self.image.width)
             shares.extend(nuclear_densities(at_level0, self.image.read, shape_px, self.stain).T)
         values = [
-            piece.ids.tolist(),
+            piece.ids,
             types,
             [self.type_info[t][0] for t in types],
             np.round(blank if piece.type_prob is None else piece.type_prob, SHARE_DECIMALS),

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import shapely
 
 from misc.extras import require
 from misc.files import atomic_path
@@ -33,6 +32,9 @@ SORT_NUCLEI = 100_000
 CELL_PX = 1024
 BBOX = ("xmin", "ymin", "xmax", "ymax")
 _INTEGERS, _TEXTS = ("id", "type"), ("name",)
+# What stands before the points of a polygon in WKB (OGC 06-103r4, 8.2): little-endian, kind 3, one ring.
+_WKB_HEAD = np.dtype([("order", "u1"), ("kind", "<u4"), ("rings", "<u4"), ("points", "<u4")])
+_WKB_POLYGON = 1, 3, 1
 
 
 def write_parquet(path: str | Path, table: NucleiTable) -> int:
@@ -134,17 +136,34 @@ def rows_of(piece: Nuclei, columns: Columns, scale: float, schema: pyarrow.Schem
     import pyarrow as pa
 
     points, offsets = valid_outlines(piece, scale)
-    rings = np.repeat(np.arange(len(piece)), np.diff(offsets))
-    polygons = shapely.polygons(shapely.linearrings(points, indices=rings))
     sides = [pick.reduceat(side, offsets[:-1]) for pick in (np.minimum, np.maximum) for side in points.T]
     return pa.Table.from_arrays(
         [
             *(pa.array(columns[field.name], field.type, from_pandas=True) for field in schema if field.name in columns),
             pa.StructArray.from_arrays([pa.array(side) for side in sides], fields=list(schema.field("bbox").type)),
-            pa.array(shapely.to_wkb(polygons), pa.binary()),
+            _polygons(points, offsets),
         ],
         schema=schema,
     )
+
+
+def _polygons(points: np.ndarray, offsets: np.ndarray) -> pyarrow.BinaryArray:
+    """Return outlines, as `valid_outlines` has them, as WKB: polygons of one ring each.
+
+    They are put together as bytes, which is twenty times as fast as by way of shapely's objects.
+    """
+    import pyarrow as pa
+
+    heads = np.empty(len(offsets) - 1, _WKB_HEAD)
+    heads["order"], heads["kind"], heads["rings"], heads["points"] = *_WKB_POLYGON, np.diff(offsets)
+    starts = offsets * points.itemsize * 2 + np.arange(len(offsets)) * _WKB_HEAD.itemsize
+    is_head = np.zeros(starts[-1], bool)
+    is_head[starts[:-1, None] + np.arange(_WKB_HEAD.itemsize)] = True
+    text = np.empty(len(is_head), np.uint8)
+    text[is_head] = heads.view(np.uint8)
+    text[~is_head] = points.astype("<f8", copy=False).reshape(-1).view(np.uint8)
+    buffers = [None, pa.py_buffer(starts.astype(np.int32)), pa.py_buffer(text)]
+    return pa.BinaryArray.from_buffers(pa.binary(), len(heads), buffers)
 
 
 def _id_is_index(schema: pyarrow.Schema) -> bytes:
