@@ -100,9 +100,6 @@ def touches_itself(nuclei: Nuclei) -> np.ndarray:
 
 def shapes(nuclei: Nuclei) -> Shapes:
     """Measure the shape of each nucleus."""
-    hulls = np.zeros(len(nuclei))
-    for i in np.flatnonzero(np.diff(nuclei.offsets)):
-        hulls[i] = _hull_area(nuclei.contour(i))
     xx, xy, yy = second_moments(nuclei).T
     spread = np.sqrt(((xx - yy) / 2) ** 2 + xy**2)
     major = np.maximum((xx + yy) / 2 + spread, 0)
@@ -114,7 +111,7 @@ def shapes(nuclei: Nuclei) -> Shapes:
         major_axis=4 * np.sqrt(major),
         minor_axis=4 * np.sqrt(minor),
         eccentricity=np.sqrt(1 - _divide(minor, major, otherwise=1)),
-        solidity=_divide(area, hulls, otherwise=0),
+        solidity=_divide(area, _hull_areas(nuclei), otherwise=0),
     )
 
 
@@ -181,13 +178,17 @@ def _sum(values: np.ndarray, nuclei: Nuclei) -> np.ndarray:
     return total[nuclei.offsets[1:]] - total[nuclei.offsets[:-1]]
 
 
-def _hull_area(contour_xy: np.ndarray) -> float:
-    """Area of the convex hull of the pixels' unit squares.
+def _hull_areas(nuclei: Nuclei) -> np.ndarray:
+    """Return the area of the convex hull of the pixels' unit squares, (N,) float64; 0 where no contour is.
 
     It is the hull of the centres, grown by a unit square: its area plus its width, its height and one.
     """
-    _, _, width, height = cv2.boundingRect(contour_xy)
-    return cv2.contourArea(cv2.convexHull(contour_xy)) + (width - 1) + (height - 1) + 1
+    hulls = np.zeros(len(nuclei))
+    drawn = np.flatnonzero(np.diff(nuclei.offsets))
+    sides = np.diff(boxes_of_contours(nuclei)[drawn], axis=1).reshape(-1, 2) - 1
+    centres = [cv2.contourArea(cv2.convexHull(nuclei.contour(i))) for i in drawn.tolist()]
+    hulls[drawn] = np.array(centres) + sides.sum(axis=1) + 1
+    return hulls
 
 
 def _divide(above: np.ndarray, below: np.ndarray, otherwise: float) -> np.ndarray:
