@@ -72,6 +72,20 @@ def test_neighbours_are_together(real, tmp_path, monkeypatch):
     assert sum(map(len, squares)) <= len(set.union(*squares)) + file.num_row_groups
 
 
+def test_geopandas_reads_a_part_of_the_slide(real, tmp_path, monkeypatch):
+    geopandas = pytest.importorskip("geopandas", reason="pip install geopandas")
+    monkeypatch.setattr(parquet, "GROUP_NUCLEI", 40)
+    write_parquet(tmp_path / "a.parquet", NucleiTable(real, {None: UNTYPED}))
+    whole = geopandas.read_parquet(tmp_path / "a.parquet")
+    assert sorted(whole["id"]) == sorted(real.ids)
+    box = shapely.box(100, 50, 200, 150)
+    part = geopandas.read_parquet(tmp_path / "a.parquet", bbox=box.bounds)
+    bounds = shapely.bounds(whole.geometry.to_numpy())
+    expected = whole["id"][(bounds[:, :2] <= (200, 150)).all(axis=1) & (bounds[:, 2:] >= (100, 50)).all(axis=1)]
+    assert 0 < len(part) < len(whole)
+    assert sorted(part["id"]) == sorted(expected)
+
+
 def test_no_nuclei_and_no_package(tmp_path, monkeypatch):
     assert write_parquet(tmp_path / "a", NucleiTable([], {None: UNTYPED})) == 0
     assert pq.ParquetFile(tmp_path / "a").metadata.num_rows == 0
