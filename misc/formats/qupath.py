@@ -191,15 +191,15 @@ def valid_outlines(
         (P, 2) float64 in QuPath's coordinates (`qupath_xy`), all rings one after the other; and (N + 1,) int64, where
         each starts and the last one ends.
     """
-    points = qupath_xy(nuclei.points_xy, scale, origin_xy)
-    points = np.insert(points, nuclei.offsets[1:], points[nuclei.offsets[:-1]], axis=0)
+    points = np.insert(nuclei.points_xy, nuclei.offsets[1:], nuclei.points_xy[nuclei.offsets[:-1]], axis=0)
     offsets = nuclei.offsets + np.arange(len(nuclei) + 1)
     lengths, pieces, at = np.diff(offsets), [], 0
     for i in np.flatnonzero(touches_itself(nuclei)):
-        ring = qupath_xy(simple_ring(nuclei.contour(i)), scale, origin_xy)
+        ring = simple_ring(nuclei.contour(i))
         pieces += [points[at : offsets[i]], ring]
         at, lengths[i] = offsets[i + 1], len(ring)
-    return np.concatenate([*pieces, points[at:]]), np.concatenate([[0], np.cumsum(lengths)])
+    points = qupath_xy(np.concatenate([*pieces, points[at:]]), scale, origin_xy)
+    return points, np.concatenate([[0], np.cumsum(lengths)])
 
 
 def simple_ring(contour_xy: np.ndarray) -> np.ndarray:
