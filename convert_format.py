@@ -49,7 +49,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,6 +60,7 @@ from misc.text import counted
 
 if TYPE_CHECKING:
     from misc.formats.foreign_outlines import Foreign
+    from misc.formats.nuclei_table import NucleiTable
     from misc.formats.slide_facts import SlideFacts
     from misc.nuclei import Nuclei
     from misc.slides.image import SlideImage
@@ -316,25 +317,25 @@ def _to_json(target: Path, parts: Iterator[Nuclei], source: Source, options: Opt
 def _to_csv(target: Path, parts: Iterator[Nuclei], source: Source, options: Options) -> int:
     from misc.formats.csv_table import write_csv
 
-    return _write_table(write_csv, target, parts, source, options)
+    return write_csv(target, _table(parts, source, options))
 
 
 def _to_parquet(target: Path, parts: Iterator[Nuclei], source: Source, options: Options) -> int:
     from misc.formats.parquet import write_parquet
 
-    return _write_table(write_parquet, target, parts, source, options)
+    return write_parquet(target, _table(parts, source, options))
 
 
 def _to_h5ad(target: Path, parts: Iterator[Nuclei], source: Source, options: Options) -> int:
     from misc.formats.h5ad import write_h5ad
 
-    return _write_table(write_h5ad, target, parts, source, options)
+    return write_h5ad(target, _table(parts, source, options))
 
 
 def _to_spatialdata(target: Path, parts: Iterator[Nuclei], source: Source, options: Options) -> int:
     from misc.formats.spatial import write_spatialdata
 
-    return _write_table(write_spatialdata, target, parts, source, options)
+    return write_spatialdata(target, _table(parts, source, options))
 
 
 def _to_dicom(target: Path, parts: Iterator[Nuclei], source: Source, options: Options) -> int:
@@ -342,14 +343,15 @@ def _to_dicom(target: Path, parts: Iterator[Nuclei], source: Source, options: Op
 
     if source.image is None:
         raise ValueError(f"{source.path}: DICOM annotations are of a DICOM slide; give --wsi_dir")
-    slide = options.image_dir / source.image.name
-    return write_dicom(target, _inside(parts, source.facts), source.type_info, source.facts.scale, slide)
+    return write_dicom(target, _table(parts, source, options), options.image_dir / source.image.name)
 
 
-def _write_table(write: Callable, target: Path, parts: Iterator[Nuclei], source: Source, options: Options) -> int:
+def _table(parts: Iterator[Nuclei], source: Source, options: Options) -> NucleiTable:
+    from misc.formats.nuclei_table import NucleiTable
+
     facts = source.facts
     mpp = None if facts.mpp_xy is None else sum(facts.mpp_xy) / 2
-    return write(target, _inside(parts, facts), source.type_info, facts.scale, mpp, source.image, options.stain)
+    return NucleiTable(_inside(parts, facts), source.type_info, facts.scale, mpp, source.image, options.stain)
 
 
 def _to_sedeen(target: Path, parts: Iterator[Nuclei], source: Source, options: Options) -> int:

@@ -66,6 +66,7 @@ def read_annotations(path: Path) -> None:
 def read_nuclei(path: Path) -> None:
     from misc.formats.csv_table import write_csv
     from misc.formats.nuclei_json import read_header, read_json, types_from_header
+    from misc.formats.nuclei_table import NucleiTable
     from misc.formats.qupath import write_geojson
     from misc.formats.slide_facts import slide_facts
     from misc.ihc.heat_map.slide import load_slide, map_slide
@@ -76,7 +77,7 @@ def read_nuclei(path: Path) -> None:
     facts = slide_facts(path, header, None, None, None)
     names = types_from_header(header) or default_type_info(256)
     write_geojson(path.with_suffix(".out.geojson"), nuclei, names, facts.scale, origin_xy=facts.origin_xy)
-    write_csv(path.with_suffix(".out.csv"), nuclei, names, facts.scale)
+    write_csv(path.with_suffix(".out.csv"), NucleiTable(nuclei, names, facts.scale))
     slide = load_slide(path, None, None, False, lambda count: None, None, None)
     if slide.width and slide.height:
         map_slide(slide, "all", (0.2, 0.4, 0.6), 100, (1000, 1000), 3, 1.0)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TextIO
 
 # File names that end in two suffixes which belong together; `Path.stem` would leave the first one on.
-_DOUBLE_SUFFIXES = (".session.xml", ".geojson.gz", ".ome.tiff", ".ome.tif")
+_DOUBLE_SUFFIXES = (".session.xml", ".geojson.gz", ".ome.tiff", ".ome.tif", ".ome.zarr")
 # Bytes of a name on the file systems in use.
 MAX_NAME_BYTES = 255
 # Bytes of a name that locks, temporary files and spools take over from the result's.
@@ -40,10 +40,10 @@ _TEXT = "'"
 def full_stem(path: str | Path) -> str:
     """Return the file name without its extension; dots inside the name stay (`TCGA-1.2.svs` -> `TCGA-1.2`).
 
-    A folder, which a DICOM slide may be, has no extension.
+    A folder, which a DICOM slide may be, has no extension, unless it is a Zarr.
     """
     name = Path(path).name
-    if Path(path).is_dir():
+    if Path(path).is_dir() and not name.lower().endswith(".zarr"):
         return name
     for suffix in _DOUBLE_SUFFIXES:
         if name.lower().endswith(suffix):

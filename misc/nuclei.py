@@ -85,7 +85,7 @@ class Nuclei:
             ids=self.ids[index],
             boxes_yx=self.boxes_yx[index],
             centroids_xy=self.centroids_xy[index],
-            points_xy=self.points_xy[points],
+            points_xy=np.take(self.points_xy, points, axis=0),  # many times as fast as [points]
             offsets=offsets,
             types=pick(self.types),
             type_prob=pick(self.type_prob),

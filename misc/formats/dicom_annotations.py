@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -18,11 +17,10 @@ import numpy as np
 
 from misc.extras import require
 from misc.files import atomic_path
-from misc.formats.csv_table import in_pieces
-from misc.formats.qupath import MIN_POINTS, check_types, valid_rings
-from misc.nuclei import Nuclei
+from misc.formats.nuclei_table import NucleiTable
+from misc.formats.qupath import valid_rings
 from misc.slides.dicom import read_instance, series_in, series_of
-from misc.type_info import RGB, TypeInfo
+from misc.type_info import RGB
 
 _MAKER, _VERSION = "HoVer-Net toolkit", "1"
 # What a slide must have, empty where it is not known, and the result takes over; the last highdicom only looks at.
@@ -51,33 +49,29 @@ class _Group:
         self.values += int(lengths.sum())
 
 
-def write_dicom(
-    path: str | Path, nuclei: Nuclei | Iterable[Nuclei], type_info: TypeInfo, scale: float, slide: str | Path
-) -> int:
-    """Write the nuclei, a group for each type.
+def write_dicom(path: str | Path, table: NucleiTable, slide: str | Path) -> int:
+    """Write the nuclei, a group for each type; their measurements are not written.
 
     Args:
         path: the file.
-        nuclei: nuclei, or an iterable of them.
-        type_info: `{type: (name, (red, green, blue))}`, with the entry `None` for nuclei without a type.
-        scale: level-0 px per px of the coordinates.
+        table: the nuclei.
         slide: the DICOM slide: a file of its series, or its folder.
 
     Returns:
         Number of outlines; nuclei with fewer than three contour points have none and are left out.
 
     Raises:
-        ValueError: the slide is no DICOM slide, there are no nuclei, `type_info` lacks a type, or highdicom is not
-            installed.
+        ValueError: the slide is no DICOM slide, there are no nuclei, the types' names lack a type, or highdicom is
+            not installed.
     """
     require("highdicom", "dicom")
     level0 = _level0(Path(slide))
     with contextlib.ExitStack() as stack, atomic_path(path) as temporary:
-        groups = _collect(nuclei, type_info, scale, stack)
+        groups = _collect(table, stack)
         if not groups:
             raise ValueError("there are no nuclei, and DICOM has no annotations without any")
         ordered = sorted(groups, key=lambda type_id: -1 if type_id is None else type_id)
-        dataset = _dataset(level0, [(*type_info[type_id], groups[type_id]) for type_id in ordered])
+        dataset = _dataset(level0, [(*table.type_info[type_id], groups[type_id]) for type_id in ordered])
         dataset.save_as(temporary, enforce_file_format=True)
     return sum(group.count for group in groups.values())
 
@@ -93,16 +87,11 @@ def _level0(slide: Path) -> Path:
     raise ValueError(f"{slide.name} is no DICOM slide, and DICOM annotations are of one; convert to another format")
 
 
-def _collect(
-    nuclei: Nuclei | Iterable[Nuclei], type_info: TypeInfo, scale: float, stack: contextlib.ExitStack
-) -> dict[int | None, _Group]:
+def _collect(table: NucleiTable, stack: contextlib.ExitStack) -> dict[int | None, _Group]:
     groups: dict[int | None, _Group] = {}
-    for piece in in_pieces(nuclei):
-        piece = piece.select(np.diff(piece.offsets) >= MIN_POINTS)
-        types = [None] * len(piece) if piece.types is None else piece.types.tolist()
-        check_types(set(types), type_info)
+    for piece in table.drawn().pieces():
         of_type: dict[int | None, list[np.ndarray]] = {}
-        for type_id, ring in zip(types, valid_rings(piece, scale), strict=True):
+        for type_id, ring in zip(table.types_of(piece), valid_rings(piece, table.scale), strict=True):
             of_type.setdefault(type_id, []).append(ring[:-1])
         for type_id, rings in of_type.items():
             if type_id not in groups:

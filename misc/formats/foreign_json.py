@@ -188,18 +188,12 @@ def items(path: Path, key: str, others: dict) -> Iterator:
 
 def _list_in_object(text: JsonText, key: str, others: dict) -> Iterator:
     found = False
-    text.expect(b"{")
-    while text.peek() != b"}":
-        name = text.value()
-        text.expect(b":")
+    for name in text.members():
         if name == key and text.peek() == b"[":
             found = True
             yield from _list(text)
         else:
             others[name] = text.value()
-        if text.peek() != b"}":
-            text.expect(b",")
-    text.expect_end()
     if not found:
         raise ValueError(f'{text.path}: no list "{key}" in it')
 

@@ -5,12 +5,12 @@
     obsm["spatial"]: (N, 2) x and y in um from the corner of the image.
     uns: `mpp` (um per level-0 px) and `cell_type_colors`.
 
-X is appended piece by piece; ids, types and positions (40 bytes a nucleus) are held until the end.
+All of it is appended piece by piece; types (4 bytes a nucleus) are held until the end, when their names are known.
+Groups and their attributes are as https://anndata.readthedocs.io/en/latest/fileformat-prose.html has them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,100 +18,108 @@ import numpy as np
 
 from misc.extras import require
 from misc.files import atomic_path
-from misc.formats import csv_table
-from misc.formats.csv_table import COLUMNS, columns, in_pieces, stain_columns
+from misc.formats.nuclei_table import COLUMNS, THREADS, Columns, NucleiTable
 from misc.nuclei import Nuclei
-from misc.slides.image import SlideImage
-from misc.type_info import TypeInfo
+from misc.threads import map_ahead
 
 if TYPE_CHECKING:
     import h5py
 
-_NOT_MEASURED = ("id", "type", "name", "type_prob", *(name for name in COLUMNS if name.startswith("centroid")))
-# Extended file attributes that AnnData writes beside an array.
-_ARRAY = {"encoding-type": "array", "encoding-version": "0.2.0"}
+# Nuclei in a chunk of an array.
+CHUNK_NUCLEI = 20_000
+_NOT_MEASURED = (
+    *("id", "type", "name", "type_prob"),
+    *(name for name in COLUMNS if name.startswith("centroid")),
+)
+_ARRAY, _TEXTS = ({"encoding-type": kind, "encoding-version": "0.2.0"} for kind in ("array", "string-array"))
+_FRAME = {"encoding-type": "dataframe", "encoding-version": "0.2.0", "_index": "_index"}
 _UNTYPED = -1
 
 
-def write_h5ad(
-    path: str | Path,
-    nuclei: Nuclei | Iterable[Nuclei],
-    type_info: TypeInfo,
-    scale: float = 1.0,
-    mpp: float | None = None,
-    image: SlideImage | None = None,
-    stain: str = "he",
-) -> int:
+def write_h5ad(path: str | Path, table: NucleiTable) -> int:
     """Write the nuclei, piece by piece.
-
-    Args:
-        path, nuclei, type_info, scale, mpp, image, stain: as of `csv_table.write_csv`.
 
     Returns:
         Number of rows.
 
     Raises:
-        ValueError: no pixel size, `type_info` lacks a type, or anndata is not installed.
+        ValueError: no pixel size, the types' names lack a type, or anndata is not installed.
     """
     import h5py  # here, as importing it starts a process
 
+    measure = lambda piece: (piece, table.columns(piece))  # noqa: E731
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
-        return sum(map(len, add_table(file, nuclei, type_info, scale, mpp, image, stain)))
+        rows = TableRows(file, table)
+        for piece, columns in map_ahead(measure, table.pieces(), THREADS):
+            rows.add(piece, columns)
+        return rows.close()
 
 
-def add_table(
-    file: h5py.File,
-    nuclei: Nuclei | Iterable[Nuclei],
-    type_info: TypeInfo,
-    scale: float,
-    mpp: float | None,
-    image: SlideImage | None,
-    stain: str,
-) -> Iterator[Nuclei]:
-    """Write the nuclei to an open file, and pass each piece on when it is written; the file is whole at the end.
+class TableRows:
+    """The rows of a table in an open file; the file is whole when they are closed.
 
-    Arguments and errors as of `write_h5ad`.
+    Args:
+        file: to write to.
+        table: whose rows they are.
+
+    Raises:
+        ValueError: no pixel size, or anndata is not installed.
     """
-    io = require("anndata.io", "anndata")
-    if mpp is None:
-        raise ValueError("positions are in um there, and nothing says the pixel size; give --mpp=<um per level-0 px>")
-    names = [name for name in (*COLUMNS, *stain_columns(image, stain)) if name not in _NOT_MEASURED]
-    shape = (csv_table.WRITE_NUCLEI, len(names))
-    values = file.create_dataset("X", (0, len(names)), np.float32, maxshape=(None, len(names)), chunks=shape)
-    values.attrs.update(_ARRAY)
-    kept: list[tuple[np.ndarray, ...]] = []
-    for piece in in_pieces(nuclei):
-        table = columns(piece, type_info, scale, mpp, image, stain)
-        values.resize(len(values) + len(piece), axis=0)
-        values[-len(piece) :] = np.array([table[name] for name in names], np.float32).T
-        types = np.full(len(piece), _UNTYPED, np.int32) if piece.types is None else piece.types
-        xy_um = np.stack([table["centroid_x_um"], table["centroid_y_um"]], axis=1).astype(np.float64)
-        kept.append((piece.ids, types, np.array(table["type_prob"], np.float32), xy_um))
-        yield piece
-    empty = (np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros(0, np.float32), np.zeros((0, 2)))
-    joined = [np.concatenate(column) for column in zip(empty, *kept, strict=True)]
-    kept.clear()
-    _close(file, io, names, joined, type_info, mpp)
+
+    def __init__(self, file: h5py.File, table: NucleiTable):
+        self.io = require("anndata.io", "anndata")
+        if table.mpp is None:
+            raise ValueError(
+                "positions are in um there, and nothing says the pixel size; give --mpp=<um per level-0 px>"
+            )
+        import h5py
+
+        self.file, self.table = file, table
+        self.measured = [name for name in table.names if name not in _NOT_MEASURED]
+        self.x = self._array("X", np.float32, len(self.measured))
+        self.spatial = self._array("obsm/spatial", np.float64, 2)
+        self.index = self._array("obs/_index", h5py.string_dtype())
+        self.index.attrs.update(_TEXTS)
+        self.ids = self._array("obs/instance_id", np.int64)
+        self.probs = self._array("obs/type_prob", np.float32)
+        self.types = [np.zeros(0, np.int32)]
+
+    def _array(self, name: str, dtype, *width: int) -> h5py.Dataset:
+        chunk = (CHUNK_NUCLEI, *width)
+        array = self.file.create_dataset(name, (0, *width), dtype, maxshape=(None, *width), chunks=chunk)
+        array.attrs.update(_ARRAY)
+        return array
+
+    def add(self, piece: Nuclei, columns: Columns) -> None:
+        """Append one or more nuclei; `columns` are the table's of them."""
+        _append(self.x, np.stack([columns[name] for name in self.measured], axis=1))
+        _append(self.spatial, np.stack([columns["centroid_x_um"], columns["centroid_y_um"]], axis=1))
+        _append(self.index, np.array([str(number) for number in piece.ids.tolist()], object))
+        _append(self.ids, piece.ids)
+        _append(self.probs, columns["type_prob"])
+        self.types.append(np.full(len(piece), _UNTYPED, np.int32) if piece.types is None else piece.types)
+
+    def close(self) -> int:
+        """Write the types and all that is not one value a nucleus; returns the number of rows."""
+        import pandas as pd
+
+        found, codes = np.unique(np.concatenate(self.types), return_inverse=True)
+        info = [self.table.type_info[None if type_id == _UNTYPED else type_id] for type_id in found.tolist()]
+        colours = {name: "#" + bytes(rgb).hex() for name, rgb in info}
+        kinds = list(colours)  # two types may have one name
+        codes = np.array([kinds.index(name) for name, _ in info], np.int64)[codes]
+        write = self.io.write_elem
+        write(self.file["obs"], "cell_type", pd.Categorical.from_codes(codes, kinds))
+        self.file["obs"].attrs.update({**_FRAME, "column-order": ["instance_id", "cell_type", "type_prob"]})
+        self.file["obsm"].attrs.update({"encoding-type": "dict", "encoding-version": "0.1.0"})
+        self.file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+        write(self.file, "var", pd.DataFrame(index=self.measured))
+        write(self.file, "uns", {"mpp": self.table.mpp, "cell_type_colors": np.array(list(colours.values()), object)})
+        for name in ("layers", "obsp", "varm", "varp"):
+            write(self.file, name, {})
+        return len(codes)
 
 
-def _close(file: h5py.File, io, names: list[str], kept: list[np.ndarray], type_info: TypeInfo, mpp: float) -> None:
-    """Write all but X."""
-    import pandas as pd
-
-    ids, types, probs, xy_um = kept
-    found, codes = np.unique(types, return_inverse=True)
-    rows = [type_info[None if type_id == _UNTYPED else type_id] for type_id in found.tolist()]
-    kinds = list(dict.fromkeys(name for name, _ in rows))  # two types may have one name
-    codes = np.array([kinds.index(name) for name, _ in rows], np.int32)[codes] if rows else codes
-    obs = pd.DataFrame(
-        {"instance_id": ids, "cell_type": pd.Categorical.from_codes(codes, kinds), "type_prob": probs},
-        index=[str(number) for number in ids.tolist()],
-    )
-    colours = {name: "#" + bytes(rgb).hex() for name, rgb in rows}
-    file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
-    io.write_elem(file, "obs", obs)
-    io.write_elem(file, "var", pd.DataFrame(index=names))
-    io.write_elem(file, "obsm", {"spatial": xy_um})
-    io.write_elem(file, "uns", {"mpp": mpp, "cell_type_colors": np.array([colours[name] for name in kinds], object)})
-    for name in ("layers", "obsp", "varm", "varp"):
-        io.write_elem(file, name, {})
+def _append(array: h5py.Dataset, values: np.ndarray) -> None:
+    array.resize(len(array) + len(values), axis=0)
+    array[-len(values) :] = values

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
@@ -89,6 +90,17 @@ class JsonText:
         self.expect(b"}")
         if not self._at_end():
             self.fail("more text after the end of the JSON object")
+
+    def members(self) -> Iterator[str]:
+        """Take the object that the file is; yield each key, whose value the caller takes before the next."""
+        self.expect(b"{")
+        while self.peek() != b"}":
+            key = self.value()
+            self.expect(b":")
+            yield key
+            if self.peek() != b"}":
+                self.expect(b",")
+        self.expect_end()
 
     def value(self) -> Any:
         """Take the next value, parsed."""

@@ -214,10 +214,7 @@ def _walk(path: Path, header: dict, stop_at_nuclei: bool = False) -> Iterator[Nu
     with open(path, "rb") as handle:
         text = JsonText(path, handle)
         found = False
-        text.expect(b"{")
-        while text.peek() != b"}":
-            key = text.value()
-            text.expect(b":")
+        for key in text.members():
             if key == "nuc":
                 found = True
                 if stop_at_nuclei:
@@ -225,9 +222,6 @@ def _walk(path: Path, header: dict, stop_at_nuclei: bool = False) -> Iterator[Nu
                 yield from _walk_nuclei(text)
             else:
                 header[key] = text.value()
-            if text.peek() != b"}":
-                text.expect(b",")
-        text.expect_end()
     if not found:
         raise ValueError(f'{path}: no "nuc" in it: this is no file of nuclei')
 

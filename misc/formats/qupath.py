@@ -177,17 +177,29 @@ def _features(
 
 
 def valid_rings(nuclei: Nuclei, scale: float = 1.0, origin_xy: tuple[int, int] = (0, 0)) -> list[np.ndarray]:
+    """Return the outlines of `valid_outlines` one by one: N arrays (M, 2) float64."""
+    points, offsets = valid_outlines(nuclei, scale, origin_xy)
+    return np.split(points, offsets[1:])[:-1]  # the last one is the empty rest
+
+
+def valid_outlines(
+    nuclei: Nuclei, scale: float = 1.0, origin_xy: tuple[int, int] = (0, 0)
+) -> tuple[np.ndarray, np.ndarray]:
     """Return each outline as a ring that ends with its first point and never touches itself.
 
     Returns:
-        N arrays (M, 2) float64 in QuPath's coordinates (`qupath_xy`).
+        (P, 2) float64 in QuPath's coordinates (`qupath_xy`), all rings one after the other; and (N + 1,) int64, where
+        each starts and the last one ends.
     """
-    points = qupath_xy(nuclei.points_xy, scale, origin_xy)
-    closed = np.insert(points, nuclei.offsets[1:], points[nuclei.offsets[:-1]], axis=0)
-    rings = np.split(closed, (nuclei.offsets + np.arange(len(nuclei) + 1))[1:])[:-1]  # the last one is the empty rest
+    points = np.insert(nuclei.points_xy, nuclei.offsets[1:], nuclei.points_xy[nuclei.offsets[:-1]], axis=0)
+    offsets = nuclei.offsets + np.arange(len(nuclei) + 1)
+    lengths, pieces, at = np.diff(offsets), [], 0
     for i in np.flatnonzero(touches_itself(nuclei)):
-        rings[i] = qupath_xy(simple_ring(nuclei.contour(i)), scale, origin_xy)
-    return rings
+        ring = simple_ring(nuclei.contour(i))
+        pieces += [points[at : offsets[i]], ring]
+        at, lengths[i] = offsets[i + 1], len(ring)
+    points = qupath_xy(np.concatenate([*pieces, points[at:]]), scale, origin_xy)
+    return points, np.concatenate([[0], np.cumsum(lengths)])
 
 
 def simple_ring(contour_xy: np.ndarray) -> np.ndarray:

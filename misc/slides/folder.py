@@ -9,6 +9,7 @@ from pathlib import Path
 
 from misc.files import check_unique_stems, full_stem, list_files, printable, unusable_name
 from misc.slides.dicom import PATTERN, group_series, series_in, series_of
+from misc.slides.ome_zarr import SUFFIX, is_ome_zarr, ome_zarr_files
 from misc.slides.sources import MIRAX_SUFFIX, SLIDE_SUFFIXES, SlideError, is_slide, open_source
 
 
@@ -17,7 +18,7 @@ class FoundSlides:
     """What a folder holds.
 
     Attributes:
-        slides: files, and folders that are one DICOM slide; all of different names, see `slide_name`.
+        slides: files, and folders that are one DICOM slide or OME-Zarr; all of different names, see `slide_name`.
         unusable: what has a slide's name or its stem and cannot be opened, and why.
         others: files that are no slides.
     """
@@ -70,7 +71,9 @@ def slides_called(name: str, folder: Path) -> list[Path]:
 
 
 def slide_files(path: Path) -> list[Path]:
-    """Return the files that a slide is made of, itself first where it is a file."""
+    """Return the files that a slide is made of, itself first where it is a file; of OME-Zarr those without pixels."""
+    if is_ome_zarr(path):
+        return ome_zarr_files(path)
     if path.is_dir():
         return [instance.path for series in series_in(path) for instance in series]
     if path.suffix.lower() == MIRAX_SUFFIX:
@@ -79,8 +82,8 @@ def slide_files(path: Path) -> list[Path]:
 
 
 def _candidates(folder: Path, pattern: str = "*", recursive: bool = False) -> tuple[list[Path], list[Path]]:
-    """Return what may be a slide, a DICOM series as one path; and DICOM files that are no level of any."""
-    files = list_files(folder, pattern, recursive)
+    """Return what may be a slide, DICOM series and OME-Zarr as one path each; and DICOM files that are no level."""
+    files = [path for path in list_files(folder, pattern, recursive) if not _in_zarr(path, folder)]
     if not recursive:  # one folder a slide, as viewers and archives export DICOM
         files += [path for path in sorted(folder.glob(f"[!.]*/{pattern}")) if path.match(PATTERN) and path.is_file()]
     groups = group_series(files)
@@ -88,7 +91,14 @@ def _candidates(folder: Path, pattern: str = "*", recursive: bool = False) -> tu
     slides = [_series_path(group[0].path, folder) for group in groups if group[0].is_volume]
     labels = [instance.path for group in groups if not group[0].is_volume for instance in group]
     rest = [path for path in files if path not in of_series and (recursive or path.parent == folder)]
-    return sorted([*slides, *rest]), labels
+    found = folder.rglob(pattern) if recursive else folder.glob(pattern)
+    zarr = [path for path in found if path.name[0] != "." and is_ome_zarr(path) and not _in_zarr(path, folder)]
+    return sorted([*slides, *rest, *zarr]), labels
+
+
+def _in_zarr(path: Path, folder: Path) -> bool:
+    """Tell whether a path is part of a Zarr of a folder."""
+    return any(name.lower().endswith(SUFFIX) for name in path.relative_to(folder).parts[:-1])
 
 
 def _series_path(first: Path, folder: Path) -> Path:

@@ -2,7 +2,8 @@
 
 OpenSlide (4.0.1, as `openslide-bin` brings it) reads Aperio, Hamamatsu, Leica, MIRAX, Philips, Sakura, Trestle,
 Ventana, generic tiled TIFF, DICOM (from one file all levels of its series), and Zeiss CZI (raw or Zstandard). Other
-TIFF is read with tifffile, other DICOM with pydicom, other CZI with pylibCZIrw where that is installed.
+TIFF is read with tifffile, other DICOM with pydicom, other CZI with pylibCZIrw and OME-Zarr with zarr where those are
+installed.
 
 A source has
 
@@ -34,6 +35,7 @@ from misc.slides.blocks import BlockCache, fill
 from misc.slides.czi import CziSource
 from misc.slides.dicom import series_in
 from misc.slides.dicom_frames import DicomSource
+from misc.slides.ome_zarr import OmeZarrSource, is_ome_zarr
 from misc.slides.picture import JPEG, PNG, ImageSource, is_picture
 from misc.slides.pixels import ImageError, on_white
 from misc.slides.tiff import RESOLUTION_UM, TAGS_SAY, TiffSource, unread_pages
@@ -95,11 +97,11 @@ def is_slide(path: str | Path) -> bool:
         return False
 
 
-def open_source(path: Path) -> OpenSlideSource | TiffSource | DicomSource | CziSource | ImageSource:
+def open_source(path: Path) -> Source:
     """Open a slide by what it holds; its name does not matter.
 
     Args:
-        path: a file, or a folder with the files of one DICOM series.
+        path: a file, or a folder: OME-Zarr, or the files of one DICOM series.
 
     Raises:
         SlideError: it is no slide, is damaged, or may not be read.
@@ -133,7 +135,9 @@ def _first_file(path: Path) -> Path:
     return series[0][0].path if series else path
 
 
-def _open(path: Path) -> OpenSlideSource | TiffSource | DicomSource | CziSource | ImageSource:
+def _open(path: Path) -> Source:
+    if is_ome_zarr(path):
+        return OmeZarrSource(path)
     head = file_head(path)
     if not head:
         raise ImageError("is empty (0 bytes)")
@@ -280,3 +284,6 @@ def _number(text: str | None) -> float | None:
         return None if text is None else float(text)
     except ValueError:
         return None
+
+
+Source = OpenSlideSource | TiffSource | DicomSource | CziSource | OmeZarrSource | ImageSource

@@ -8,8 +8,9 @@ import cv2
 import numpy as np
 import pytest
 
-from misc.formats import csv_table
-from misc.formats.csv_table import COLUMNS, write_csv
+from misc.formats import nuclei_table
+from misc.formats.csv_table import write_csv
+from misc.formats.nuclei_table import COLUMNS, NucleiTable
 from misc.nuclei import Nuclei
 from misc.slides.image import open_image
 from misc.type_info import UNTYPED
@@ -32,7 +33,7 @@ def rows(path) -> list[dict]:
 
 def test_one_row_a_nucleus_in_px_and_um(tmp_path):
     typed = nuclei(types=np.array([1, 2], np.int32), type_prob=np.array([0.75, np.nan]))
-    assert write_csv(tmp_path / "a.csv", typed, TYPES, scale=2.0, mpp=0.25) == 2
+    assert write_csv(tmp_path / "a.csv", NucleiTable(typed, TYPES, scale=2.0, mpp=0.25)) == 2
     first, second = rows(tmp_path / "a.csv")
     assert tuple(first) == COLUMNS
     assert (first["id"], first["type"], first["name"], first["type_prob"]) == ("4", "1", "neopla", "0.75")
@@ -51,14 +52,14 @@ def test_one_row_a_nucleus_in_px_and_um(tmp_path):
 
 
 def test_what_is_not_known_is_empty(tmp_path):
-    write_csv(tmp_path / "a.csv", nuclei(), TYPES)
+    write_csv(tmp_path / "a.csv", NucleiTable(nuclei(), TYPES))
     first = rows(tmp_path / "a.csv")[0]
     assert (first["type"], first["name"], first["type_prob"]) == ("", "nucleus", "")
     assert {key for key in COLUMNS if first[key] == ""} == {
         *("type", "type_prob"),
         *(key for key in COLUMNS if key.endswith(("_um", "_um2"))),
     }
-    assert write_csv(tmp_path / "b.csv", [], TYPES) == 0
+    assert write_csv(tmp_path / "b.csv", NucleiTable([], TYPES)) == 0
     assert (tmp_path / "b.csv").read_text() == ",".join(COLUMNS) + "\n"
 
 
@@ -67,24 +68,24 @@ def test_stains_are_measured_at_level_0(tmp_path):
     image[40:54, 20:30] = (60, 40, 150)
     cv2.imwrite(str(tmp_path / "a.png"), image[..., ::-1])
     level0 = open_image(tmp_path / "a.png")
-    write_csv(tmp_path / "a.csv", nuclei(), TYPES, scale=2.0, image=level0)
+    write_csv(tmp_path / "a.csv", NucleiTable(nuclei(), TYPES, scale=2.0, image=level0))
     stained, glass = rows(tmp_path / "a.csv")
     assert tuple(stained) == (*COLUMNS, "hematoxylin_mean_od", "eosin_mean_od")
     assert float(stained["hematoxylin_mean_od"]) > 0.3
     assert abs(float(glass["hematoxylin_mean_od"])) < 1e-6
-    write_csv(tmp_path / "b.csv", nuclei(), TYPES, image=level0, stain="hdab")
+    write_csv(tmp_path / "b.csv", NucleiTable(nuclei(), TYPES, image=level0, stain="hdab"))
     assert "dab_mean_od" in rows(tmp_path / "b.csv")[0]
 
 
 def test_pieces_make_the_same_table(tmp_path, monkeypatch):
-    write_csv(tmp_path / "a.csv", nuclei(), TYPES, mpp=0.5)
-    monkeypatch.setattr(csv_table, "WRITE_NUCLEI", 1)
+    write_csv(tmp_path / "a.csv", NucleiTable(nuclei(), TYPES, mpp=0.5))
+    monkeypatch.setattr(nuclei_table, "PIECE_NUCLEI", 1)
     parts = [nuclei().select(slice(0, 1)), Nuclei.empty(), nuclei().select(slice(1, 2))]
-    assert write_csv(tmp_path / "b.csv", iter(parts), TYPES, mpp=0.5) == 2
+    assert write_csv(tmp_path / "b.csv", NucleiTable(iter(parts), TYPES, mpp=0.5)) == 2
     assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
 
 
 def test_refusals_leave_no_file(tmp_path):
     with pytest.raises(ValueError, match="types 5"):
-        write_csv(tmp_path / "a.csv", nuclei(types=np.array([1, 5], np.int32)), TYPES)
+        write_csv(tmp_path / "a.csv", NucleiTable(nuclei(types=np.array([1, 5], np.int32)), TYPES))
     assert list(tmp_path.iterdir()) == []

@@ -9,7 +9,7 @@ import pytest
 from scipy.io import loadmat
 
 import convert_format
-from misc.formats import csv_table
+from misc.formats import nuclei_table
 from misc.formats.nuclei_json import write_json
 from models.hovernet.post_proc import measure
 
@@ -21,7 +21,7 @@ TYPES = {"1": ["tumour", [255, 0, 9]], "2": ["stroma", [0, 9, 255]]}
 def test_annotations_of_a_dicom_slide(shared, kumar, tmp_path, monkeypatch, capsys):
     highdicom = pytest.importorskip("highdicom", reason="pip install -r requirements-dicom.txt")
     pydicom = pytest.importorskip("pydicom")
-    monkeypatch.setattr(csv_table, "WRITE_NUCLEI", 50)  # several pieces
+    monkeypatch.setattr(nuclei_table, "PIECE_NUCLEI", 50)  # several pieces
     label = loadmat(next((kumar / "Train" / "Labels").glob("*.mat")))["inst_map"][:400, :400].astype(np.int32)
     write_json(tmp_path / "small_dicom.json", measure(label, label % 2 + 1), 20, {"slide": SLIDE, "types": TYPES})
     options = [f"--input={tmp_path / 'small_dicom.json'}", f"--output_dir={tmp_path}"]

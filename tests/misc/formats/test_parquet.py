@@ -10,9 +10,9 @@ import shapely
 from scipy.io import loadmat
 
 import convert_format
-from misc.formats import csv_table
-from misc.formats.csv_table import COLUMNS
+from misc.formats import nuclei_table, parquet
 from misc.formats.nuclei_json import write_json
+from misc.formats.nuclei_table import COLUMNS, NucleiTable
 from misc.formats.parquet import BBOX, write_parquet
 from misc.nuclei import Nuclei
 from misc.type_info import UNTYPED
@@ -28,7 +28,8 @@ def real(kumar) -> Nuclei:
 
 
 def test_rows_are_the_csv_and_outlines_the_geojson(real, tmp_path, monkeypatch):
-    monkeypatch.setattr(csv_table, "WRITE_NUCLEI", 50)  # several row groups
+    monkeypatch.setattr(parquet, "GROUP_NUCLEI", 50)
+    monkeypatch.setattr(nuclei_table, "PIECE_NUCLEI", 30)
     write_json(tmp_path / "a.json", real, 20, {"slide": {"name": "a.svs", "width": 800, "height": 800, "scale": 2.0}})
     for target in ("parquet", "csv", "geojson"):
         assert (
@@ -59,10 +60,10 @@ def test_rows_are_the_csv_and_outlines_the_geojson(real, tmp_path, monkeypatch):
 
 def test_neighbours_are_together(real, tmp_path, monkeypatch):
     """A row group covers some squares of the slide, whatever the order that the nuclei came in."""
-    monkeypatch.setattr(csv_table, "WRITE_NUCLEI", 40)
+    monkeypatch.setattr(parquet, "GROUP_NUCLEI", 40)
     shuffled = real.select(np.random.default_rng(0).permutation(len(real)))
     for name, nuclei in (("a", real), ("b", shuffled)):
-        write_parquet(tmp_path / name, nuclei.scale(16, 16), {None: UNTYPED})
+        write_parquet(tmp_path / name, NucleiTable(nuclei.scale(16, 16), {None: UNTYPED}))
     file = pq.ParquetFile(tmp_path / "b")
     squares = []
     for group in range(file.num_row_groups):
@@ -71,9 +72,23 @@ def test_neighbours_are_together(real, tmp_path, monkeypatch):
     assert sum(map(len, squares)) <= len(set.union(*squares)) + file.num_row_groups
 
 
+def test_geopandas_reads_a_part_of_the_slide(real, tmp_path, monkeypatch):
+    geopandas = pytest.importorskip("geopandas", reason="pip install geopandas")
+    monkeypatch.setattr(parquet, "GROUP_NUCLEI", 40)
+    write_parquet(tmp_path / "a.parquet", NucleiTable(real, {None: UNTYPED}))
+    whole = geopandas.read_parquet(tmp_path / "a.parquet")
+    assert sorted(whole["id"]) == sorted(real.ids)
+    box = shapely.box(100, 50, 200, 150)
+    part = geopandas.read_parquet(tmp_path / "a.parquet", bbox=box.bounds)
+    bounds = shapely.bounds(whole.geometry.to_numpy())
+    expected = whole["id"][(bounds[:, :2] <= (200, 150)).all(axis=1) & (bounds[:, 2:] >= (100, 50)).all(axis=1)]
+    assert 0 < len(part) < len(whole)
+    assert sorted(part["id"]) == sorted(expected)
+
+
 def test_no_nuclei_and_no_package(tmp_path, monkeypatch):
-    assert write_parquet(tmp_path / "a", [], {None: UNTYPED}) == 0
+    assert write_parquet(tmp_path / "a", NucleiTable([], {None: UNTYPED})) == 0
     assert pq.ParquetFile(tmp_path / "a").metadata.num_rows == 0
     monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
     with pytest.raises(ValueError, match="pip install -r requirements-parquet.txt"):
-        write_parquet(tmp_path / "b", [], {None: UNTYPED})
+        write_parquet(tmp_path / "b", NucleiTable([], {None: UNTYPED}))

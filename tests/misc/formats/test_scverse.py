@@ -9,7 +9,7 @@ import pytest
 from scipy.io import loadmat
 
 import convert_format
-from misc.formats import csv_table
+from misc.formats import nuclei_table
 from misc.formats.nuclei_json import write_json
 from misc.type_info import UNTYPED
 from models.hovernet.post_proc import measure
@@ -32,7 +32,7 @@ def folder(kumar, tmp_path_factory):
 
 @pytest.fixture
 def several_pieces(monkeypatch):
-    monkeypatch.setattr(csv_table, "WRITE_NUCLEI", 50)
+    monkeypatch.setattr(nuclei_table, "PIECE_NUCLEI", 50)
 
 
 def run(folder, target: str, *options: str) -> int:
@@ -45,7 +45,7 @@ def check_table(table, folder) -> None:
     with open(folder / "a.csv", newline="") as handle:
         rows = {row["id"]: row for row in csv.DictReader(handle)}
     assert set(table.obs_names) == rows.keys()
-    assert len(table.var_names) == len(csv_table.COLUMNS) - 8
+    assert len(table.var_names) == len(nuclei_table.COLUMNS) - 8
     x = np.asarray(table.X)
     for name, values, xy in zip(table.obs_names, x, table.obsm["spatial"], strict=True):
         row = rows[name]

@@ -1,0 +1,110 @@
+"""What tables of nuclei hold, whatever their format: one row a nucleus, units in the names, at level 0.
+
+Positions in px are pixel centres, as in the JSON; positions in um count from the corner of the image. What is not
+known (no pixel size, no type) has its column all the same, so that tables of several images have the same columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from misc.formats.qupath import MIN_POINTS, check_types
+from misc.ihc.stain import STAINS
+from misc.nuclei import Nuclei
+from misc.nuclei_features import nuclear_densities, shapes
+from misc.slides.image import SlideImage
+from misc.type_info import TypeInfo
+
+# Nuclei measured at once, which take some 50 MB meanwhile, and the threads that do so.
+PIECE_NUCLEI = 5_000
+THREADS = 2
+# Decimals of lengths and areas, and of the numbers between 0 and a few that shares and densities are.
+LENGTH_DECIMALS = 3
+SHARE_DECIMALS = 4
+
+COLUMNS = (
+    *("id", "type", "name", "type_prob"),
+    *("centroid_x_px", "centroid_y_px", "centroid_x_um", "centroid_y_um"),
+    *("area_px", "area_um2", "perimeter_px", "perimeter_um"),
+    *("major_axis_px", "major_axis_um", "minor_axis_px", "minor_axis_um"),
+    *("eccentricity", "solidity"),
+)
+
+# A table's columns by name: types and names as lists, `None` for no type; ids as int64, other numbers as float64 with
+# NaN where they are not known, (N,).
+Columns = dict[str, list | np.ndarray]
+
+
+@dataclass(frozen=True)
+class NucleiTable:
+    """Nuclei, and all that it takes to make a table of them.
+
+    Attributes:
+        nuclei: nuclei, or an iterable of them, which serves once.
+        type_info: `{type: (name, (red, green, blue))}`, with the entry `None` for nuclei without a type.
+        scale: level-0 px per px of the coordinates.
+        mpp: um per level-0 px; without it the columns in um are not known.
+        image: where to measure the stains; without it there are no columns for them.
+        stain: a key of `misc.ihc.stain.STAINS`.
+    """
+
+    nuclei: Nuclei | Iterable[Nuclei]
+    type_info: TypeInfo
+    scale: float = 1.0
+    mpp: float | None = None
+    image: SlideImage | None = None
+    stain: str = "he"
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the columns."""
+        return [*COLUMNS, *(f"{name}_mean_od" for name in STAINS[self.stain] if self.image)]
+
+    def parts(self) -> Iterator[Nuclei]:
+        """Yield the nuclei as they come."""
+        yield from [self.nuclei] if isinstance(self.nuclei, Nuclei) else self.nuclei
+
+    def pieces(self) -> Iterator[Nuclei]:
+        """Yield the nuclei, at most `PIECE_NUCLEI` at a time."""
+        for part in self.parts():
+            for start in range(0, len(part), PIECE_NUCLEI):
+                yield part.select(slice(start, start + PIECE_NUCLEI))
+
+    def drawn(self) -> NucleiTable:
+        """Return the table of those nuclei that have an outline: three contour points or more."""
+        return replace(self, nuclei=(part.select(np.diff(part.offsets) >= MIN_POINTS) for part in self.parts()))
+
+    def types_of(self, piece: Nuclei) -> list[int | None]:
+        """Return the type of each nucleus; one that `type_info` lacks is a `ValueError`."""
+        types = [None] * len(piece) if piece.types is None else piece.types.tolist()
+        check_types(set(types), self.type_info)
+        return types
+
+    def columns(self, piece: Nuclei) -> Columns:
+        """Measure some of the nuclei; raises `ValueError` if `type_info` lacks a type."""
+        types = self.types_of(piece)
+        blank = np.full(len(piece), np.nan)
+        um = np.nan if self.mpp is None else self.mpp
+        shape, scale = shapes(piece), self.scale
+        x, y = ((piece.centroids_xy + 0.5) * scale).T
+        lengths = [x - 0.5, y - 0.5, x * um, y * um]
+        lengths += [shape.area * scale**2 * unit for unit in (1, um**2)]
+        for length in (shape.perimeter, shape.major_axis, shape.minor_axis):
+            lengths += [length * scale, length * scale * um]
+        shares = [shape.eccentricity, shape.solidity]
+        if self.image is not None:
+            at_level0 = piece if scale == 1 else piece.scale(scale, scale)
+            shape_px = (self.image.height, self.image.width)
+            shares.extend(nuclear_densities(at_level0, self.image.read, shape_px, self.stain).T)
+        values = [
+            piece.ids,
+            types,
+            [self.type_info[t][0] for t in types],
+            np.round(blank if piece.type_prob is None else piece.type_prob, SHARE_DECIMALS),
+            *(np.round(column, LENGTH_DECIMALS) for column in lengths),
+            *(np.round(column, SHARE_DECIMALS) for column in shares),
+        ]
+        return dict(zip(self.names, values, strict=True))

@@ -1,0 +1,134 @@
+"""What follows from contours without drawing them: their borders pixel by pixel, and the moments of what they enclose.
+
+A contour runs through the centres of a nucleus' border pixels. As tracing gives it, each of its edges runs along a
+row, a column or a diagonal. Everything here is on whole arrays, which takes a tenth of the time of nucleus by nucleus.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from misc.nuclei import Nuclei
+
+# Eighths of a turn from +x towards +y, of a step [dy + 1, dx + 1].
+_EIGHTH = np.array([[5, 6, 7], [4, 0, 0], [3, 2, 1]], np.int8)
+# Sides of a row, just off its line: right above, left above, left below, right below, in eighths of a turn.
+_ROW_SIDES = np.array([0.1, 3.9, 4.1, 7.9])
+
+
+@dataclass(frozen=True)
+class Border:
+    """Every pixel that the contours of N nuclei pass, P in all, in their order.
+
+    Attributes:
+        x, y: (P,) int32, px from the first point of the contour.
+        dx, dy: (P,) int32, to the next grid point on the line to the contour's next point.
+        offsets: (N + 1,) int64, border i is at `offsets[i]:offsets[i + 1]`; that of a single pixel is empty.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    dx: np.ndarray
+    dy: np.ndarray
+    offsets: np.ndarray
+
+    @classmethod
+    def of(cls, nuclei: Nuclei) -> Border:
+        """Walk along the contours."""
+        edges = edges_of(nuclei)[1]
+        count = np.gcd(*edges.T)
+        steps = [np.repeat((side // np.maximum(count, 1)).astype(np.int32), count) for side in edges.T]
+        # each contour ends where it starts, so that the sums begin at 0 with each
+        places = [np.cumsum(step, dtype=np.int32) - step for step in steps]
+        return cls(*places, *steps, offsets=np.concatenate([[0], np.cumsum(count)])[nuclei.offsets])
+
+    def owners(self) -> np.ndarray:
+        """Return whose each pixel is, (P,) int64 from 0 to N - 1."""
+        return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+
+
+def edges_of(nuclei: Nuclei) -> tuple[np.ndarray, np.ndarray]:
+    """Return for each point, int64: the point relative to its contour's first, and the step to the next one."""
+    points = nuclei.points_xy.astype(np.int64)
+    lengths = np.diff(nuclei.offsets)
+    filled = lengths > 0
+    starts, lasts = nuclei.offsets[:-1][filled], nuclei.offsets[1:][filled] - 1
+    step = np.roll(points, -1, axis=0) - points
+    step[lasts] = points[starts] - points[lasts]
+    return points - np.repeat(points[starts], lengths[filled], axis=0), step
+
+
+def second_moments(nuclei: Nuclei) -> np.ndarray:
+    """Return the central second moments of the pixels of each nucleus over their number, (N, 3) float64: xx, xy, yy.
+
+    Holes are filled; a contour without points has zeros.
+    """
+    border = Border.of(nuclei)
+    bent = np.maximum(np.abs(border.dx), np.abs(border.dy)) > 1  # edges between the eight directions
+    traced = np.diff(border.offsets) > 0
+    traced[border.owners()[bent]] = False
+    moments = np.zeros((len(nuclei), 3))
+    if traced.all():
+        return _traced_moments(border)
+    if traced.any():
+        moments[traced] = _traced_moments(Border.of(nuclei.select(traced)))
+    for i in np.flatnonzero(~traced & (np.diff(nuclei.offsets) > 0)):
+        mask, _ = nucleus_mask(nuclei.contour(i))
+        found = cv2.moments(mask, binaryImage=True)
+        moments[i] = [found[key] / found["m00"] for key in ("mu20", "mu11", "mu02")]
+    return moments
+
+
+def _traced_moments(border: Border) -> np.ndarray:
+    """Sum over the pixels row by row, as Green's theorem has it for grids.
+
+    Where the border crosses a row at x, the row's sum of 1, x and x^2 up to there, half of pixel x included, counts
+    with the step in y (half the step that comes and half that goes). That counts a border pixel by the share of
+    `_ROW_SIDES` that lie within; the rest is added, so that each pixel counts as one.
+    """
+    starts, ends = border.offsets[:-1], border.offsets[1:]
+
+    def come(leaving: np.ndarray) -> np.ndarray:
+        """Of the step that leaves each pixel, make that which comes to it."""
+        coming = np.roll(leaving, 1)
+        coming[starts] = leaving[ends - 1]
+        return coming
+
+    x, y = border.x.astype(np.float64), border.y
+    turns = np.where(np.add.reduceat(x * border.dy - y * border.dx, starts) < 0, -1, 1)
+    turn = np.repeat(turns, np.diff(border.offsets))  # mirrored, so that the inside is on the same hand
+    y, dx, dy = y * turn, border.dx, border.dy * turn
+    eighth = _EIGHTH[dy + 1, dx + 1]
+    rest = _rest_of_corner()[come(eighth), eighth]
+    crossing = (dy + come(dy)) / 2
+    ones = crossing * x + rest
+    xs = (crossing * x / 2 + rest) * x
+    xxs = (crossing * (2 * x * x + 1) / 6 + rest * x) * x
+    count, sx, sy, sxx, sxy, syy = (np.add.reduceat(v, starts) for v in (ones, xs, ones * y, xxs, xs * y, ones * y * y))
+    mx, my = sx / count, sy / count
+    return np.stack([sxx / count - mx * mx, turns * (sxy / count - mx * my), syy / count - my * my], axis=1)
+
+
+def _rest_of_corner() -> np.ndarray:
+    """Return (8, 8): the share of `_ROW_SIDES` outside a corner, by the directions of the steps to and from it."""
+    to, leaving = np.mgrid[:8, :8]
+    inside = (_ROW_SIDES - leaving[..., None]) % 8 < ((to + 4 - leaving) % 8)[..., None]
+    return 1 - inside.mean(axis=-1)
+
+
+def nucleus_mask(contour_xy: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
+    """Draw one nucleus.
+
+    Args:
+        contour_xy: (M, 2) int32, M > 0, x then y.
+
+    Returns:
+        (h, w) uint8, 1 inside, just large enough; and the (row, column) of its first pixel.
+    """
+    x, y, width, height = cv2.boundingRect(contour_xy)
+    mask = np.zeros((height, width), np.uint8)
+    cv2.fillPoly(mask, [contour_xy], 1, offset=(-x, -y))
+    return mask, (y, x)
