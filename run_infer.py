@@ -86,6 +86,9 @@ def run_wsi(args: dict) -> int:
     manager = load(InferManager, method, args)
     report = manager.process_wsi_list(options)
     print_failed(report.failed)
+    if options.stage == "predict":
+        print(say_predicted(len(report.done), len(report.skipped), len(report.failed), options.output_dir))
+        return report.exit_code
     lines = PARTS_DIR if options.shard else "summary.csv"
     where = f"in {options.output_dir / 'json'}, summary in {options.output_dir / lines}"
     page = "" if options.shard else page_of(args, options, report, {})
@@ -138,6 +141,8 @@ def say_joined(args: dict, joined: Joined, image_dir: Path | None = None) -> int
         from viewer.report.make import say_report
 
         page = f", {say_report(output_dir, image_dir=image_dir, failed={})}"
+    if joined.predicted:
+        print(say_predicted(len(joined.predicted), len(joined.done), len(joined.failed), output_dir))
     found = f"{counted(joined.nuclei, 'nucleus')} in {counted(len(joined.done), 'slide')}"
     print(f"{found}, {len(joined.failed)} failed or missing; summary in {output_dir / 'summary.csv'}{page}")
     return 1 if joined.failed else 0
@@ -149,8 +154,17 @@ def print_failed(failed: dict[str, str]) -> None:
 
 
 def load(manager: type, method: dict, args: dict):
-    """Load the network."""
-    return manager(method, args["--type_info_path"] or None, gpu=args["--gpu"], precision=args["--precision"] or "auto")
+    """Load the network; who makes nuclei of maps needs its settings alone, and the precision is that of the maps."""
+    gpu, precision = args["--gpu"], args["--precision"] or "auto"
+    if args.get("--stage") == "segment":
+        gpu, precision = "", "auto"
+    return manager(method, args["--type_info_path"] or None, gpu=gpu, precision=precision)
+
+
+def say_predicted(done: int, skipped: int, failed: int, output_dir: Path) -> str:
+    """Return what became of slides whose maps were asked for."""
+    where = f"maps in {output_dir / 'maps'}; --stage=segment makes nuclei of them"
+    return f"{counted(done, 'slide')} predicted, {skipped} skipped, {failed} failed, {where}"
 
 
 def page_of(args: dict, options, report, failed: dict[str, str]) -> str:

@@ -104,6 +104,9 @@ Options:
                            (jobs as Dask's jobqueue.yaml describes them) or tcp://host:port (a scheduler that runs).
                            Each slide is a process of its own with a log in logs/.
   --nr_workers=<n>         Processes or jobs at once, each on a slide. Left out: one a GPU of --gpu.
+  --stage=<stage>          predict: run the network alone and keep its maps in maps/, about 10 bytes a px of tissue that
+                           it reads; segment: make nuclei of them, without a GPU. Both together find what a run
+                           without --stage finds. The maps stay until you remove them.
 """
 
 MERGE_TEXT = """Join what the shards of a cohort found: their lines, in parts/, become summary.csv.
@@ -221,6 +224,7 @@ class WsiOptions(RunOptions):
     slides: Path | None = None
     scratch: Path | None = None
     shard: str | None = None
+    stage: str | None = None
     cache_path: Path | None = None
     input_mask_dir: Path | None = None
     proc_mag: float | None = None
@@ -238,6 +242,8 @@ class WsiOptions(RunOptions):
                 raise ValueError(f"--{name} must be a positive magnification, got {getattr(self, name)}")
         for name, least in (("chunk_shape", 1), ("tile_shape", 1), ("ambiguous_size", 0)):
             self._at_least(name, least, " px")
+        if self.stage not in (None, "predict", "segment"):
+            raise ValueError(f"--stage is predict or segment, got `{self.stage}`")
 
 
 def check_probability(value: Any, name: str) -> float:

@@ -9,16 +9,17 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from infer.maps import MAPS_DIR, PREDICT, SEGMENT, KeepJob, MapStore, StoredMaps
 from infer.options import WsiOptions
 from infer.plan import READ_SIDE_PX, Plan, plan_slide
-from infer.provenance import RUN_KEY, was_made_so
+from infer.provenance import RUN_KEY, made_with, was_made_so
 from infer.run import POST_PROC_BYTES_PX, Report, Run, RunTask
 from infer.run import InferManager as BaseManager
 from infer.sinks import BlockJob, SlideJob, write_slide_qupath
@@ -34,7 +35,7 @@ from misc.slides.cohort import CohortSlide, find_cohort
 from misc.slides.folder import slide_files
 from misc.slides.remote import fetch, size_of
 from misc.slides.tissue import TissueMask, load_mask, otsu_mask, save_png, thumbnail, within_regions
-from misc.summary import Row, Summary
+from misc.summary import PREDICTED, Row, Summary
 from misc.text import counted
 from misc.workers import Job, SharedArray, WorkerPool
 from models.hovernet.net_desc import PATCH_SHAPES
@@ -160,6 +161,9 @@ class SlideTask(RunTask):
         self.run, self.slide = run, slide
         self.row = Row(self.path.name)
         self.last_try = False  # when another run is at work on it
+        self.stage = run.options.stage
+        self.predicted = self.stage == SEGMENT
+        self.maps = MapStore(run.options.output_dir / MAPS_DIR / short_stem(self.name))
         self._owner = run.options.output_dir.resolve()
         masks = run.options.input_mask_dir
         self._mask_path = slide.mask or (masks / f"{self.name}.png" if masks else None)
@@ -186,6 +190,9 @@ class SlideTask(RunTask):
         else:
             size = sum(path.stat().st_size for path in slide_files(self.path))
         slide = {"slide_bytes": size, "mask": _digest(self._mask_path)}
+        if self.predicted:  # on another machine, which may lack that precision
+            made = self.maps.made() or made_with(self._files["json"]) or {}
+            slide |= {name: made[name] for name in ("precision",) if name in made}
         own = {"mpp": self.slide.mpp, "mag": self.slide.mag, "regions": _digest(self.slide.regions)}
         self._depends = self.run.fingerprint | slide | {name: value for name, value in own.items() if value}
         wanted = self._wanted()
@@ -221,12 +228,25 @@ class SlideTask(RunTask):
         phase = window == PATCH_SHAPES[run.manager.mode]
         side, margin = options.tile_shape, options.ambiguous_size
         plan = plan_slide(source.planes, window, side, margin, tissue, phase)
-        self._spool = Spool.of(run.cache_dir, self.name, self._owner, self._spooled(plan))
-        self._held.callback(remove_if_empty, self._spool.folder)
-        there = self._spool.blocks()
+        there = self._there(plan)
         self._plan = plan = replace(plan, done=frozenset(there), read_side=min(READ_SIDE_PX, options.chunk_shape))
         self._describe(source, tissue, plan)
         return plan
+
+    def _there(self, plan: Plan) -> Collection[int]:
+        """Return the blocks that an earlier run has done, and check that those to be segmented are predicted."""
+        settings = self._spooled(plan)
+        # other machines may see the slide under another path
+        of_maps = settings | {"slide": self.slide.uri or [Path(path).name for path in slide_files(self.path)]}
+        if self.stage == PREDICT:
+            self.maps.begin(of_maps, self.run.options.overwrite)
+            return self.maps.blocks()
+        self._spool = Spool.of(self.run.cache_dir, self.name, self._owner, settings)
+        self._held.callback(remove_if_empty, self._spool.folder)
+        there = self._spool.blocks()
+        if self.stage == SEGMENT:
+            self.maps.check(of_maps, [index for index in plan.expected if index not in there])
+        return there
 
     def _source(self) -> SlideSource:
         options, manager = self.run.options, self.run.manager
@@ -286,14 +306,30 @@ class SlideTask(RunTask):
             )
         for note in self._notes:
             logger.warning("%s: %s", self.path.name, note)
+        if self.stage == PREDICT:
+            self._say_need(plan)
         if plan.done:
             self._notes.append(f"{len(plan.done)} of {counted(len(plan.expected), 'block')} there already")
             logger.info("%s: %s", self.path.name, self._notes[-1])
 
+    def _say_need(self, plan: Plan) -> None:
+        """Say what room the maps that are to come may take, before they are compressed."""
+        boxes = np.array([plan.net_box(index) for index in plan.todo]).reshape(-1, 4)
+        px = int((boxes[:, 2:] - boxes[:, :2]).prod(axis=1).sum())
+        need, free = 4 * self.run.predictor.channels * px, shutil.disk_usage(self.maps.folder).free
+        logger.log(
+            logging.WARNING if need > free else logging.INFO,
+            "%s: maps take %.2f GB at most (usually half of it), and %.1f GB are free on the disk of %s",
+            *(self.path.name, need / 1e9, free / 1e9, self.maps.folder),
+        )
+
     # ------------------------------------------------------------------------------------------ after the network
 
-    def job(self, index: int, maps: SharedArray) -> Job:
-        plan = self._plan
+    def job(self, index: int, maps: SharedArray | None) -> Job:
+        plan, path = self._plan, self.maps.path(index)
+        if self.stage == PREDICT:
+            return KeepJob(maps, path)
+        maps = StoredMaps(path) if maps is None else maps
         manager, threshold = self.run.manager, self.run.np_threshold
         return BlockJob(plan.blocks, plan.planes, index, maps, manager.nr_types, threshold, self._spool)
 
@@ -304,7 +340,7 @@ class SlideTask(RunTask):
         return f"block {what} (x {x0} to {x1}, y {y0} to {y1} px): "
 
     def last_job(self) -> Job | None:
-        if self.skipped is not None:
+        if self.skipped is not None or self.stage == PREDICT:
             return None
         plan, data, scale = self._plan, self.source.handler.metadata, self.source.scale
         (width, height), mpp = data["base_shape"].tolist(), float(data["base_mpp"][0])
@@ -316,7 +352,10 @@ class SlideTask(RunTask):
         types = self.run.manager.type_info_dict
         return SlideJob(plan.blocks, plan.expected, self._spool, paths, self.source.out_mag, header, self.name, types)
 
-    def found(self, value: tuple[Counter, Counter, float]) -> Counter:
+    def found(self, value: Any) -> Counter:
+        if self.stage == PREDICT:
+            logger.info("%s: %.2f GB of maps in %s", self.path.name, self.maps.nr_bytes() / 1e9, self.maps.folder)
+            return Counter()
         found, diameters, seconds = value
         self.run.report.diameters_um.update(diameters)
         self._spool.remove()
@@ -328,6 +367,8 @@ class SlideTask(RunTask):
         """Record what became of the slide."""
         row = self.row
         row.status, row.reason = outcome, reason or "; ".join(self._notes)
+        if outcome == "done" and self.stage == PREDICT:
+            row.status = PREDICTED
         row.seconds = round(time.perf_counter() - self._start, 1)
         if outcome == "skipped":
             logger.info("%s: skipped, %s", row.slide, reason)

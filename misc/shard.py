@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from misc.files import full_stem
-from misc.summary import WAITING, Summary, read_lines
+from misc.summary import PREDICTED, WAITING, Summary, read_lines
 
 _T = TypeVar("_T")
 # Folder in the output folder with the lines of each job: no two jobs write one file, so no lock has to hold.
@@ -50,9 +50,10 @@ class Shard(NamedTuple):
 
 @dataclass
 class Joined:
-    """What became of a cohort: slides that are done, and for all others why they are not."""
+    """What became of a cohort: slides that are done or predicted, and for all others why they are not."""
 
     done: list[str] = field(default_factory=list)
+    predicted: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     nuclei: int = 0
 
@@ -87,6 +88,8 @@ def _judged(lines: dict[str, dict], output_dir: Path) -> Joined:
             joined.failed[slide] = line["reason"]
         elif line["status"] == WAITING:
             joined.failed[slide] = "not done yet; its shard has ended early, or is at work"
+        elif line["status"] == PREDICTED:
+            joined.predicted.append(slide)
         elif not any((output_dir / "json" / f"{name}.json").is_file() for name in names):
             joined.failed[slide] = line["reason"] or "its results are gone"
         else:

@@ -115,3 +115,25 @@ def test_wrong_ways_to_name_a_cohort_are_one_line(weights, tmp_path, capsys):
         assert error.startswith("run_infer.py: ")
         assert said in error
         assert not (tmp_path / "out").exists()
+
+
+def test_the_stages_of_a_shard_find_what_one_run_finds(weights, tmp_path, capsys):
+    """Maps by `--stage=predict`, nuclei by `--stage=segment`, also where the first stage was for another machine."""
+    write_slide(tmp_path / "in" / "a.tif")
+    where, out = f"--input_dir={tmp_path / 'in'}", tmp_path / "out"
+    assert call(weights, tmp_path / "one", where) == 0
+    assert call(weights, out, where, "--stage=predict", "--shard=0/1") == 0
+    assert "1 slide predicted, 0 skipped, 0 failed, maps in" in capsys.readouterr().out
+    assert run_infer.main(["merge", f"--output_dir={out}"]) == 0
+    assert "1 slide predicted" in capsys.readouterr().out
+    assert not (out / "report.html").exists()
+    manifest = out / "maps" / "a" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"precision": "fp32"', '"precision": "tf32"'))
+    assert call(weights, out, where, "--stage=segment") == 0
+    assert "in 1 slide, 0 skipped, 0 failed" in capsys.readouterr().out
+    assert (nuclei := nuclei_of(out)) == nuclei_of(tmp_path / "one")
+    assert all(nuclei.values())
+    assert json.loads((out / "json" / "a.json").read_text())["run"]["precision"] == "tf32"
+    assert {line["status"] for line in lines_of(out).values()} == {"done"}
+    assert call(weights, out, where, "--stage=both") == 1
+    assert "--stage is predict or segment, got `both`" in capsys.readouterr().err
