@@ -23,11 +23,13 @@ import logging
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+from misc.batch import run_script
 from misc.cli import number, run_command
 from misc.files import printable
-from misc.shard import PARTS_DIR, Joined, join_parts
+from misc.shard import ASKED, ENDED, PARTS_DIR, Joined, join_parts
 from misc.summary import Row, Summary
 from misc.text import counted
 
@@ -81,9 +83,21 @@ def run_wsi(args: dict) -> int:
         return run_cluster(args, options)
     from infer.wsi import InferManager
 
-    start = time.perf_counter()
     logging.debug("options: %s", {**method, **vars(options)})
     manager = load(InferManager, method, args)
+    if options.shard != ASKED:
+        return run_slides(args, options, manager)
+    manager.workers = []
+    for shard in map(str.strip, sys.stdin):
+        asked = replace(options, shard=shard)
+        code = run_script("run_infer.py", lambda asked=asked: run_slides(args, asked, manager))
+        print(ENDED.format(shard=shard, code=code), flush=True)
+    return 0
+
+
+def run_slides(args: dict, options, manager) -> int:
+    """Segment slides with a network that is loaded."""
+    start = time.perf_counter()
     report = manager.process_wsi_list(options)
     print_failed(report.failed)
     if options.stage == "predict":
@@ -98,7 +112,7 @@ def run_wsi(args: dict) -> int:
 
 def run_cluster(args: dict, options) -> int:
     """Hand slides out; each is a run of this script."""
-    from misc.cluster import check_where, run_slides
+    from misc.cluster import check_where, run_cohort
     from misc.slides.cohort import find_cohort
     from misc.usage import option_names
 
@@ -120,7 +134,7 @@ def run_cluster(args: dict, options) -> int:
     command += [*(words[name] for name in words if name in common), "wsi"]
     command += [words[name] for name in words if name not in common]
     local = gpus if args["--cluster"] == "local" and len(gpus) > 1 else []
-    joined = run_slides(slides, command, options.output_dir, args["--cluster"], nr_workers or len(gpus), local)
+    joined = run_cohort(slides, command, options.output_dir, args["--cluster"], nr_workers or len(gpus), local)
     table = Summary(options.output_dir / "summary.csv")
     for path, reason in unusable.items():
         joined.failed[printable(path.name)] = reason

@@ -99,10 +99,11 @@ Options:
   --pattern=<glob>         Which files of the folder are slides. [default: *]
   --recursive              Look into sub-folders too.
   --shard=<i/n>            Do every n-th slide of the sorted list, from the i-th on, counted from 0, and leave lines of
-                           the summary in parts/: for array jobs. `run_infer.py merge` joins them.
+                           the summary in parts/: for array jobs. `run_infer.py merge` joins them. With - it takes i/n
+                           from standard input, line by line, and starts once for all of them.
   --cluster=<where>        Hand the slides out through Dask (requirements-cluster.txt): local (this machine), slurm
                            (jobs as Dask's jobqueue.yaml describes them) or tcp://host:port (a scheduler that runs).
-                           Each slide is a process of its own with a log in logs/.
+                           Each worker has a process of its own, each slide a log in logs/.
   --nr_workers=<n>         Processes or jobs at once, each on a slide. Left out: one a GPU of --gpu.
   --stage=<stage>          predict: run the network alone and keep its maps in maps/, about 10 bytes a px of tissue that
                            it reads; segment: make nuclei of them, without a GPU. Both together find what a run

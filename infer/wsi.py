@@ -135,7 +135,8 @@ class _SlideRun(Run):
             self.summary.expect({task.row.slide: task.slide.extra for task in tasks})
         try:
             while todo:
-                pool = WorkerPool(workers, limit=workers + 1)  # each that waits holds the maps of a block
+                limit = workers + 1  # each that waits holds the maps of a block
+                pool = WorkerPool(workers, limit, self.manager.workers)
                 self.execute(todo, pool, self.readers(), 1, memory)
                 todo = [task for task in todo if task.busy]
                 for task in todo:

@@ -14,6 +14,8 @@ from misc.summary import PREDICTED, WAITING, Summary, read_lines
 _T = TypeVar("_T")
 # Folder in the output folder with the lines of each job: no two jobs write one file, so no lock has to hold.
 PARTS_DIR = "parts"
+# Shards that standard input names, one after the other, and what is said after each: a process that starts once.
+ASKED, ENDED = "-", "--shard={shard} ended with {code}"
 _PART = re.compile(r"(?P<index>\d+)-of-(?P<count>\d+)\.csv")
 
 
@@ -38,6 +40,9 @@ class Shard(NamedTuple):
             last = max(shard.count - 1, 0)
             raise ValueError(f"--shard={text}: i counts from 0 to {last} (sbatch --array=0-{last})")
         return shard
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
 
     def of(self, items: Sequence[_T]) -> list[_T]:
         """Return what of a list is this shard's."""
