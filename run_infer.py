@@ -104,8 +104,8 @@ def run_slides(args: dict, options, manager) -> int:
         print(say_predicted(len(report.done), len(report.skipped), len(report.failed), options.output_dir))
         return report.exit_code
     lines = PARTS_DIR if options.shard else "summary.csv"
-    where = f"in {options.output_dir / 'json'}, summary in {options.output_dir / lines}"
-    page = "" if options.shard else page_of(args, options, report, {})
+    where = f"in {options.upload or options.output_dir / 'json'}, summary in {options.output_dir / lines}"
+    page = "" if options.shard or options.upload else page_of(args, options, report, {})
     print(f"{summary(manager, report, 'slide', start)}; {where}{page}")
     return report.exit_code
 
@@ -151,7 +151,7 @@ def say_joined(args: dict, joined: Joined, image_dir: Path | None = None) -> int
     """Print what became of a cohort, and write its report; return the exit code."""
     output_dir, page = Path(args["--output_dir"]), ""
     print_failed(joined.failed)
-    if joined.done and not args["--no_report"]:
+    if joined.done and not args["--no_report"] and not args.get("--upload"):
         from viewer.report.make import say_report
 
         page = f", {say_report(output_dir, image_dir=image_dir, failed={})}"

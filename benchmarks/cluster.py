@@ -6,7 +6,7 @@ Usage:
 
 Commands:
   slides  tiny slides (200 x 260 px, 4 patches) and an eighth-width network: nearly all is overhead
-  tasks   tasks that do nothing: seconds a task, and the memory of the process with the scheduler
+  tasks   tasks that do nothing: what the process with the scheduler takes, of time and memory
 
 Options:
   --count=<n>      Slides or tasks. [default: 200]
@@ -26,13 +26,10 @@ from pathlib import Path
 import numpy as np
 import psutil
 import tifffile
-import torch
 from docopt import docopt
 
 from misc import cluster
 from misc.shard import ASKED, ENDED, Shard
-from models.hovernet.checkpoint import save_weights
-from models.hovernet.net_desc import create_model
 
 ROOT = Path(__file__).resolve().parents[1]
 MB = 2**20
@@ -51,6 +48,11 @@ def main() -> None:
 
 def time_slides(count: int, workers: int, folder: Path) -> None:
     """Print CPU and wall seconds a slide, the start of Dask and of the workers' processes told apart."""
+    import torch
+
+    from models.hovernet.checkpoint import save_weights
+    from models.hovernet.net_desc import create_model
+
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "in").mkdir(parents=True)
     torch.manual_seed(1)
@@ -97,7 +99,7 @@ def children_cpu() -> float:
 
 
 def time_tasks(count: int) -> None:
-    """Print, now and then, seconds a task and the memory of this process, in which the scheduler is."""
+    """Print, now and then, what tasks took so far, and the memory of this process, in which the scheduler is."""
     shards = {str(index): Shard(index, count) for index in range(count)}
     command, start = [sys.executable, "-c", ANSWER, f"--shard={ASKED}"], time.perf_counter()
     logs = Path("cluster_benchmark_logs")
@@ -107,11 +109,11 @@ def time_tasks(count: int) -> None:
             if reason:
                 raise RuntimeError(f"{name}: {reason}")
             if done == 1:
-                first = time.perf_counter()
-                print(f"started in {first - start:.1f} s")
-            elif done == 100 or done % (count // 4) == 0:
-                each = (time.perf_counter() - first) / (done - 1)
-                print(f"{done} tasks: {1000 * each:.0f} ms each, {psutil.Process().memory_info().rss / MB:.0f} MB")
+                print(f"first after {time.perf_counter() - start:.1f} s")
+            if done == 100 or done % max(count // 4, 1) == 0:
+                me, seconds = psutil.Process(), time.perf_counter() - start
+                cpu, memory = sum(me.cpu_times()[:2]), me.memory_info().rss / MB
+                print(f"{done} tasks: {seconds:.1f} s, {cpu:.1f} CPU-s, {memory:.0f} MB")
     finally:
         shutil.rmtree(logs)
 

@@ -7,6 +7,7 @@ files lose nothing, so both stages together find what one run finds.
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,10 +17,13 @@ from typing import Any
 import numpy as np
 from imagecodecs import blosc2_decode, blosc2_encode
 
+from infer.grid import Box
 from infer.provenance import OtherRunError, differences
 from infer.spool import DAMAGED
 from misc.files import atomic_path, write_atomic
 from misc.workers import SharedArray
+
+logger = logging.getLogger(__name__)
 
 PREDICT, SEGMENT = "predict", "segment"
 MAPS_DIR = "maps"
@@ -101,6 +105,16 @@ class MapStore:
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         write_atomic(self.folder / _MANIFEST, json.dumps(asked, indent=1))
+
+    def say_need(self, slide: str, boxes: list[Box], channels: int) -> None:
+        """Say what room the maps that are to come may take, before they are compressed."""
+        px = sum((y1 - y0) * (x1 - x0) for y0, x0, y1, x1 in boxes)
+        need, free = px * channels * np.dtype(np.float32).itemsize, shutil.disk_usage(self.folder).free
+        logger.log(
+            logging.WARNING if need > free else logging.INFO,
+            "%s: maps take %.2f GB at most (usually half of it), and %.1f GB are free on the disk of %s",
+            *(slide, need / 1e9, free / 1e9, self.folder),
+        )
 
     def check(self, settings: Mapping[str, Any], expected: list[int]) -> None:
         """Refuse maps of other settings, and such as are not complete.

@@ -105,6 +105,8 @@ Options:
                            (jobs as Dask's jobqueue.yaml describes them) or tcp://host:port (a scheduler that runs).
                            Each worker has a process of its own, each slide a log in logs/.
   --nr_workers=<n>         Processes or jobs at once, each on a slide. Left out: one a GPU of --gpu.
+  --upload=<uri>           Folder by URI (s3://bucket/folder) that the results of each slide are moved to when it is
+                           done; what cannot be uploaded stays in output_dir, as summary.csv does. No report.
   --stage=<stage>          predict: run the network alone and keep its maps in maps/, about 10 bytes a px of tissue that
                            it reads; segment: make nuclei of them, without a GPU. Both together find what a run
                            without --stage finds. The maps stay until you remove them.
@@ -226,6 +228,7 @@ class WsiOptions(RunOptions):
     scratch: Path | None = None
     shard: str | None = None
     stage: str | None = None
+    upload: str | None = None
     cache_path: Path | None = None
     input_mask_dir: Path | None = None
     proc_mag: float | None = None
@@ -243,6 +246,8 @@ class WsiOptions(RunOptions):
                 raise ValueError(f"--{name} must be a positive magnification, got {getattr(self, name)}")
         for name, least in (("chunk_shape", 1), ("tile_shape", 1), ("ambiguous_size", 0)):
             self._at_least(name, least, " px")
+        if self.upload and "://" not in self.upload:
+            raise ValueError(f"--upload takes a URI as s3://bucket/folder, got `{self.upload}`")
         if self.stage not in (None, "predict", "segment"):
             raise ValueError(f"--stage is predict or segment, got `{self.stage}`")
 

@@ -29,7 +29,11 @@ def was_made_so(path: Path, asked: Mapping[str, Any]) -> bool | None:
     `None` when it is not there or not whole; `False` when it does not say how it was made, as files of the original do
     not: they count as made so.
     """
-    made = made_with(path)
+    return is_made_so(made_with(path), asked)
+
+
+def is_made_so(made: Mapping[str, Any] | None, asked: Mapping[str, Any]) -> bool | None:
+    """Do as `was_made_so` does, from what `made_with` returns."""
     if made and made != asked:
         raise OtherRunError(
             f"its results were made otherwise ({differences(made, asked)}): --overwrite redoes them, or give another "

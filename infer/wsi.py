@@ -19,10 +19,10 @@ import numpy as np
 from infer.maps import MAPS_DIR, PREDICT, SEGMENT, KeepJob, MapStore, StoredMaps
 from infer.options import WsiOptions
 from infer.plan import READ_SIDE_PX, Plan, plan_slide
-from infer.provenance import RUN_KEY, made_with, was_made_so
+from infer.provenance import RUN_KEY, is_made_so, made_with, was_made_so
 from infer.run import POST_PROC_BYTES_PX, Report, Run, RunTask
 from infer.run import InferManager as BaseManager
-from infer.sinks import BlockJob, SlideJob, write_slide_qupath
+from infer.sinks import BlockJob, SlideJob, UploadJob, write_slide_qupath
 from infer.source import SlideSource
 from infer.spool import Spool, remove_finished
 from misc.cli import VERSION
@@ -33,9 +33,9 @@ from misc.machine import available_memory
 from misc.shard import Shard
 from misc.slides.cohort import CohortSlide, find_cohort
 from misc.slides.folder import slide_files
-from misc.slides.remote import fetch, size_of
+from misc.slides.remote import fetch, read_uploaded_header, size_of, upload
 from misc.slides.tissue import TissueMask, load_mask, otsu_mask, save_png, thumbnail, within_regions
-from misc.summary import PREDICTED, Row, Summary
+from misc.summary import PREDICTED, UPLOADED, Row, Summary
 from misc.text import counted
 from misc.workers import Job, SharedArray, WorkerPool
 from models.hovernet.net_desc import PATCH_SHAPES
@@ -196,6 +196,8 @@ class SlideTask(RunTask):
             slide |= {name: made[name] for name in ("precision",) if name in made}
         own = {"mpp": self.slide.mpp, "mag": self.slide.mag, "regions": _digest(self.slide.regions)}
         self._depends = self.run.fingerprint | slide | {name: value for name, value in own.items() if value}
+        if self._is_uploaded():
+            return None
         wanted = self._wanted()
         for path in self._files.values():
             remove_parts(path)
@@ -203,6 +205,18 @@ class SlideTask(RunTask):
             self._complete(wanted)
             return None
         return self._open(wanted)
+
+    def _is_uploaded(self) -> bool:
+        """Tell whether an earlier run has uploaded the nuclei."""
+        uri, file = self.run.options.upload, self._files["json"]
+        if not uri or self.run.options.overwrite or file.exists():
+            return False
+        header = read_uploaded_header(f"{uri}/json/{file.name}")
+        if header is None or is_made_so(header.get(RUN_KEY), self._depends) is None:
+            return False
+        self.skipped = f"its results are in {uri}"
+        self.row.nuclei = (self.run.summary.earlier(self.row.slide) or {}).get("nuclei", "")
+        return True
 
     def _wanted(self) -> set[str]:
         """Return the files that are to be written; all of them when the nuclei are new."""
@@ -220,6 +234,8 @@ class SlideTask(RunTask):
         self.skipped = "; ".join([THERE, *(f"{kind} added" for kind in sorted(wanted))])
         earlier = self.run.summary.earlier(self.row.slide) or {}
         self.row.nuclei = earlier.get("nuclei") or sum(map(len, iter_json(self._files["json"])))
+        if self.run.options.upload:
+            upload(self._files, self.run.options.upload)
 
     def _open(self, wanted: set[str]) -> Plan:
         run, options = self.run, self.run.options
@@ -308,21 +324,12 @@ class SlideTask(RunTask):
         for note in self._notes:
             logger.warning("%s: %s", self.path.name, note)
         if self.stage == PREDICT:
-            self._say_need(plan)
+            self.maps.say_need(
+                self.path.name, [plan.net_box(index) for index in plan.todo], self.run.predictor.channels
+            )
         if plan.done:
             self._notes.append(f"{len(plan.done)} of {counted(len(plan.expected), 'block')} there already")
             logger.info("%s: %s", self.path.name, self._notes[-1])
-
-    def _say_need(self, plan: Plan) -> None:
-        """Say what room the maps that are to come may take, before they are compressed."""
-        boxes = np.array([plan.net_box(index) for index in plan.todo]).reshape(-1, 4)
-        px = int((boxes[:, 2:] - boxes[:, :2]).prod(axis=1).sum())
-        need, free = 4 * self.run.predictor.channels * px, shutil.disk_usage(self.maps.folder).free
-        logger.log(
-            logging.WARNING if need > free else logging.INFO,
-            "%s: maps take %.2f GB at most (usually half of it), and %.1f GB are free on the disk of %s",
-            *(self.path.name, need / 1e9, free / 1e9, self.maps.folder),
-        )
 
     # ------------------------------------------------------------------------------------------ after the network
 
@@ -351,7 +358,8 @@ class SlideTask(RunTask):
         header = self.run.manager.header(**says)
         paths = {kind: path for kind, path in self._files.items() if kind in ("json", "qupath")}
         types = self.run.manager.type_info_dict
-        return SlideJob(plan.blocks, plan.expected, self._spool, paths, self.source.out_mag, header, self.name, types)
+        job = SlideJob(plan.blocks, plan.expected, self._spool, paths, self.source.out_mag, header, self.name, types)
+        return UploadJob(job, self._files, uri) if (uri := self.run.options.upload) else job
 
     def found(self, value: Any) -> Counter:
         if self.stage == PREDICT:
@@ -376,7 +384,8 @@ class SlideTask(RunTask):
         self.release()
         earlier = self.run.summary.earlier(row.slide) or {}
         keep = outcome == "skipped" and (reason == BUSY or earlier.get("status") == "done")
-        self.run.summary.put(row, keep, self.slide.extra)
+        uri = self.run.options.upload if outcome in ("done", "skipped") and row.status != PREDICTED else None
+        self.run.summary.put(row, keep, self.slide.extra | ({UPLOADED: uri} if uri and reason != BUSY else {}))
 
     def release(self) -> None:
         """Close the slide and give up its lock."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from misc.files import full_stem
-from misc.summary import PREDICTED, WAITING, Summary, read_lines
+from misc.summary import PREDICTED, UPLOADED, WAITING, Summary, read_lines
 
 _T = TypeVar("_T")
 # Folder in the output folder with the lines of each job: no two jobs write one file, so no lock has to hold.
@@ -95,7 +95,7 @@ def _judged(lines: dict[str, dict], output_dir: Path) -> Joined:
             joined.failed[slide] = "not done yet; its shard has ended early, or is at work"
         elif line["status"] == PREDICTED:
             joined.predicted.append(slide)
-        elif not any((output_dir / "json" / f"{name}.json").is_file() for name in names):
+        elif not line.get(UPLOADED) and not any((output_dir / "json" / f"{name}.json").is_file() for name in names):
             joined.failed[slide] = line["reason"] or "its results are gone"
         else:
             joined.done.append(slide)

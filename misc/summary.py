@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 WAITING = "waiting"
 # Status of a slide whose maps are there, and whose nuclei are to be made of them.
 PREDICTED = "predicted"
+# Further column, of slides whose results were uploaded: where they are.
+UPLOADED = "uploaded_to"
 
 
 @dataclass

@@ -160,6 +160,7 @@ class _Passing(threading.local):
 
 
 _passing = _Passing()
+_keys = itertools.count()  # of all pools: a worker may outlive its own
 _known: dict[int, _Memory] = {}  # in a worker: the memories that it maps
 
 
@@ -183,7 +184,6 @@ class WorkerPool:
         self._idle, self._kept = ([], False) if idle is None else (idle, True)
         self._started, self._said = 0, False
         self._lock = threading.Lock()
-        self._keys = itertools.count()
         self._free: list[_Memory] = []  # smallest first
 
     def array(self, shape: tuple[int, ...], dtype) -> SharedArray:
@@ -196,7 +196,7 @@ class WorkerPool:
             return SharedArray(shape, dtype)
         with self._lock:
             fitting = next((memory for memory in self._free if memory.size >= size), None)
-            memory = fitting or _Memory(next(self._keys), size)
+            memory = fitting or _Memory(next(_keys), size)
             if fitting:
                 self._free.remove(fitting)
             else:

@@ -137,3 +137,30 @@ def test_the_stages_of_a_shard_find_what_one_run_finds(weights, tmp_path, capsys
     assert {line["status"] for line in lines_of(out).values()} == {"done"}
     assert call(weights, out, where, "--stage=both") == 1
     assert "--stage is predict or segment, got `both`" in capsys.readouterr().err
+
+
+def test_results_are_moved_to_where_they_are_wanted(weights, tmp_path, capsys):
+    """`--upload`: what is there is not done again, also by a run elsewhere; what cannot be sent stays and is named."""
+    pytest.importorskip("fsspec", reason="pip install -r requirements-storage.txt")
+    write_slide(tmp_path / "in" / "a.tif")
+    where, out, there = f"--input_dir={tmp_path / 'in'}", tmp_path / "out", tmp_path / "there"
+    there.mkdir()
+    (there / "mask").write_text("a file where a folder is wanted")
+    upload = f"--upload=file://{there}"
+    assert call(weights, out, where, upload, "--save_mask") == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "cannot be uploaded" in said
+    assert str(out / "json" / "a.json") in said
+    assert nuclei_of(out)["a"]
+    (there / "mask").unlink()
+    found = nuclei_of(out)
+    assert call(weights, out, where, upload, "--save_mask", "--shard=0/1") == 0, "the network is not asked again"
+    assert nuclei_of(there) == found
+    assert not [path for kind in ("json", "mask") for path in (out / kind).iterdir()]
+    assert (there / "mask" / "a.png").is_file()
+    assert run_infer.main(["merge", f"--output_dir={out}"]) == 0
+    assert lines_of(out)["a.tif"]["uploaded_to"] == f"file://{there}"
+    assert call(weights, tmp_path / "other", where, upload) == 0
+    assert "1 skipped" in capsys.readouterr().out
+    assert call(weights, tmp_path / "other", where, upload, "--tile_shape=1000") == 1
+    assert "made otherwise" in capsys.readouterr().err
