@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import cohorts
 import cv2
 import numpy as np
 import pytest
 from cohorts import FIRST, nuclei_of, write_slide
+from conftest import ROOT
 
 import run_infer
 
@@ -164,3 +170,22 @@ def test_results_are_moved_to_where_they_are_wanted(weights, tmp_path, capsys):
     assert "1 skipped" in capsys.readouterr().out
     assert call(weights, tmp_path / "other", where, upload, "--tile_shape=1000") == 1
     assert "made otherwise" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not shutil.which("snakemake"), reason="pip install snakemake, in an environment of its own")
+def test_snakemake_joins_shares_of_which_one_failed(weights, tmp_path):
+    """`contrib/Snakefile`, without a GPU; the slide that is broken is named, the other is done."""
+    write_slide(tmp_path / "in" / "a.tif")
+    (tmp_path / "in" / "broken.svs").write_bytes(b"nothing of a slide")
+    (tmp_path / "cohort.csv").write_text("path\nin/a.tif\nin/broken.svs\n")
+    says = {"slides": "cohort.csv", "output_dir": "results", "model": weights, "shards": 2, "gpu": ""}
+    command = ["snakemake", "-s", str(ROOT / "contrib" / "Snakefile"), "--cores=1", "--config"]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    ended = subprocess.run(
+        command + [f"{name}={value}" for name, value in says.items()],
+        **{"cwd": tmp_path, "env": os.environ | {"PATH": path}, "capture_output": True, "text": True},
+    )
+    assert "failed: broken.svs: " in ended.stderr, ended.stdout + ended.stderr
+    lines = lines_of(tmp_path / "results")
+    assert {name: line["status"] for name, line in lines.items()} == {"a.tif": "done", "broken.svs": "failed"}
+    assert nuclei_of(tmp_path / "results")["a"]
