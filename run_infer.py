@@ -23,11 +23,13 @@ import logging
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+from misc.batch import run_script
 from misc.cli import number, run_command
 from misc.files import printable
-from misc.shard import PARTS_DIR, Joined, join_parts
+from misc.shard import ASKED, ENDED, PARTS_DIR, Joined, join_parts
 from misc.summary import Row, Summary
 from misc.text import counted
 
@@ -81,21 +83,36 @@ def run_wsi(args: dict) -> int:
         return run_cluster(args, options)
     from infer.wsi import InferManager
 
-    start = time.perf_counter()
     logging.debug("options: %s", {**method, **vars(options)})
     manager = load(InferManager, method, args)
+    if options.shard != ASKED:
+        return run_slides(args, options, manager)
+    manager.workers = []
+    for shard in map(str.strip, sys.stdin):
+        asked = replace(options, shard=shard)
+        code = run_script("run_infer.py", lambda asked=asked: run_slides(args, asked, manager))
+        print(ENDED.format(shard=shard, code=code), flush=True)
+    return 0
+
+
+def run_slides(args: dict, options, manager) -> int:
+    """Segment slides with a network that is loaded."""
+    start = time.perf_counter()
     report = manager.process_wsi_list(options)
     print_failed(report.failed)
+    if options.stage == "predict":
+        print(say_predicted(len(report.done), len(report.skipped), len(report.failed), options.output_dir))
+        return report.exit_code
     lines = PARTS_DIR if options.shard else "summary.csv"
-    where = f"in {options.output_dir / 'json'}, summary in {options.output_dir / lines}"
-    page = "" if options.shard else page_of(args, options, report, {})
+    where = f"in {options.upload or options.output_dir / 'json'}, summary in {options.output_dir / lines}"
+    page = "" if options.shard or options.upload else page_of(args, options, report, {})
     print(f"{summary(manager, report, 'slide', start)}; {where}{page}")
     return report.exit_code
 
 
 def run_cluster(args: dict, options) -> int:
     """Hand slides out; each is a run of this script."""
-    from misc.cluster import check_where, run_slides
+    from misc.cluster import check_where, run_cohort
     from misc.slides.cohort import find_cohort
     from misc.usage import option_names
 
@@ -117,7 +134,7 @@ def run_cluster(args: dict, options) -> int:
     command += [*(words[name] for name in words if name in common), "wsi"]
     command += [words[name] for name in words if name not in common]
     local = gpus if args["--cluster"] == "local" and len(gpus) > 1 else []
-    joined = run_slides(slides, command, options.output_dir, args["--cluster"], nr_workers or len(gpus), local)
+    joined = run_cohort(slides, command, options.output_dir, args["--cluster"], nr_workers or len(gpus), local)
     table = Summary(options.output_dir / "summary.csv")
     for path, reason in unusable.items():
         joined.failed[printable(path.name)] = reason
@@ -134,10 +151,12 @@ def say_joined(args: dict, joined: Joined, image_dir: Path | None = None) -> int
     """Print what became of a cohort, and write its report; return the exit code."""
     output_dir, page = Path(args["--output_dir"]), ""
     print_failed(joined.failed)
-    if joined.done and not args["--no_report"]:
+    if joined.done and not args["--no_report"] and not args.get("--upload"):
         from viewer.report.make import say_report
 
         page = f", {say_report(output_dir, image_dir=image_dir, failed={})}"
+    if joined.predicted:
+        print(say_predicted(len(joined.predicted), len(joined.done), len(joined.failed), output_dir))
     found = f"{counted(joined.nuclei, 'nucleus')} in {counted(len(joined.done), 'slide')}"
     print(f"{found}, {len(joined.failed)} failed or missing; summary in {output_dir / 'summary.csv'}{page}")
     return 1 if joined.failed else 0
@@ -149,8 +168,17 @@ def print_failed(failed: dict[str, str]) -> None:
 
 
 def load(manager: type, method: dict, args: dict):
-    """Load the network."""
-    return manager(method, args["--type_info_path"] or None, gpu=args["--gpu"], precision=args["--precision"] or "auto")
+    """Load the network; who makes nuclei of maps needs its settings alone, and the precision is that of the maps."""
+    gpu, precision = args["--gpu"], args["--precision"] or "auto"
+    if args.get("--stage") == "segment":
+        gpu, precision = "", "auto"
+    return manager(method, args["--type_info_path"] or None, gpu=gpu, precision=precision)
+
+
+def say_predicted(done: int, skipped: int, failed: int, output_dir: Path) -> str:
+    """Return what became of slides whose maps were asked for."""
+    where = f"maps in {output_dir / 'maps'}; --stage=segment makes nuclei of them"
+    return f"{counted(done, 'slide')} predicted, {skipped} skipped, {failed} failed, {where}"
 
 
 def page_of(args: dict, options, report, failed: dict[str, str]) -> str:

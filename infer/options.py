@@ -99,11 +99,17 @@ Options:
   --pattern=<glob>         Which files of the folder are slides. [default: *]
   --recursive              Look into sub-folders too.
   --shard=<i/n>            Do every n-th slide of the sorted list, from the i-th on, counted from 0, and leave lines of
-                           the summary in parts/: for array jobs. `run_infer.py merge` joins them.
+                           the summary in parts/: for array jobs. `run_infer.py merge` joins them. With - it takes i/n
+                           from standard input, line by line, and starts once for all of them.
   --cluster=<where>        Hand the slides out through Dask (requirements-cluster.txt): local (this machine), slurm
                            (jobs as Dask's jobqueue.yaml describes them) or tcp://host:port (a scheduler that runs).
-                           Each slide is a process of its own with a log in logs/.
+                           Each worker has a process of its own, each slide a log in logs/.
   --nr_workers=<n>         Processes or jobs at once, each on a slide. Left out: one a GPU of --gpu.
+  --upload=<uri>           Folder by URI (s3://bucket/folder) that the results of each slide are moved to when it is
+                           done; what cannot be uploaded stays in output_dir, as summary.csv does. No report.
+  --stage=<stage>          predict: run the network alone and keep its maps in maps/, about 10 bytes a px of tissue that
+                           it reads; segment: make nuclei of them, without a GPU. Both together find what a run
+                           without --stage finds. The maps stay until you remove them.
 """
 
 MERGE_TEXT = """Join what the shards of a cohort found: their lines, in parts/, become summary.csv.
@@ -221,6 +227,8 @@ class WsiOptions(RunOptions):
     slides: Path | None = None
     scratch: Path | None = None
     shard: str | None = None
+    stage: str | None = None
+    upload: str | None = None
     cache_path: Path | None = None
     input_mask_dir: Path | None = None
     proc_mag: float | None = None
@@ -238,6 +246,10 @@ class WsiOptions(RunOptions):
                 raise ValueError(f"--{name} must be a positive magnification, got {getattr(self, name)}")
         for name, least in (("chunk_shape", 1), ("tile_shape", 1), ("ambiguous_size", 0)):
             self._at_least(name, least, " px")
+        if self.upload and "://" not in self.upload:
+            raise ValueError(f"--upload takes a URI as s3://bucket/folder, got `{self.upload}`")
+        if self.stage not in (None, "predict", "segment"):
+            raise ValueError(f"--stage is predict or segment, got `{self.stage}`")
 
 
 def check_probability(value: Any, name: str) -> float:

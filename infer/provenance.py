@@ -29,21 +29,30 @@ def was_made_so(path: Path, asked: Mapping[str, Any]) -> bool | None:
     `None` when it is not there or not whole; `False` when it does not say how it was made, as files of the original do
     not: they count as made so.
     """
+    return is_made_so(made_with(path), asked)
+
+
+def is_made_so(made: Mapping[str, Any] | None, asked: Mapping[str, Any]) -> bool | None:
+    """Do as `was_made_so` does, from what `made_with` returns."""
+    if made and made != asked:
+        raise OtherRunError(
+            f"its results were made otherwise ({differences(made, asked)}): --overwrite redoes them, or give another "
+            "--output_dir"
+        )
+    return None if made is None else bool(made)
+
+
+def made_with(path: Path) -> dict[str, Any] | None:
+    """Return what a JSON file of nuclei says it depends on, nothing if so; `None` when it is not there or not whole."""
     try:
         made = read_header(path).get(RUN_KEY)
     except (FileNotFoundError, ValueError):
         return None
-    if not isinstance(made, dict):
-        return False
-    if made != asked:
-        raise OtherRunError(
-            f"its results were made otherwise ({_differences(made, asked)}): --overwrite redoes them, or give another "
-            "--output_dir"
-        )
-    return True
+    return made if isinstance(made, dict) else {}
 
 
-def _differences(made: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+def differences(made: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    """Return what differs, in one line."""
     made, asked = _flat(made), _flat(asked)
     names = [name for name in {**asked, **made} if made.get(name) != asked.get(name)]
     return "; ".join(f"{name} {made.get(name)}, now {asked.get(name)}" for name in names)

@@ -74,6 +74,7 @@ class InferManager:
 
     Attributes:
         net: the network; whatever else has its `nr_types` and `output_ch` may take its place.
+        workers: processes that one run of slides leaves to the next; `None` to end them.
     """
 
     def __init__(self, method: Mapping[str, Any], type_info_path: str | Path | None = None, gpu="0", precision="auto"):
@@ -82,6 +83,7 @@ class InferManager:
         check_options(self.checkpoint, model_args.get("mode"), model_args.get("nr_types"))
         self.mode, self.nr_types = self.checkpoint.mode, self.checkpoint.nr_types
         self.net = build_model(self.checkpoint)
+        self.workers: list | None = None
         self.devices = parse_devices(gpu)
         self.precision = choose_precision(precision, self.checkpoint.meta.get("precision"), self.devices[0])
         self.type_info_dict = self._type_info(type_info_path)

@@ -30,6 +30,7 @@ from misc.formats.qupath import qupath_xy, to_qupath, write_geojson
 from misc.nuclei import Nuclei
 from misc.nuclei_features import diameters_um
 from misc.slides.images import read_image
+from misc.slides.remote import upload
 from misc.type_info import TypeInfo
 from misc.viz_utils import visualize_instances_dict
 from misc.workers import SharedArray
@@ -240,6 +241,20 @@ class SlideJob:
                 found.update(count_types(nuclei))
                 diameters.update(diameters_um(nuclei, self.header["mpp"]))
                 yield nuclei
+
+
+@dataclass(frozen=True)
+class UploadJob:
+    """Does a job, and uploads the files that are then there, by kind; see `misc.slides.remote.upload`."""
+
+    job: SlideJob
+    files: dict[str, Path]
+    uri: str
+
+    def run(self) -> tuple[Counter, Counter, float]:
+        value = self.job.run()
+        upload(self.files, self.uri)
+        return value
 
 
 def write_slide_qupath(paths: Mapping[str, Path], name: str, type_info: TypeInfo) -> None:

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 _DIGEST_LENGTH = 16
 # What a damaged .npz raises, or one that another version wrote.
-_DAMAGED = (ValueError, KeyError, IndexError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+DAMAGED = (ValueError, KeyError, IndexError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 class SpoolError(RuntimeError):
@@ -95,7 +95,7 @@ class Spool:
             with np.load(path, allow_pickle=False) as arrays:
                 # a file decompresses a member at every access
                 return BlockNuclei.from_arrays(block, {name: arrays[name] for name in arrays})
-        except _DAMAGED as error:
+        except DAMAGED as error:
             raise SpoolError(f"{path} cannot be read ({error})") from error
         except OSError as error:
             # a drive that is away for a moment is no reason to do hours of work again

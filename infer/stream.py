@@ -47,10 +47,11 @@ class Task:
         cost: bytes that it takes while it is under way.
         source: what the network reads, once it is prepared: `read(box)` may be called from several threads.
         failed: nothing more is done for it.
+        predicted: its maps are there; `job` finds them, and the network is not needed.
     """
 
     source: Any = None
-    failed = False
+    failed = predicted = False
 
     def __init__(self, path: Path, cost: int = 0):
         self.path = path
@@ -61,8 +62,8 @@ class Task:
         """Open it and plan what there is to do; `None` where the network has nothing to do. In a thread of its own."""
         raise NotImplementedError
 
-    def job(self, index: int, maps: SharedArray) -> Job:
-        """Return the work on a complete block."""
+    def job(self, index: int, maps: SharedArray | None) -> Job:
+        """Return the work on a complete block; without maps where they were there."""
         raise NotImplementedError
 
 
@@ -207,8 +208,18 @@ class Stream:
             self._fail([task], error)
             return
         self._say(task, PLANNED, Outcome(task.name, value=plan))
-        if plan is not None:
+        if plan is not None and task.predicted:
+            self._segment(task, plan)
+        elif plan is not None:
             self._flows.put(_Flow(task, plan, Canvas(plan, self.predictor.channels)))
+
+    def _segment(self, task: Task, plan: Plan) -> None:
+        """Hand over the blocks of a task that is predicted."""
+        px = int(plan.wanted.sum()) * plan.patches.patch_output**2
+        for index in plan.todo:
+            if not task.failed:
+                self.submit(task, index, task.job(index, None))
+                self._bar.update(px // len(plan.todo))
 
     # ------------------------------------------------------------------------------------------ read and cut
 

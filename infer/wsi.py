@@ -9,19 +9,20 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from infer.maps import MAPS_DIR, PREDICT, SEGMENT, KeepJob, MapStore, StoredMaps
 from infer.options import WsiOptions
 from infer.plan import READ_SIDE_PX, Plan, plan_slide
-from infer.provenance import RUN_KEY, was_made_so
+from infer.provenance import RUN_KEY, is_made_so, made_with, was_made_so
 from infer.run import POST_PROC_BYTES_PX, Report, Run, RunTask
 from infer.run import InferManager as BaseManager
-from infer.sinks import BlockJob, SlideJob, write_slide_qupath
+from infer.sinks import BlockJob, SlideJob, UploadJob, write_slide_qupath
 from infer.source import SlideSource
 from infer.spool import Spool, remove_finished
 from misc.cli import VERSION
@@ -32,9 +33,9 @@ from misc.machine import available_memory
 from misc.shard import Shard
 from misc.slides.cohort import CohortSlide, find_cohort
 from misc.slides.folder import slide_files
-from misc.slides.remote import fetch, size_of
+from misc.slides.remote import fetch, read_uploaded_header, size_of, upload
 from misc.slides.tissue import TissueMask, load_mask, otsu_mask, save_png, thumbnail, within_regions
-from misc.summary import Row, Summary
+from misc.summary import PREDICTED, UPLOADED, Row, Summary
 from misc.text import counted
 from misc.workers import Job, SharedArray, WorkerPool
 from models.hovernet.net_desc import PATCH_SHAPES
@@ -141,7 +142,8 @@ class _SlideRun(Run):
             self.summary.expect({task.row.slide: task.slide.extra for task in tasks})
         try:
             while todo:
-                pool = WorkerPool(workers, limit=workers + 1)  # each that waits holds the maps of a block
+                limit = workers + 1  # each that waits holds the maps of a block
+                pool = WorkerPool(workers, limit, self.manager.workers)
                 self.execute(todo, pool, self.readers(), 1, memory)
                 todo = [task for task in todo if task.busy]
                 for task in todo:
@@ -167,6 +169,9 @@ class SlideTask(RunTask):
         self.run, self.slide = run, slide
         self.row = Row(self.path.name)
         self.last_try = False  # when another run is at work on it
+        self.stage = run.options.stage
+        self.predicted = self.stage == SEGMENT
+        self.maps = MapStore(run.options.output_dir / MAPS_DIR / short_stem(self.name))
         self._owner = run.options.output_dir.resolve()
         masks = run.options.input_mask_dir
         self._mask_path = slide.mask or (masks / f"{self.name}.png" if masks else None)
@@ -193,8 +198,13 @@ class SlideTask(RunTask):
         else:
             size = sum(path.stat().st_size for path in slide_files(self.path))
         slide = {"slide_bytes": size, "mask": _digest(self._mask_path)}
+        if self.predicted:  # on another machine, which may lack that precision
+            made = self.maps.made() or made_with(self._files["json"]) or {}
+            slide |= {name: made[name] for name in ("precision",) if name in made}
         own = {"mpp": self.slide.mpp, "mag": self.slide.mag, "regions": _digest(self.slide.regions)}
         self._depends = self.run.fingerprint | slide | {name: value for name, value in own.items() if value}
+        if self._is_uploaded():
+            return None
         wanted = self._wanted()
         for path in self._files.values():
             remove_parts(path)
@@ -202,6 +212,18 @@ class SlideTask(RunTask):
             self._complete(wanted)
             return None
         return self._open(wanted)
+
+    def _is_uploaded(self) -> bool:
+        """Tell whether an earlier run has uploaded the nuclei."""
+        uri, file = self.run.options.upload, self._files["json"]
+        if not uri or self.run.options.overwrite or file.exists():
+            return False
+        header = read_uploaded_header(f"{uri}/json/{file.name}")
+        if header is None or is_made_so(header.get(RUN_KEY), self._depends) is None:
+            return False
+        self.skipped = f"its results are in {uri}"
+        self.row.nuclei = (self.run.summary.earlier(self.row.slide) or {}).get("nuclei", "")
+        return True
 
     def _wanted(self) -> set[str]:
         """Return the files that are to be written; all of them when the nuclei are new."""
@@ -219,6 +241,8 @@ class SlideTask(RunTask):
         self.skipped = "; ".join([THERE, *(f"{kind} added" for kind in sorted(wanted))])
         earlier = self.run.summary.earlier(self.row.slide) or {}
         self.row.nuclei = earlier.get("nuclei") or sum(map(len, iter_json(self._files["json"])))
+        if self.run.options.upload:
+            upload(self._files, self.run.options.upload)
 
     def _open(self, wanted: set[str]) -> Plan:
         run, options = self.run, self.run.options
@@ -228,12 +252,25 @@ class SlideTask(RunTask):
         phase = window == PATCH_SHAPES[run.manager.mode]
         side, margin = options.tile_shape, options.ambiguous_size
         plan = plan_slide(source.planes, window, side, margin, tissue, phase)
-        self._spool = Spool.of(run.cache_dir, self.name, self._owner, self._spooled(plan))
-        self._held.callback(remove_if_empty, self._spool.folder)
-        there = self._spool.blocks()
+        there = self._there(plan)
         self._plan = plan = replace(plan, done=frozenset(there), read_side=min(READ_SIDE_PX, options.chunk_shape))
         self._describe(source, tissue, plan)
         return plan
+
+    def _there(self, plan: Plan) -> Collection[int]:
+        """Return the blocks that an earlier run has done, and check that those to be segmented are predicted."""
+        settings = self._spooled(plan)
+        # other machines may see the slide under another path
+        of_maps = settings | {"slide": self.slide.uri or [Path(path).name for path in slide_files(self.path)]}
+        if self.stage == PREDICT:
+            self.maps.begin(of_maps, self.run.options.overwrite)
+            return self.maps.blocks()
+        self._spool = Spool.of(self.run.cache_dir, self.name, self._owner, settings)
+        self._held.callback(remove_if_empty, self._spool.folder)
+        there = self._spool.blocks()
+        if self.stage == SEGMENT:
+            self.maps.check(of_maps, [index for index in plan.expected if index not in there])
+        return there
 
     def _source(self) -> SlideSource:
         options, manager = self.run.options, self.run.manager
@@ -293,14 +330,21 @@ class SlideTask(RunTask):
             )
         for note in self._notes:
             logger.warning("%s: %s", self.path.name, note)
+        if self.stage == PREDICT:
+            self.maps.say_need(
+                self.path.name, [plan.net_box(index) for index in plan.todo], self.run.predictor.channels
+            )
         if plan.done:
             self._notes.append(f"{len(plan.done)} of {counted(len(plan.expected), 'block')} there already")
             logger.info("%s: %s", self.path.name, self._notes[-1])
 
     # ------------------------------------------------------------------------------------------ after the network
 
-    def job(self, index: int, maps: SharedArray) -> Job:
-        plan = self._plan
+    def job(self, index: int, maps: SharedArray | None) -> Job:
+        plan, path = self._plan, self.maps.path(index)
+        if self.stage == PREDICT:
+            return KeepJob(maps, path)
+        maps = StoredMaps(path) if maps is None else maps
         manager, threshold = self.run.manager, self.run.np_threshold
         return BlockJob(plan.blocks, plan.planes, index, maps, manager.nr_types, threshold, self._spool)
 
@@ -311,7 +355,7 @@ class SlideTask(RunTask):
         return f"block {what} (x {x0} to {x1}, y {y0} to {y1} px): "
 
     def last_job(self) -> Job | None:
-        if self.skipped is not None:
+        if self.skipped is not None or self.stage == PREDICT:
             return None
         plan, data, scale = self._plan, self.source.handler.metadata, self.source.scale
         (width, height), mpp = data["base_shape"].tolist(), float(data["base_mpp"][0])
@@ -321,9 +365,13 @@ class SlideTask(RunTask):
         header = self.run.manager.header(**says)
         paths = {kind: path for kind, path in self._files.items() if kind in ("json", "qupath")}
         types = self.run.manager.type_info_dict
-        return SlideJob(plan.blocks, plan.expected, self._spool, paths, self.source.out_mag, header, self.name, types)
+        job = SlideJob(plan.blocks, plan.expected, self._spool, paths, self.source.out_mag, header, self.name, types)
+        return UploadJob(job, self._files, uri) if (uri := self.run.options.upload) else job
 
-    def found(self, value: tuple[Counter, Counter, float]) -> Counter:
+    def found(self, value: Any) -> Counter:
+        if self.stage == PREDICT:
+            logger.info("%s: %.2f GB of maps in %s", self.path.name, self.maps.nr_bytes() / 1e9, self.maps.folder)
+            return Counter()
         found, diameters, seconds = value
         self.run.report.diameters_um.update(diameters)
         self._spool.remove()
@@ -335,13 +383,16 @@ class SlideTask(RunTask):
         """Record what became of the slide."""
         row = self.row
         row.status, row.reason = outcome, reason or "; ".join(self._notes)
+        if outcome == "done" and self.stage == PREDICT:
+            row.status = PREDICTED
         row.seconds = round(time.perf_counter() - self._start, 1)
         if outcome == "skipped":
             logger.info("%s: skipped, %s", row.slide, reason)
         self.release()
         earlier = self.run.summary.earlier(row.slide) or {}
         keep = outcome == "skipped" and (reason == BUSY or earlier.get("status") == "done")
-        self.run.summary.put(row, keep, self.slide.extra)
+        uri = self.run.options.upload if outcome in ("done", "skipped") and row.status != PREDICTED else None
+        self.run.summary.put(row, keep, self.slide.extra | ({UPLOADED: uri} if uri and reason != BUSY else {}))
 
     def release(self) -> None:
         """Close the slide and give up its lock."""

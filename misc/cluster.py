@@ -1,7 +1,8 @@
-"""Slides on many machines, or on many GPUs of one: Dask hands out command lines, one a slide.
+"""Slides on many machines, or on many GPUs of one: Dask hands them out, one by one.
 
-The scheduler knows nothing of slides or networks. A command runs as a process of its own: one that is killed takes no
-other slide with it, and Dask's workers, which are daemons, may not start the pools of processes that a slide needs.
+The scheduler knows nothing of slides or networks. Each worker keeps a process of `run_infer.py` that takes one slide
+after the other: one that is killed takes no other slide with it, and Dask's workers, which are daemons, may not start
+the pools of processes that a slide needs.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +21,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from misc.extras import require
 from misc.files import remove_if_empty, short_stem
-from misc.shard import Joined, Shard, join_parts
+from misc.shard import ASKED, ENDED, Joined, Shard, join_parts
 from misc.slides.cohort import CohortSlide, write_cohort
 from misc.summary import Row, Summary, read_lines
 
@@ -48,10 +50,10 @@ def check_where(where: str, nr_workers: int | None) -> None:
         raise ValueError("--cluster=slurm needs --nr_workers=<n>, the number of jobs")
 
 
-def run_slides(
+def run_cohort(
     slides: Sequence[CohortSlide], command: list[str], output_dir: Path, where: str, nr_workers: int, gpus: list[str]
 ) -> Joined:
-    """Run a command for each slide, and join what they found into `summary.csv`.
+    """Have a command do each slide, and join what they found into `summary.csv`.
 
     Args:
         slides: that are to be done.
@@ -64,16 +66,13 @@ def run_slides(
     table = output_dir / LOGS_DIR / "cohort.csv"
     write_cohort(table, slides)
     shards = {slide.path.name: Shard(index, len(slides)) for index, slide in enumerate(slides)}
-    commands = {
-        name: [*command, f"--slides={table.resolve()}", f"--shard={shard.index}/{shard.count}"]
-        for name, shard in shards.items()
-    }
+    command = [*command, f"--slides={table.resolve()}", f"--shard={ASKED}"]
     failed = 0
     try:
         with (
             tqdm(total=len(slides), unit="slide", desc="Slides") as bar,
             logging_redirect_tqdm(),
-            contextlib.closing(_run(commands, table.parent, where, nr_workers, gpus)) as ended,
+            contextlib.closing(_run(command, shards, table.parent, where, nr_workers, gpus)) as ended,
         ):
             for name, reason in ended:
                 part = shards[name].part(output_dir)
@@ -108,18 +107,18 @@ def _join(output_dir: Path, parts: Sequence[Path]) -> Joined:
 
 
 def _run(
-    commands: Mapping[str, list[str]], logs: Path, where: str, nr_workers: int, gpus: list[str]
+    command: list[str], shards: Mapping[str, Shard], logs: Path, where: str, nr_workers: int, gpus: list[str]
 ) -> Iterator[tuple[str, str]]:
-    """Run commands by name; yield the name of each as it ends, and what went wrong, if anything."""
+    """Have a command do shards by name; yield the name of each as it ends, and what went wrong, if anything."""
     distributed = require("distributed", EXTRA)
     logging.getLogger("distributed").setLevel(logging.WARNING)  # it tells of each connection
     with _cluster(where, nr_workers) as address, distributed.Client(address) as client:
         _check_workers(client, where)
         options: dict[str, Any] = {"resources": {RESOURCE: 1}, "retries": RETRIES, "pure": False}
-        log_of, run_command = {name: logs / f"{short_stem(name)}.log" for name in commands}, _runner(gpus)
+        log_of, run_shard = {name: logs / f"{short_stem(name)}.log" for name in shards}, _runner(gpus)
         futures = {
-            client.submit(run_command, command, str(log_of[name].resolve()), os.getcwd(), **options): name
-            for name, command in commands.items()
+            client.submit(run_shard, command, str(shard), str(log_of[name].resolve()), os.getcwd(), **options): name
+            for name, shard in shards.items()
         }
         try:
             for future in distributed.as_completed(list(futures)):
@@ -127,6 +126,8 @@ def _run(
                 yield name, _reason(future, log_of[name])
         finally:
             client.cancel(list(futures))
+            if where not in (LOCAL, SLURM):  # workers that stay; their processes end when nothing more is asked for
+                client.run(lambda dask_worker: hasattr(dask_worker, "shards") and dask_worker.shards.stdin.close())
 
 
 @contextlib.contextmanager
@@ -175,27 +176,51 @@ def _reason(future: Any, log: Path) -> str:
     return " ".join(f"{error}{': ' if said else ''}{said}".split())
 
 
-def _runner(gpus: list[str]) -> Callable[[list[str], str, str], None]:
-    """Return what runs a command in a worker; what the command prints goes to the end of a log.
+def _runner(gpus: list[str]) -> Callable[[list[str], str, str, str], None]:
+    """Return what has a shard done in a worker; what is printed meanwhile goes to the end of a log.
 
-    A function within a function travels whole: workers need Python and Dask, not this tree on their path.
+    A worker keeps one process, which has loaded the network, and starts another after a slide that failed: it may have
+    left a GPU in a bad state. A function within a function travels whole: workers need Python and Dask, not this tree
+    on their path.
     """
+    pattern = re.escape(ENDED).replace(r"\{shard\}", "{shard}").replace(r"\{code\}", r"(\d+)")
 
-    def run_command(command: list[str], log: str, folder: str) -> None:
+    def run_shard(command: list[str], shard: str, log: str, folder: str) -> None:
+        import contextlib
+        import re
         import shutil
         import subprocess
 
         from distributed import get_worker
 
+        worker = get_worker()
         if gpus:  # local workers are called 0, 1, ...
-            own = f"--gpu={gpus[int(get_worker().name) % len(gpus)]}"
+            own = f"--gpu={gpus[int(worker.name) % len(gpus)]}"
             command = [own if word.startswith("--gpu=") else word for word in command]
         if shutil.which("setpriv"):  # Linux: it ends with its worker, and gives the slide's lock up
             command = ["setpriv", "--pdeathsig", "KILL", *command]
-        to_log = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT, "cwd": folder}
+        child = getattr(worker, "shards", None)
+        if child is None or child.poll() is not None or child.args != command:
+            if child is not None:
+                child.communicate()  # of an earlier run: it ends since nothing more is asked for
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+            child = worker.shards = subprocess.Popen(command, cwd=folder, **pipes)
+        code, ended = None, re.compile(pattern.format(shard=shard).encode())
+        with open(log, "ab", buffering=0) as out:
+            with contextlib.suppress(BrokenPipeError):  # it has ended, and said why
+                child.stdin.write(f"{shard}\n".encode())
+                child.stdin.flush()
+            while code is None and (line := child.stdout.readline()):
+                found = ended.search(line)
+                code = int(found[1]) if found else None
+                out.write(line[: found.start()] if found else line)
+        if code == 0:
+            return
+        said = child.communicate()[0]
+        del worker.shards
         with open(log, "ab") as out:
-            code = subprocess.run(command, stdout=out, **to_log).returncode
-        if code:  # so that Dask tries it again
-            raise RuntimeError(f"its process was killed (signal {-code})" if code < 0 else f"it ended with {code}")
+            out.write(said)
+        code = child.returncode or 1 if code is None else code  # so that Dask tries it again
+        raise RuntimeError(f"its process was killed (signal {-code})" if code < 0 else f"it ended with {code}")
 
-    return run_command
+    return run_shard

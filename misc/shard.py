@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from misc.files import full_stem
-from misc.summary import WAITING, Summary, read_lines
+from misc.summary import PREDICTED, UPLOADED, WAITING, Summary, read_lines
 
 _T = TypeVar("_T")
 # Folder in the output folder with the lines of each job: no two jobs write one file, so no lock has to hold.
 PARTS_DIR = "parts"
+# Shards that standard input names, one after the other, and what is said after each: a process that starts once.
+ASKED, ENDED = "-", "--shard={shard} ended with {code}"
 _PART = re.compile(r"(?P<index>\d+)-of-(?P<count>\d+)\.csv")
 
 
@@ -39,6 +41,9 @@ class Shard(NamedTuple):
             raise ValueError(f"--shard={text}: i counts from 0 to {last} (sbatch --array=0-{last})")
         return shard
 
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
     def of(self, items: Sequence[_T]) -> list[_T]:
         """Return what of a list is this shard's."""
         return list(items[self.index :: self.count])
@@ -50,9 +55,10 @@ class Shard(NamedTuple):
 
 @dataclass
 class Joined:
-    """What became of a cohort: slides that are done, and for all others why they are not."""
+    """What became of a cohort: slides that are done or predicted, and for all others why they are not."""
 
     done: list[str] = field(default_factory=list)
+    predicted: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     nuclei: int = 0
 
@@ -87,7 +93,9 @@ def _judged(lines: dict[str, dict], output_dir: Path) -> Joined:
             joined.failed[slide] = line["reason"]
         elif line["status"] == WAITING:
             joined.failed[slide] = "not done yet; its shard has ended early, or is at work"
-        elif not any((output_dir / "json" / f"{name}.json").is_file() for name in names):
+        elif line["status"] == PREDICTED:
+            joined.predicted.append(slide)
+        elif not line.get(UPLOADED) and not any((output_dir / "json" / f"{name}.json").is_file() for name in names):
             joined.failed[slide] = line["reason"] or "its results are gone"
         else:
             joined.done.append(slide)

@@ -19,6 +19,10 @@ logger = logging.getLogger(__name__)
 
 # Status of a slide that is in a job's list and that it has not come to.
 WAITING = "waiting"
+# Status of a slide whose maps are there, and whose nuclei are to be made of them.
+PREDICTED = "predicted"
+# Further column, of slides whose results were uploaded: where they are.
+UPLOADED = "uploaded_to"
 
 
 @dataclass

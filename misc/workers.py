@@ -160,6 +160,7 @@ class _Passing(threading.local):
 
 
 _passing = _Passing()
+_keys = itertools.count()  # of all pools: a worker may outlive its own
 _known: dict[int, _Memory] = {}  # in a worker: the memories that it maps
 
 
@@ -169,20 +170,20 @@ class WorkerPool:
     Args:
         nr_workers: processes; they are started when they are needed.
         limit: how many jobs may be under way at once; `submit` beyond it first waits.
+        idle: processes of an earlier pool; those of this one are left there at the close.
 
     Attributes:
         outcomes: `(key, Outcome)` of every job that was submitted, as they end.
     """
 
-    def __init__(self, nr_workers: int, limit: int | None = None):
+    def __init__(self, nr_workers: int, limit: int | None = None, idle: list[_Worker] | None = None):
         self.nr_workers = nr_workers
         self.outcomes: queue.SimpleQueue[tuple[Any, Outcome]] = queue.SimpleQueue()
         self._places = threading.Semaphore(max(limit or 2 * nr_workers, 1))
         self._threads = thread_pool(nr_workers) if nr_workers else None
-        self._idle: list[_Worker] = []
+        self._idle, self._kept = ([], False) if idle is None else (idle, True)
         self._started, self._said = 0, False
         self._lock = threading.Lock()
-        self._keys = itertools.count()
         self._free: list[_Memory] = []  # smallest first
 
     def array(self, shape: tuple[int, ...], dtype) -> SharedArray:
@@ -195,7 +196,7 @@ class WorkerPool:
             return SharedArray(shape, dtype)
         with self._lock:
             fitting = next((memory for memory in self._free if memory.size >= size), None)
-            memory = fitting or _Memory(next(self._keys), size)
+            memory = fitting or _Memory(next(_keys), size)
             if fitting:
                 self._free.remove(fitting)
             else:
@@ -214,7 +215,7 @@ class WorkerPool:
         """Wait for what is under way and end the processes; `cancel` drops what has not begun."""
         if self._threads is not None:
             self._threads.shutdown(wait=True, cancel_futures=cancel)
-        while self._idle:
+        while self._idle and not self._kept:
             self._idle.pop().end()
         self._free.clear()
 

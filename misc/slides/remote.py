@@ -1,16 +1,21 @@
-"""Slides that lie elsewhere: fetched whole to a folder of this machine when they are read, and removed afterwards."""
+"""Files that lie elsewhere: slides are fetched when they are read, results are uploaded; both are then removed here."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from misc.batch import recorded
 from misc.extras import require
 
 EXTRA = "storage"
+# Bytes of a result file that hold all that it says before its nuclei.
+HEADER_BYTES = 1 << 16
 
 
 def is_uri(text: str) -> bool:
@@ -45,6 +50,40 @@ def fetch(uri: str, path: Path) -> None:
     system, there = _system(uri)
     path.parent.mkdir(parents=True, exist_ok=True)
     system.get_file(there, str(path))
+
+
+def upload(files: Mapping[str, Path], uri: str) -> None:
+    """Copy files to `<uri>/<kind>/<name>`, in their order, and remove them here once all are there.
+
+    Raises:
+        OSError: one cannot be copied; all stay, and are named.
+    """
+    failed: dict[str, str] = {}
+    with recorded(failed, uri):
+        system, folder = _system(uri)
+        for kind, path in files.items():
+            there = f"{folder}/{kind}/{path.name}"
+            if getattr(system, "local_file", False):
+                system.makedirs(f"{folder}/{kind}", exist_ok=True)
+            system.put_file(str(path), there)
+            system.invalidate_cache()
+            if system.size(there) != path.stat().st_size:
+                raise OSError(f"{there} is not whole")
+    if failed:
+        names = ", ".join(map(str, files.values()))
+        raise OSError(f"cannot be uploaded to {uri} ({failed[uri]}); its results stay here: {names}")
+    for path in files.values():
+        path.unlink()
+
+
+def read_uploaded_header(uri: str) -> dict[str, Any] | None:
+    """Return what an uploaded JSON file says before its nuclei; `None` where there is none."""
+    system, there = _system(uri)
+    try:
+        head = system.cat_file(there, end=HEADER_BYTES)
+        return json.loads(head[: head.index(b'"nuc"')] + b'"nuc": {}}')
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def _system(uri: str) -> tuple[Any, str]:

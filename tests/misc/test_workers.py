@@ -323,6 +323,23 @@ def test_memory_is_used_again_once_its_job_is_done_and_no_sooner():
     assert len(seen) < 30
 
 
+def test_workers_of_one_pool_serve_the_next():
+    """With its own memory, though the pools before have had some; no job is done here because a worker failed."""
+    idle, pids = [], set()
+    for number in range(3):
+        pool = WorkerPool(1, idle=idle)
+        shared = pool.array((10 + number,), np.int64)
+        shared.array[...] = number
+        pool.submit("job", Work(add_up, (shared,)))
+        pid, sums = pool.outcomes.get(timeout=ENOUGH_S)[1].value
+        del shared
+        pool.close()
+        assert sums == [number * (10 + number)]
+        pids.add(pid)
+    assert len(pids - {PARENT}) == len(pids) == 1
+    idle.pop().end()
+
+
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="tells by /proc what a process maps")
 def test_memory_that_is_no_longer_used_goes_in_all_processes():
     """Larger and larger arrays, of which none fits into the ones before; in the end the pool holds none."""

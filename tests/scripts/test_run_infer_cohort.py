@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import cohorts
 import cv2
 import numpy as np
 import pytest
 from cohorts import FIRST, nuclei_of, write_slide
+from conftest import ROOT
 
 import run_infer
 
@@ -115,3 +121,71 @@ def test_wrong_ways_to_name_a_cohort_are_one_line(weights, tmp_path, capsys):
         assert error.startswith("run_infer.py: ")
         assert said in error
         assert not (tmp_path / "out").exists()
+
+
+def test_the_stages_of_a_shard_find_what_one_run_finds(weights, tmp_path, capsys):
+    """Maps by `--stage=predict`, nuclei by `--stage=segment`, also where the first stage was for another machine."""
+    write_slide(tmp_path / "in" / "a.tif")
+    where, out = f"--input_dir={tmp_path / 'in'}", tmp_path / "out"
+    assert call(weights, tmp_path / "one", where) == 0
+    assert call(weights, out, where, "--stage=predict", "--shard=0/1") == 0
+    assert "1 slide predicted, 0 skipped, 0 failed, maps in" in capsys.readouterr().out
+    assert run_infer.main(["merge", f"--output_dir={out}"]) == 0
+    assert "1 slide predicted" in capsys.readouterr().out
+    assert not (out / "report.html").exists()
+    manifest = out / "maps" / "a" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"precision": "fp32"', '"precision": "tf32"'))
+    assert call(weights, out, where, "--stage=segment") == 0
+    assert "in 1 slide, 0 skipped, 0 failed" in capsys.readouterr().out
+    assert (nuclei := nuclei_of(out)) == nuclei_of(tmp_path / "one")
+    assert all(nuclei.values())
+    assert json.loads((out / "json" / "a.json").read_text())["run"]["precision"] == "tf32"
+    assert {line["status"] for line in lines_of(out).values()} == {"done"}
+    assert call(weights, out, where, "--stage=both") == 1
+    assert "--stage is predict or segment, got `both`" in capsys.readouterr().err
+
+
+def test_results_are_moved_to_where_they_are_wanted(weights, tmp_path, capsys):
+    """`--upload`: what is there is not done again, also by a run elsewhere; what cannot be sent stays and is named."""
+    pytest.importorskip("fsspec", reason="pip install -r requirements-storage.txt")
+    write_slide(tmp_path / "in" / "a.tif")
+    where, out, there = f"--input_dir={tmp_path / 'in'}", tmp_path / "out", tmp_path / "there"
+    there.mkdir()
+    (there / "mask").write_text("a file where a folder is wanted")
+    upload = f"--upload=file://{there}"
+    assert call(weights, out, where, upload, "--save_mask") == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "cannot be uploaded" in said
+    assert str(out / "json" / "a.json") in said
+    assert nuclei_of(out)["a"]
+    (there / "mask").unlink()
+    found = nuclei_of(out)
+    assert call(weights, out, where, upload, "--save_mask", "--shard=0/1") == 0, "the network is not asked again"
+    assert nuclei_of(there) == found
+    assert not [path for kind in ("json", "mask") for path in (out / kind).iterdir()]
+    assert (there / "mask" / "a.png").is_file()
+    assert run_infer.main(["merge", f"--output_dir={out}"]) == 0
+    assert lines_of(out)["a.tif"]["uploaded_to"] == f"file://{there}"
+    assert call(weights, tmp_path / "other", where, upload) == 0
+    assert "1 skipped" in capsys.readouterr().out
+    assert call(weights, tmp_path / "other", where, upload, "--tile_shape=1000") == 1
+    assert "made otherwise" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not shutil.which("snakemake"), reason="pip install snakemake, in an environment of its own")
+def test_snakemake_joins_shares_of_which_one_failed(weights, tmp_path):
+    """`contrib/Snakefile`, without a GPU; the slide that is broken is named, the other is done."""
+    write_slide(tmp_path / "in" / "a.tif")
+    (tmp_path / "in" / "broken.svs").write_bytes(b"nothing of a slide")
+    (tmp_path / "cohort.csv").write_text("path\nin/a.tif\nin/broken.svs\n")
+    says = {"slides": "cohort.csv", "output_dir": "results", "model": weights, "shards": 2, "gpu": ""}
+    command = ["snakemake", "-s", str(ROOT / "contrib" / "Snakefile"), "--cores=1", "--config"]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    ended = subprocess.run(
+        command + [f"{name}={value}" for name, value in says.items()],
+        **{"cwd": tmp_path, "env": os.environ | {"PATH": path}, "capture_output": True, "text": True},
+    )
+    assert "failed: broken.svs: " in ended.stderr, ended.stdout + ended.stderr
+    lines = lines_of(tmp_path / "results")
+    assert {name: line["status"] for name, line in lines.items()} == {"a.tif": "done", "broken.svs": "failed"}
+    assert nuclei_of(tmp_path / "results")["a"]

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from misc.slides.remote import fetch, is_uri, local_path, size_of
+from misc.formats.nuclei_json import write_json
+from misc.slides.remote import fetch, is_uri, local_path, read_uploaded_header, size_of, upload
 
 
 def test_what_a_uri_is_and_where_it_goes(tmp_path):
@@ -24,7 +25,9 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
         size_of("s3://bucket/a.svs")
 
 
-def test_s3(tmp_path, monkeypatch):
+@pytest.fixture
+def s3(monkeypatch):
+    """An S3 server on the loopback address, and the file system that is there."""
     server = pytest.importorskip("moto.server", reason='pip install -r requirements-storage.txt "moto[server]"')
     s3fs = pytest.importorskip("s3fs", reason="pip install -r requirements-storage.txt")
     running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
@@ -39,15 +42,36 @@ def test_s3(tmp_path, monkeypatch):
         }.items():
             monkeypatch.setenv(name, value)
         s3fs.S3FileSystem.clear_instance_cache()
-        bucket = s3fs.S3FileSystem()
-        bucket.mkdir("slides")
-        bucket.pipe("slides/a b/1.svs", b"x" * 1000)
-        uri = "s3://slides/a b/1.svs"
-        path = local_path(uri, tmp_path)
-        assert size_of(uri) == 1000
-        fetch(uri, path)
-        assert path.read_bytes() == b"x" * 1000
-        with pytest.raises(FileNotFoundError):
-            size_of("s3://slides/none.svs")
+        yield s3fs.S3FileSystem()
     finally:
         running.stop()
+
+
+def test_s3(s3, tmp_path):
+    s3.mkdir("slides")
+    s3.pipe("slides/a b/1.svs", b"x" * 1000)
+    uri = "s3://slides/a b/1.svs"
+    path = local_path(uri, tmp_path)
+    assert size_of(uri) == 1000
+    fetch(uri, path)
+    assert path.read_bytes() == b"x" * 1000
+    with pytest.raises(FileNotFoundError):
+        size_of("s3://slides/none.svs")
+
+
+def test_results_are_uploaded_or_stay_and_are_named(s3, tmp_path):
+    s3.mkdir("results")
+    paths = {kind: tmp_path / kind / f"a.{kind}" for kind in ("png", "json")}
+    for path in paths.values():
+        path.parent.mkdir()
+    write_json(paths["json"], [], 20, {"run": {"window": 256}})
+    paths["png"].write_bytes(b"picture")
+    whole = paths["json"].read_bytes()
+    with pytest.raises(OSError, match=r"cannot be uploaded to s3://none/x .*stays? here: .*a\.png, .*a\.json"):
+        upload(paths, "s3://none/x")
+    assert read_uploaded_header("s3://results/x/json/a.json") is None
+    upload(paths, "s3://results/x")
+    assert not any(path.exists() for path in paths.values())
+    assert s3.cat("results/x/json/a.json") == whole
+    assert s3.cat("results/x/png/a.png") == b"picture"
+    assert read_uploaded_header("s3://results/x/json/a.json")["run"] == {"window": 256}
