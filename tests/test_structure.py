@@ -27,7 +27,7 @@ SOURCE = {
     module_name(path): path for path in ROOT.rglob("*.py") if path.relative_to(ROOT).parts[0] not in (".venv", "tests")
 }
 SCRIPTS = sorted(name for name in SOURCE if "." not in name and SOURCE[name].name != "__init__.py")
-PACKAGES = sorted({name.split(".")[0] for name in SOURCE if "." in name} - {"benchmarks", "pretrained"})
+PACKAGES = sorted({name.split(".")[0] for name in SOURCE if "." in name} - {"benchmarks", "docs", "pretrained"})
 MODULES = sorted(name for name in SOURCE if "." in name and name.split(".")[0] in PACKAGES)
 
 
