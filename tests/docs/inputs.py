@@ -23,7 +23,8 @@ from models.hovernet.post_proc import measure
 
 MPP = 0.5  # um/px of the H&E images and of the slide
 IHC_MPP = 0.25
-SIDE_PX = 192
+SIDE_PX = 160  # what the network predicts at once is 164 px wide
+IHC_SIDE_PX = 320
 GLASS = 244
 OURS = (".git*", ".venv", ".ci", ".*_cache", "__pycache__", "tests", "logs", "dataset", "docs", "build", "*.egg-info")
 
@@ -49,11 +50,11 @@ def write_inputs(folder: Path, shared: Path) -> None:
     for number in (1, 10):
         write_labelled(folder, f"colon_{number}", shared / "data" / "consep" / "Train", f"train_{number}", types)
     for name in ("Bladder1", "Lung1"):
-        image = read_rgb(shared / "data" / "ihc" / "Images" / f"{name}.png")[:SIDE_PX, :SIDE_PX]
+        image = read_rgb(shared / "data" / "ihc" / "Images" / f"{name}.png")[:IHC_SIDE_PX, :IHC_SIDE_PX]
         write_png(folder / "ihc_images" / f"{name.lower()}.png", image, IHC_MPP)
-        write_region(folder / "regions" / f"{name.lower()}.geojson", "Tumor", (0, 0, SIDE_PX // 2, SIDE_PX))
+        write_region(folder / "regions" / f"{name.lower()}.geojson", "Tumor", (0, 0, IHC_SIDE_PX // 2, IHC_SIDE_PX))
     write_slide(folder / "slides" / "skin.tif", shared / "data" / "slides" / "CMU-1-Small-Region.svs")
-    write_region(folder / "regions" / "skin.geojson", "Tumor", (128, 128, 384, 384))
+    write_region(folder / "regions" / "skin.geojson", "Tumor", (SIDE_PX, SIDE_PX, 2 * SIDE_PX, 3 * SIDE_PX))
     (folder / "cohort.csv").write_text("path,patient\nslides/skin.tif,p1\n")
     torch.manual_seed(1)  # one that finds nuclei
     weights = {"desc": create_model("fast", nr_types=6, width=0.125).state_dict()}

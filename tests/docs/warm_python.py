@@ -64,10 +64,15 @@ class WarmPython:
 
 
 def serve(path: str) -> None:
-    """Run what is asked for, each in a process of its own, until this one is ended."""
+    """Run what is asked for, each in a process of its own, until this one is ended.
+
+    All on one processor: what starts helpers a processor then starts one, which is most of what a short command costs.
+    """
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     for name in SLOW:
         importlib.import_module(name)
-    gc.freeze()
+    gc.freeze()  # or each process would take apart what was imported here before it ends
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(path)
         server.listen()
