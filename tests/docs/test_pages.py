@@ -102,6 +102,8 @@ def test_the_checks_of_pages_find_what_they_look_for(tmp_path, warm):
     assert begins(printed, "...\nmore")
     assert not begins(printed, "ten\n12 min")
     assert not begins(printed, "12 s")
+    assert begins("1,203 nuclei,  0 failed, mean 0.5", "7 nuclei, 0 failed, mean 1.25")
+    assert not begins("7 nuclei, 1 failed", "7 nuclei, 0 failed")
     assert run(Block(1, "python missing.py; true", None, None), tmp_path, warm).returncode != 0
     assert list(stale(PAGE_OF_FAULTS)) == [
         "line 22: a fence says no language",

@@ -18,7 +18,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-SLOW = ("torch", "cv2", "scipy.io", "scipy.ndimage", "skimage.measure", "matplotlib.pyplot", "tifffile", "openslide")
+SLOW = """
+torch cv2 scipy.io scipy.ndimage skimage.measure tifffile openslide shapely matplotlib.pyplot
+matplotlib.backends.backend_agg
+""".split()
 MAX_BYTES = 1 << 20  # of a request
 ASK = f"""#!/bin/sh
 exec '{sys.executable}' -ISc '
