@@ -6,8 +6,8 @@ Usage:
 
 Options:
   -h --help              Show this text.
-  --results_dir=<path>   Folder of results: of run_infer.py or the original, of plot_heat_map.py, of compute_stats.py
-                         --out, or a log folder of run_train.py. report.html is written there.
+  --results_dir=<path>   Folder of results: of run_infer.py or the original, of plot_heat_map.py, of
+                         compute_stats.py --out, or a log folder of run_train.py. report.html is written there.
   --image_dir=<path>     Folder with the images, for pictures of fields with outlines.
   --wsi_dir=<path>       The same, with slides.
   --json_dir=<path>      Folder with the nuclei, where they lie elsewhere (results of plot_heat_map.py).
