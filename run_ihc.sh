@@ -12,7 +12,7 @@ INCLUDE=                                  # classes of regions that are scored, 
 EXCLUDE=                                  # classes whose nuclei count nowhere, for example Necrosis
 MPP=                                      # um/px; empty: what the files say
 COMPARE=                                  # scores.csv of another run, or a table with slide and positive_percent
-MODEL_PATH=                               # checkpoint; empty: the one that ships
+MODEL_PATH=                               # checkpoint; empty: the one that ships for DAB
 GPU=0                                     # for example 0,1; runs on the CPU where there is no GPU
 NR_POST_PROC_WORKERS=16
 PATTERN='*'                               # which files of the folder
@@ -27,6 +27,10 @@ setup_venv
 SAMPLE_DIR=dataset/sample_ihc/imgs/
 if [ "$INPUT_DIR" = "$SAMPLE_DIR" ] && [ ! -d "$SAMPLE_DIR" ]; then
     python -m misc.sample "$SAMPLE_DIR" ihc.png
+fi
+if [ "$INPUT_DIR" = "$SAMPLE_DIR" ]; then
+    # its brown lies around the nuclei, where the checkpoint for nuclear markers misses most of them
+    MODEL_PATH=${MODEL_PATH:-pretrained/hovernet_fast_w025_20x.tar}
 fi
 for option in REGIONS INCLUDE EXCLUDE MPP COMPARE MODEL_PATH; do
     if [ -n "${!option}" ]; then

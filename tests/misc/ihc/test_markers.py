@@ -12,7 +12,7 @@ def test_categories_at_their_limits_and_what_is_said_of_them(subtests):
     for name, rule, shares in (
         ("er", 0, {0.0: "negative", 0.0099: "negative", 0.01: "low positive", 0.10: "low positive", 0.101: "positive"}),
         ("pr", 0, {0.005: "negative", 0.05: "low positive", 0.5: "positive"}),
-        ("ki67", 0, {0.05: "low", 0.051: "between", 0.299: "between", 0.30: "high"}),
+        ("ki67", 0, {0.05: "low", 0.051: "intermediate", 0.299: "intermediate", 0.30: "high"}),
         ("ki67", 1, {0.02: "G1", 0.0299: "G1", 0.03: "G2", 0.20: "G2", 0.201: "G3"}),
     ):
         for share, wanted in shares.items():
