@@ -18,8 +18,8 @@ from misc.nuclei_features import nuclear_densities, shapes
 from misc.slides.image import SlideImage
 from misc.type_info import TypeInfo
 
-# Nuclei measured at once, which take some 50 MB meanwhile, and the threads that do so.
-PIECE_NUCLEI = 5_000
+# Nuclei measured at once, which take some 20 MB meanwhile, and the threads that do so.
+PIECE_NUCLEI = 2_000
 THREADS = 2
 # Decimals of lengths and areas, and of the numbers between 0 and a few that shares and densities are.
 LENGTH_DECIMALS = 3
