@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from misc.files import file_digest
 from misc.formats.nuclei_json import read_header
 from models.hovernet import post_proc
 
@@ -21,6 +22,13 @@ def post_proc_constants() -> dict[str, float]:
     """Return the constants of post-processing: they are there to be edited, and the nuclei depend on them."""
     public = {name: value for name, value in vars(post_proc).items() if name[0] != "_" and name.isupper()}
     return {name: value for name, value in public.items() if isinstance(value, int | float)}
+
+
+def digest_if_any(path: Path | None) -> str | None:
+    """Return the digest of a file that a run reads beside the slide; `missing` where it is gone, `None` for no path."""
+    if not path:
+        return None
+    return file_digest(path) if path.is_file() else "missing"
 
 
 def was_made_so(path: Path, asked: Mapping[str, Any]) -> bool | None:

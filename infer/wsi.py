@@ -19,14 +19,14 @@ import numpy as np
 from infer.maps import MAPS_DIR, PREDICT, SEGMENT, KeepJob, MapStore, StoredMaps
 from infer.options import WsiOptions
 from infer.plan import READ_SIDE_PX, Plan, plan_slide
-from infer.provenance import RUN_KEY, is_made_so, made_with, was_made_so
+from infer.provenance import RUN_KEY, digest_if_any, is_made_so, made_with, was_made_so
 from infer.run import POST_PROC_BYTES_PX, Report, Run, RunTask
 from infer.run import InferManager as BaseManager
 from infer.sinks import BlockJob, SlideJob, UploadJob, write_slide_qupath
 from infer.source import SlideSource
 from infer.spool import Spool, remove_finished
 from misc.cli import VERSION
-from misc.files import check_name_lengths, file_digest, printable, remove_if_empty, remove_parts, short_stem
+from misc.files import check_name_lengths, printable, remove_if_empty, remove_parts, short_stem
 from misc.formats.nuclei_json import iter_json
 from misc.locks import locked
 from misc.machine import available_memory
@@ -197,11 +197,11 @@ class SlideTask(RunTask):
             size = size_of(self.slide.uri)
         else:
             size = sum(path.stat().st_size for path in slide_files(self.path))
-        slide = {"slide_bytes": size, "mask": _digest(self._mask_path)}
+        slide = {"slide_bytes": size, "mask": digest_if_any(self._mask_path)}
         if self.predicted:  # on another machine, which may lack that precision
             made = self.maps.made() or made_with(self._files["json"]) or {}
             slide |= {name: made[name] for name in ("precision",) if name in made}
-        own = {"mpp": self.slide.mpp, "mag": self.slide.mag, "regions": _digest(self.slide.regions)}
+        own = {"mpp": self.slide.mpp, "mag": self.slide.mag, "regions": digest_if_any(self.slide.regions)}
         self._depends = self.run.fingerprint | slide | {name: value for name, value in own.items() if value}
         if self._is_uploaded():
             return None
@@ -397,9 +397,3 @@ class SlideTask(RunTask):
     def release(self) -> None:
         """Close the slide and give up its lock."""
         self._held.close()
-
-
-def _digest(path: Path | None) -> str | None:
-    if not path:
-        return None
-    return file_digest(path) if path.is_file() else "missing"
