@@ -150,7 +150,7 @@ def draw_outlines(
     points, offsets = index.contours(nuclei)
     fixed = np.rint((((points + 0.5) * factor - corner) - 0.5) * (1 << SUB_BITS)).astype(np.int32)
     rings = [fixed[start:stop] for start, stop in itertools.pairwise(offsets.tolist())]
-    width = _line_width(nuclei, factor) + rim
+    width = _line_width(index.meta["mean_area"], factor) + rim
     key, coverage = np.zeros((TILE_PX, TILE_PX), np.uint16), np.zeros((TILE_PX, TILE_PX), np.uint8)
     for group in np.split(np.arange(len(keys)), np.flatnonzero(np.diff(keys)) + 1):
         part = rings[group[0] : group[-1] + 1]
@@ -171,8 +171,9 @@ def value_steps(values: np.ndarray, ends: tuple[float, float]) -> np.ndarray:
     return np.where(np.isfinite(share), 1 + np.rint(np.nan_to_num(share) * (VALUE_STEPS - 1)), 0).astype(np.uint8)
 
 
-def _line_width(nuclei: np.ndarray, factor: float) -> int:
-    diameter = 2 * np.sqrt(float(np.median(nuclei["area"])) / np.pi) * factor
+def _line_width(mean_area: float, factor: float) -> int:
+    """Return the same width for all tiles of a zoom, so that no seam shows between them."""
+    diameter = 2 * np.sqrt(mean_area / np.pi) * factor
     return LINE_PX if diameter >= LARGE_PX else THIN_LINE_PX
 
 

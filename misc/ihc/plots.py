@@ -71,7 +71,7 @@ def heat_map(picture: MapPicture) -> Figure:
     """Draw a density map with its hot spots and a colour bar."""
     figure, axes = _map_axes(picture)
     shares = _shrunk(picture.density) / _top(picture.density)
-    axes.imshow(_colours(shares, COLOUR_MAP), extent=_extent(picture), aspect="auto")
+    axes.imshow(_colours(shares, COLOUR_MAP), extent=_extent(picture), aspect="equal")
     _finish_map(figure, axes, picture, COLOUR_MAP)
     return figure
 
@@ -86,7 +86,7 @@ def overlay(picture: MapPicture, thumbnail: np.ndarray) -> Figure:
     figure, axes = _map_axes(picture)
     scale_x, scale_y, _ = _axis_units(picture)
     extent = (0, picture.width * scale_x, picture.height * scale_y, 0)
-    axes.imshow(_opaque(blend(picture, thumbnail)), extent=extent, aspect="auto")
+    axes.imshow(_opaque(blend(picture, thumbnail)), extent=extent, aspect="equal")
     _finish_map(figure, axes, picture, OVERLAY_COLOUR_MAP)
     return figure
 

@@ -40,7 +40,7 @@ def test_outlines_are_those_of_drawing_all_polygons_at_once(index, nuclei, subte
             factor = 2.0**zoom
             fixed = np.rint(((nuclei.points_xy + 0.5) * factor - 0.5) * 16).astype(np.int32)
             rings = np.split(fixed, nuclei.offsets[1:-1])
-            width = tiles._line_width(index.nuclei, factor)
+            width = tiles._line_width(index.meta["mean_area"], factor)
             direct = np.zeros(made.shape[:2], np.uint8)
             cv2.polylines(direct, rings, True, 255, width, cv2.LINE_AA, 4)
             assert np.abs(made[..., 0].astype(int) - direct).mean() < 0.5
