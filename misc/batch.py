@@ -28,7 +28,7 @@ def run_script(name: str, work: Callable[[], int]) -> int:
     try:
         return work()
     except KeyboardInterrupt as stopped:
-        how = str(stopped) or "files that were finished are whole and stay"
+        how = str(stopped) or "finished files are complete and stay"
         print(f"{name}: stopped by Ctrl-C; {how}", file=sys.stderr)
         return INTERRUPTED
     except (*OF_USERS, MemoryError) as error:
@@ -60,7 +60,7 @@ def reason(error: Exception) -> str:
         return f"not enough memory{': ' if text else ''}{text}"
     if isinstance(error, OF_USERS):
         return text
-    return f"not as it should be: {type(error).__name__}: {text}"
+    return f"has unexpected content: {type(error).__name__}: {text}"
 
 
 def print_failed(script: str, failed: Mapping[str, str]) -> None:

@@ -110,7 +110,7 @@ class Nuclei:
         f_xy = np.array([fx, fy], np.float64)
         points = np.maximum(np.rint((self.points_xy + 0.5) * f_xy - 0.5), 0)
         if points.max(initial=0) > np.iinfo(np.int32).max:
-            raise ValueError(f"contours multiplied by {max(fx, fy):g} leave the range of coordinates")
+            raise ValueError(f"contours scaled by {max(fx, fy):g} exceed the range of coordinates")
         points = points.astype(np.int32)
         # a contour without points, which only files of others may hold, has no extent: its box is scaled
         boxes = np.rint(self.boxes_yx * f_xy[::-1]).astype(np.int32)

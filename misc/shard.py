@@ -92,7 +92,7 @@ def _judged(lines: dict[str, dict], output_dir: Path) -> Joined:
         if line["status"] == "failed":
             joined.failed[slide] = line["reason"]
         elif line["status"] == WAITING:
-            joined.failed[slide] = "not done yet; its shard has ended early, or is at work"
+            joined.failed[slide] = "not done yet; its shard ended early, or still runs"
         elif line["status"] == PREDICTED:
             joined.predicted.append(slide)
         elif not line.get(UPLOADED) and not any((output_dir / "json" / f"{name}.json").is_file() for name in names):

@@ -225,7 +225,7 @@ class WorkerPool:
             outcome = Outcome(name, value=self._in_a_worker(job))
         except NoWorkerError as error:
             if not self._said:
-                logger.warning("%d worker processes, no more can be started (%s); this one helps", self._started, error)
+                logger.warning("%d worker processes: no more can start (%s); this process helps", self._started, error)
             self._said = True
             outcome = _attempt(name, job)
         except WorkerKilledError:

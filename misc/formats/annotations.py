@@ -82,7 +82,7 @@ def _read(path: str | Path, readers: _Readers) -> Annotations:
     except (ValueError, OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: {error}") from error
     except (TypeError, LookupError, AttributeError, OverflowError) as error:
-        raise ValueError(f"{path}: not as annotations should be: {type(error).__name__}: {error}") from error
+        raise ValueError(f"{path}: not valid as annotations: {type(error).__name__}: {error}") from error
 
 
 def _read_text(path: Path) -> bytes:
@@ -102,7 +102,7 @@ def _read_text(path: Path) -> bytes:
         if size > most:
             raise too_large
         if not unpacker.eof:
-            raise EOFError("the archive ends before its end")
+            raise EOFError("the archive is cut short")
         data = unpacker.unused_data.lstrip(b"\0")
     return b"".join(pieces)
 
@@ -134,7 +134,7 @@ def _checked(found: Annotations) -> Annotations:
             if not np.isfinite(ring).all():
                 raise ValueError(f"contour {index} has coordinates that are no finite numbers")
             if np.abs(ring).max(initial=0) > MAX_PX:
-                raise ValueError(f"contour {index} leaves the range of +-{MAX_PX} px")
+                raise ValueError(f"contour {index} exceeds the range of +-{MAX_PX} px")
     return found
 
 

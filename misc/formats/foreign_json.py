@@ -138,9 +138,9 @@ def _cellvit_facts(metadata: dict) -> tuple[dict, tuple[str, ...]]:
         mag = metadata.get("magnification")
     mpp = metadata.get("base_mpp") or metadata.get("slide_mpp")
     slide = {"scale": 1.0} | ({"mpp": float(mpp)} if mpp else {})
-    notes = ["CellViT: coordinates are taken as level-0 px"]
+    notes = ["CellViT: coordinates are assumed to be level-0 px"]
     if downsampling != 1:
-        notes.append(f"it saw level 0 downsampled by {downsampling:g}; look whether the outlines fit the nuclei")
+        notes.append(f"it saw level 0 downsampled by {downsampling:g}; check that the outlines fit the nuclei")
     return {"mag": float(mag) if mag else None, "slide": slide}, tuple(notes)
 
 
@@ -159,7 +159,7 @@ def _cellvit_outlines(path: Path, names: dict[int, str]) -> Iterator[Outline]:
                 f"{path}: cell {index}: {error} is missing (cell_detection.json has no outlines; give cells.json)"
             ) from error
         except (TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"{path}: cell {index} is not as it should be: {error}") from error
+            raise ValueError(f"{path}: cell {index} is not valid: {error}") from error
 
 
 def items(path: Path, key: str, others: dict) -> Iterator:

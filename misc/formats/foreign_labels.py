@@ -51,7 +51,8 @@ def read_labels(path: Path, measure: Measure) -> Foreign:
             f"{labels.dtype}"
         )
     header = {"mag": None, "slide": {"scale": 1.0}}
-    return Foreign(header, lambda: _in_bands(labels, measure), ("labels are taken as of level 0; else give --scale",))
+    notes = ("labels are assumed to be at level 0; if not, give --scale",)
+    return Foreign(header, lambda: _in_bands(labels, measure), notes)
 
 
 def _open_labels(path: Path) -> np.ndarray:
@@ -139,7 +140,7 @@ def _hovernext_names(folder: Path, highest: int) -> tuple[tuple[str, ...], str]:
     elif (folder / f"pred_{LIZARD[0]}.tsv").is_file():
         names, note = LIZARD, "HoVer-NeXt trained on Lizard, 20x, as the tables beside it say"
     else:
-        names, note = LIZARD, "no pred_<type>.tsv beside it: taken for HoVer-NeXt trained on Lizard, 20x"
+        names, note = LIZARD, "no pred_<type>.tsv beside it: assumed to be HoVer-NeXt trained on Lizard, 20x"
     if highest > len(names):
         raise ValueError(f"{folder}/class_inst.json has class {highest}; {len(names)} are known")
     return names, note

@@ -175,7 +175,7 @@ def _checked(ring_xy: np.ndarray) -> np.ndarray:
     if ring.ndim != 2 or ring.shape[1] != 2 or not len(ring):
         raise ValueError(f"an outline is a list of points [x, y], got shape {ring.shape}")
     if not (np.abs(ring) <= MAX_PX).all():
-        raise ValueError(f"an outline leaves the range of +-{MAX_PX} px")
+        raise ValueError(f"an outline exceeds the range of +-{MAX_PX} px")
     if (side := np.ptp(ring, axis=0).max()) > MAX_NUCLEUS_PX:
         raise ValueError(f"an outline of {side:.0f} px is no nucleus; at most {MAX_NUCLEUS_PX} px are read")
     return ring[:-1] if len(ring) > 1 and (ring[0] == ring[-1]).all() else ring

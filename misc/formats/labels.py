@@ -58,7 +58,7 @@ def types_of(content: dict) -> TypeInfo | None:
     try:
         return types_from_header({"types": json.loads(str(np.asarray(content[TYPES_KEY]).ravel()[0]))})
     except (ValueError, IndexError, TypeError) as error:
-        raise ValueError(f"{TYPES_KEY} is not as it should be: {error}") from error
+        raise ValueError(f"{TYPES_KEY} is not valid: {error}") from error
 
 
 def read_label(path: str | Path) -> dict[str, Any]:
@@ -182,7 +182,7 @@ def check_points(points: np.ndarray, key: str, nr: int) -> np.ndarray:
     if points.size == 0 and nr == 0:
         return np.zeros((0, 2), np.float32)
     if points.shape != (nr, 2):
-        turned = "; it is turned" if points.shape == (2, nr) else ""
+        turned = "; it is transposed" if points.shape == (2, nr) else ""
         raise ValueError(f"{key} has shape {points.shape} for {nr} nuclei; ({nr}, 2), x then y, is needed{turned}")
     return points.astype(np.float32)
 

@@ -148,7 +148,7 @@ def types_from_header(header: dict) -> TypeInfo | None:
     try:
         return {None: UNTYPED, **types_of_json(types)}
     except ValueError as error:
-        raise ValueError(f'"types" is not as it should be: {error}') from error
+        raise ValueError(f'"types" is not valid: {error}') from error
 
 
 # ---------------------------------------------------------------------------------------------- reading
@@ -284,7 +284,7 @@ def _read_plainly(text: JsonText, make: _Maker) -> Nuclei:
         ring = np.asarray(info["contour"], np.float64).reshape(len(info["contour"]), 2)
         return make({key: info}, np.rint(ring), np.array([len(ring)]))
     except _WRONG_VALUES as error:
-        text.fail(f"nucleus {key!r} is not as it should be: {type(error).__name__} {error}")
+        text.fail(f"nucleus {key!r} is not valid: {type(error).__name__} {error}")
 
 
 class _Maker:
@@ -297,7 +297,7 @@ class _Maker:
 
     def __call__(self, infos: dict, points_xy: np.ndarray, lengths: np.ndarray) -> Nuclei:
         if not (np.abs(points_xy) <= MAX_PX).all():
-            self.text.fail(f"a contour leaves the range of +-{MAX_PX} px")
+            self.text.fail(f"a contour exceeds the range of +-{MAX_PX} px")
         starts = (np.cumsum(lengths) - lengths)[lengths > 0]
         if len(starts):
             sides = np.maximum.reduceat(points_xy, starts) - np.minimum.reduceat(points_xy, starts)
@@ -306,7 +306,7 @@ class _Maker:
         try:
             return self._nuclei(infos, points_xy, lengths)
         except _WRONG_VALUES as error:
-            self.text.fail(f"a nucleus from here on is not as it should be: {type(error).__name__} {error}")
+            self.text.fail(f"a nucleus from here on is not valid: {type(error).__name__} {error}")
 
     def _nuclei(self, infos: dict, points_xy: np.ndarray, lengths: np.ndarray) -> Nuclei:
         values = list(infos.values())

@@ -141,8 +141,8 @@ def level0_scale(
         factor, own = MPP_TIMES_MAG / mag / mpp, f"{mpp:.4g} um/px"
     else:
         return 1.0, (
-            f"found at {mag:g}x, and nothing says the slide's own magnification: coordinates are taken as level-0 px; "
-            "give --scale",
+            f"found at {mag:g}x, and nothing says the slide's own magnification: coordinates are assumed to be "
+            "level-0 px; give --scale",
         )
     if factor == 1:
         return 1.0, ()

@@ -27,7 +27,7 @@ def resolution_of(source, mpp: float | None = None, mag: float | None = None):
     """
     notes, found, said_by = [], source.mpp_xy, source.mpp_from
     if found is not None and not all(PLAUSIBLE_UM[0] <= value <= PLAUSIBLE_UM[1] for value in found):
-        notes.append(f"{said_by} of {found[0]:.4g} um/px is no slide's and is ignored")
+        notes.append(f"{said_by} of {found[0]:.4g} um/px is not plausible for a slide and is ignored")
         found = None
     power = source.power if source.power and source.power > 0 else None
     if mpp is not None:
@@ -40,7 +40,7 @@ def resolution_of(source, mpp: float | None = None, mag: float | None = None):
         return None, mag, None, notes
     if mag is None and power is not None and _contradict(found[0], power):
         if mpp is None:
-            notes.append(f"objective power {power:g} does not fit {found[0]:.4g} um/px, which is believed")
+            notes.append(f"objective power {power:g} does not fit {found[0]:.4g} um/px; the um/px is used")
         power = None
     return np.array(found, np.float64), mag or power or _nominal_mag(found[0]), said_by, notes
 
@@ -51,13 +51,13 @@ def say_guessed(silent: Mapping[str, str], nr_images: int, mpp: float) -> str:
     Args:
         silent: names of those images, and what was not believed of each, or "".
         nr_images: how many there are in all.
-        mpp: what they are taken for, at which the network was trained.
+        mpp: the um/px that is assumed for them, at which the network was trained.
     """
     name, reason = next(((name, reason) for name, reason in silent.items() if reason), (next(iter(silent)), ""))
     return (
-        f"{len(silent)} of {nr_images} images do not say their pixel size ({name}{reason and ': ' + reason}): taken "
-        f"for {mpp:g} um/px, at which the network was trained; if that is wrong, so are the nuclei: give --mpp=<um "
-        "per px> (40x: 0.25, 20x: 0.5)"
+        f"{len(silent)} of {nr_images} images do not say their pixel size ({name}{reason and ': ' + reason}): "
+        f"assumed to be {mpp:g} um/px, at which the network was trained; if that is wrong, so are the nuclei: give "
+        "--mpp=<um per px> (40x: 0.25, 20x: 0.5)"
     )
 
 
