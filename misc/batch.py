@@ -1,4 +1,4 @@
-"""What all scripts do alike: end with one line instead of a traceback, and go on after a bad file of a batch."""
+"""Shared by all scripts: end with one line instead of a traceback, and continue after a bad file of a batch."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 
-# What a shell expects of a program that Ctrl-C ended: 128 + SIGINT.
+# Exit code that a shell expects after Ctrl-C: 128 + SIGINT.
 INTERRUPTED = 130
-# Errors that say what a user can do; all others are defects of ours, or of a file in a batch.
+# Errors that tell a user what to do; all others are bugs, or come from a bad file in a batch.
 OF_USERS = (ValueError, OSError, FloatingPointError)
 
 logger = logging.getLogger(__name__)
 
 
 def run_script(name: str, work: Callable[[], int]) -> int:
-    """Run a script and return its exit code; what is wrong with its options or its machine is one line.
+    """Run a script and return its exit code; errors of its options or its machine become one line.
 
     Args:
-        name: of the script, as the line begins.
-        work: all that the script does; returns the exit code. A `KeyboardInterrupt` of its own may say how to go on.
+        name: of the script; the line begins with it.
+        work: the script's work; returns the exit code. The text of its own `KeyboardInterrupt` may say how to continue.
     """
     rank = os.environ.get("RANK", "0")  # torchrun starts a script several times
     name += f" (process {rank})" * (rank != "0")
@@ -38,9 +38,9 @@ def run_script(name: str, work: Callable[[], int]) -> int:
 
 @contextlib.contextmanager
 def recorded(failed: dict[str, str], name: str) -> Iterator[None]:
-    """Run a block for one file of a batch; whatever goes wrong in it is recorded, and the batch goes on.
+    """Run a block for one file of a batch; record its error, if any, and let the batch continue.
 
-    Files of others can make a library raise almost anything, so this catches all errors: it is the one place that does.
+    Files of other programs can make a library raise almost any error, so this, and only this, catches all errors.
 
     Args:
         failed: reason by name; filled in.

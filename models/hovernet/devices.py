@@ -55,8 +55,7 @@ def choose_precision(asked: str, recommended: str | None, device: torch.device) 
         asked: `--precision`.
         recommended: what the checkpoint recommends for `auto`, if anything; taken where the device has it in hardware.
         device: the device. `auto` does what the original does: on CUDA PyTorch's default, TF32 for convolutions;
-            elsewhere
-        fp32.
+            elsewhere fp32.
 
     Raises:
         ValueError: unknown precision, or the device does not support it.

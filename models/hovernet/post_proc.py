@@ -109,10 +109,9 @@ def segment(np_hv: np.ndarray, core: Window | None = None, np_threshold: float =
     Args:
         np_hv: (H, W, 3) [np 0..1, h, v], any float type and memory layout.
         core: the part (not empty) whose extremes stretch the HV maps and their slopes; `None`: all of it. Pixels around
-            a
-        tile complete the nuclei on its border, and must not change the nuclei inside.
+            a tile complete the nuclei on its border, and must not change the nuclei inside.
         np_threshold: probability, inclusive, from which a pixel is nuclear; other values than the reference's give
-        smaller or larger outlines.
+            smaller or larger outlines.
 
     Returns:
         (H, W) int32, 0 background, nuclei numbered in raster order of their markers; numbers may be missing.
@@ -200,8 +199,7 @@ def _split(pred_map: np.ndarray, nr_types: int | None) -> tuple[np.ndarray | Non
 
 
 def _keep_freed_memory() -> None:
-    """Let the C library keep up to 64 MB of freed memory: for small maps, new pages cost half as much time as the
-    arithmetic.
+    """Let the C library keep up to 64 MB of freed memory: for small maps, new pages take half as long as the sums.
 
     glibc keeps twice the size of the largest block freed so far. The pages of this block are never used.
     """

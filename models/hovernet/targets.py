@@ -115,8 +115,7 @@ def gen_targets(ann: np.ndarray, crop_shape, **kwargs) -> dict[str, np.ndarray]:
 
 
 def prep_sample(data: dict, is_batch: bool = False, type_info: TypeInfo | None = None, **kwargs) -> np.ndarray:
-    """Draw samples of the loader: the image, then NP, HV x, HV y in rainbow colours, and maybe TP in the types'
-    colours.
+    """Draw samples of the loader: the image, then NP, HV x, HV y in rainbow colours, and maybe TP in the types' own.
 
     Args:
         data: `img` (H, W, 3), `np_map` (h, w), `hv_map` (h, w, 2), maybe `tp_map` (h, w); with `is_batch`, a batch of
