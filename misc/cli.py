@@ -47,8 +47,7 @@ def run_command(
     except UsageError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return MISUSED
-    except BrokenPipeError:  # --help
-    head: the reader has closed the pipe
+    except BrokenPipeError:  # --help | head: the reader has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except ModuleNotFoundError as error:

@@ -108,7 +108,6 @@ class PatchExtractor:
 
 
 def _starts(length: int, window: int, step: int) -> tuple[list[int], list[int]]:
-    """Return the starts of windows along one axis, and a second list with the start of the window for a rest, if
-    any."""
+    """Return the starts of windows along one axis, and a list with the start of the window for a rest, if any."""
     rest = (length - window) % step
     return list(range(0, length - window + 1, step)), [length - window] if rest else []

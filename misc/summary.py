@@ -74,8 +74,7 @@ class Summary:
             write_atomic(self.path, ",".join(COLUMNS) + "\n")
 
     def join(self, lines: Mapping[str, dict]) -> dict[str, dict]:
-        """Add lines by slide, but keep the line of a slide that was done before and is not done now; return all
-        lines."""
+        """Add lines by slide, unless a slide was done before and is not done now; return all lines."""
         there = self._lines()
         done = {slide for slide, line in there.items() if line.get("status") == "done"}
         self._put([(line, line["status"] in (WAITING, "skipped") and slide in done) for slide, line in lines.items()])
@@ -114,8 +113,7 @@ class Summary:
         self._unwritten = []
 
     def _set_aside(self) -> None:
-        """Rename a file without any readable line, so that its content is not lost (a spreadsheet may have changed
-        it)."""
+        """Rename a file without any readable line (a spreadsheet may have changed it), so that nothing is lost."""
         if not self.path.is_file() or not self.path.stat().st_size:
             return
         names = (self.path.with_name(f"{self.path.stem}.old{number}.csv") for number in itertools.count(1))
