@@ -1,4 +1,4 @@
-"""Predicted patches of an image or a slide, kept only as long as a block still waits for them."""
+"""Predicted patches of an image or a slide; each is kept until no block needs it any more."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from infer.plan import Plan
 
 
 class Canvas:
-    """The patches of a plan that are predicted, `channels` each, and how many the blocks still wait for."""
+    """The predicted patches of a plan, `channels` each, and how many of them each block still waits for."""
 
     def __init__(self, plan: Plan, channels: int):
         self.plan = plan
@@ -43,7 +43,7 @@ class Canvas:
         return self.channels, y1 - y0, x1 - x0
 
     def take(self, index: int, maps: np.ndarray) -> None:
-        """Put the maps of a complete block together in `maps`, and forget what no other block waits for.
+        """Assemble the maps of a complete block in `maps`, and drop the patches that no other block needs.
 
         Pixels that no patch predicts are 0.
         """
@@ -69,19 +69,20 @@ class Canvas:
 
 
 class _Patch:
-    """A prediction, (C, h, w) float32, or what of it is still needed; its corner is (y, x) of the network's plane."""
+    """A prediction, (C, h, w) float32, or the part of it that is still needed; (y, x): its corner in the network's
+    plane."""
 
     def __init__(self, output: np.ndarray, y: int, x: int):
         self.output, self.y, self.x = output, y, x
         self.height, self.width = output.shape[1:]
 
     def paste(self, maps: np.ndarray, box: Box) -> None:
-        """Copy what lies in a box to its maps."""
+        """Copy the part inside a box to the box's maps."""
         y0, x0, y1, x1 = self._inside(box)
         maps[:, y0 - box[0] : y1 - box[0], x0 - box[1] : x1 - box[1]] = self._part(y0, x0, y1, x1)
 
     def cut(self, boxes: list[Box]) -> _Patch:
-        """Return a copy of the part that lies in some boxes: as it is, it keeps its whole batch in memory."""
+        """Return a copy of the part inside some boxes; a view would keep the whole batch in memory."""
         inside = np.array([self._inside(box) for box in boxes])
         y0, x0, y1, x1 = *inside[:, :2].min(axis=0).tolist(), *inside[:, 2:].max(axis=0).tolist()
         return _Patch(self._part(y0, x0, y1, x1).copy(), y0, x0)

@@ -1,4 +1,4 @@
-"""Pure arithmetic of patches, blocks and bands: what the network reads, and what post-processing gets.
+"""Arithmetic of patches, blocks and bands: what the network reads, and what post-processing gets.
 
 Patches lie in the network's plane, blocks in the output plane; `Planes` goes from one to the other. y comes before x; a
 box is (y0, x0, y1, x1), exclusive. Ranges of rows and columns are (first, last), exclusive too.
@@ -20,13 +20,13 @@ Range = tuple[int, int]
 
 @dataclass(frozen=True)
 class PatchGrid:
-    """Patches of an image in row-major order, laid so that every pixel is predicted once.
+    """Patches of an image in row-major order, placed so that every pixel is predicted once.
 
     Attributes:
         shape_yx: height and width of the image.
-        patch_input: side of what a patch reads.
-        patch_output: side of what it predicts, in the middle of what it reads.
-        start: where on both axes the first patch begins to predict, px; 0 or less, and above -`patch_output`.
+        patch_input: side of a patch, px: what the network reads.
+        patch_output: side of the centre that the network predicts, px.
+        start: first predicted px on both axes; from above -`patch_output` to 0.
     """
 
     shape_yx: tuple[int, int]
@@ -56,7 +56,7 @@ class PatchGrid:
         return self.output_corners((0, self.rows), (0, self.cols))
 
     def output_corners(self, rows: Range, cols: Range) -> np.ndarray:
-        """Return `output_tl_yx` of some rows and columns alone, row-major: a slide has millions of patches."""
+        """Return `output_tl_yx` of some rows and columns only, row-major, since a slide has millions of patches."""
         axes = (np.arange(*rows) * self.patch_output + self.start, np.arange(*cols) * self.patch_output + self.start)
         return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2)
 
@@ -73,7 +73,7 @@ class PatchGrid:
         return (y0 // size, -(-y1 // size)), (x0 // size, -(-x1 // size))
 
     def chunks(self, rows: Range, cols: Range, max_side: int) -> Iterator[tuple[Range, Range]]:
-        """Cut patches into chunks that read at most `max_side` px a side (one patch at least), from left to right."""
+        """Group patches into chunks of at most `max_side` px a side (but at least one patch), from left to right."""
         side = max((max_side - self.patch_input) // self.patch_output + 1, 1)
         for col in range(cols[0], cols[1], side):
             for row in range(rows[0], rows[1], side):
@@ -81,7 +81,7 @@ class PatchGrid:
 
 
 def patch_grid(shape_yx, patch_input: int, patch_output: int) -> PatchGrid:
-    """Lay patches over an image so that every pixel is predicted once, as the reference's tile mode does."""
+    """Place patches over an image so that every pixel is predicted once, as the reference's tile mode does."""
     height, width = (int(length) for length in shape_yx)
     if min(height, width) < 1 or not 1 <= patch_output <= patch_input:
         raise ValueError(f"no patches {patch_input} -> {patch_output} px on an image of {height}x{width} px")
@@ -89,10 +89,10 @@ def patch_grid(shape_yx, patch_input: int, patch_output: int) -> PatchGrid:
 
 
 def slide_patch_grid(shape_yx, patch_input: int, patch_output: int) -> PatchGrid:
-    """Lay patches where the reference's slide mode lays them: the first one that reads no pixel outside begins at 0.
+    """Place patches where the reference's slide mode places them: the first one inside the slide begins to read at 0.
 
-    Another phase gives other maps, since the network strides and pads, and weak nuclei come and go with it. The
-    reference leaves the pixels before that patch out; here they have patches that reach over the edge.
+    Patches at other places give other maps, since the network strides and pads, and weak nuclei appear or
+    disappear. The reference predicts no pixels before that patch; here patches that reach over the edge predict them.
     """
     grid = patch_grid(shape_yx, patch_input, patch_output)
     return replace(grid, start=-(-grid.margin % patch_output))

@@ -1,7 +1,7 @@
-"""Maps of blocks that wait on disk between the two stages of a run: the network's, and the one that makes nuclei.
+"""Maps of blocks on disk, between the two stages of a run: `predict` (the network) and `segment` (nuclei).
 
 A slide has a folder in `maps/`: a file for each block that sees tissue, and a manifest of what the maps depend on. The
-files lose nothing, so both stages together find what one run finds.
+files are lossless, so both stages together find what one run finds.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ logger = logging.getLogger(__name__)
 PREDICT, SEGMENT = "predict", "segment"
 MAPS_DIR = "maps"
 _MANIFEST = "manifest.json"
-# Nuclei depend on it, maps do not: other thresholds may be tried on the same maps.
+# Nuclei depend on it, maps do not: users may try other thresholds on the same maps.
 _OF_NUCLEI = "post_proc"
-# Zstandard on shuffled bytes leaves half of our network's maps, and 0.02 % of glass.
+# Zstandard on shuffled bytes halves our network's maps, and reduces those of glass to 0.02 %.
 _PACKED = {"level": 3, "compressor": "zstd", "shuffle": "shuffle", "typesize": 4, "numthreads": 1}
 
 
@@ -42,7 +42,7 @@ class StoredMaps:
 
     @property
     def array(self) -> np.ndarray:
-        """Read them, (C, h, w) float32; `ValueError` where the file is damaged."""
+        """Read the maps, (C, h, w) float32; raises `ValueError` where the file is damaged."""
         try:
             with np.load(self.path, allow_pickle=False) as arrays:  # checks what it reads
                 height, width = arrays["shape_yx"].tolist()
@@ -70,7 +70,7 @@ class KeepJob:
 
 @dataclass(frozen=True)
 class MapStore:
-    """The maps of one slide; whoever uses it holds the slide's lock."""
+    """The maps of one slide; the caller holds the slide's lock."""
 
     folder: Path
 
@@ -92,22 +92,24 @@ class MapStore:
             return None
 
     def begin(self, settings: Mapping[str, Any], overwrite: bool) -> None:
-        """Make the folder, or go on with what is in it.
+        """Make the folder, or continue with the maps in it.
 
         Raises:
-            OtherRunError: maps made with other settings are there, and are not to be overwritten.
+            OtherRunError: there are maps of other settings, and `--overwrite` is not given.
         """
         asked, made = _of_maps(settings), self.made()
         if made == asked:
             return
         if made is not None and not overwrite:
-            raise OtherRunError(f"its maps were made otherwise ({differences(made, asked)}): --overwrite redoes them")
+            raise OtherRunError(
+                f"its maps were made with other settings ({differences(made, asked)}): --overwrite makes them again"
+            )
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         write_atomic(self.folder / _MANIFEST, json.dumps(asked, indent=1))
 
     def say_need(self, slide: str, boxes: list[Box], channels: int) -> None:
-        """Say what room the maps that are to come may take, before they are compressed."""
+        """Log the disk space that the missing maps may take, uncompressed."""
         px = sum((y1 - y0) * (x1 - x0) for y0, x0, y1, x1 in boxes)
         need, free = px * channels * np.dtype(np.float32).itemsize, shutil.disk_usage(self.folder).free
         logger.log(
@@ -117,7 +119,7 @@ class MapStore:
         )
 
     def check(self, settings: Mapping[str, Any], expected: list[int]) -> None:
-        """Refuse maps of other settings, and such as are not complete.
+        """Refuse maps of other settings, and incomplete ones.
 
         Raises:
             FileNotFoundError: maps of blocks that are `expected` are not there.
@@ -126,8 +128,8 @@ class MapStore:
         asked, made = _of_maps(settings), self.made()
         if made is not None and made != asked:
             raise OtherRunError(
-                f"its maps were made otherwise ({differences(made, asked)}): give the options that --stage={PREDICT} "
-                "had, or have it do them again with --overwrite"
+                f"its maps were made with other settings ({differences(made, asked)}): give the options of "
+                f"--stage={PREDICT}, or run that again with --overwrite"
             )
         missing = set(expected) - self.blocks()
         if made is None or missing:
@@ -136,5 +138,5 @@ class MapStore:
 
 
 def _of_maps(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what maps depend on, as it is read back from JSON."""
+    """Return what maps depend on, in the form that JSON gives back."""
     return json.loads(json.dumps({name: settings[name] for name in settings if name != _OF_NUCLEI}, default=str))

@@ -1,4 +1,4 @@
-"""What a run was asked for, typed; the help texts here are the only list of names and defaults."""
+"""The options of a run, typed; the help texts here are the only list of names and defaults."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ COMMON_TEXT = """
   --model_mode=<mode>         `original` or `fast`. Read off the checkpoint when left out.
   --nr_inference_workers=<n>  Threads that read ahead of the network. [default: 8]
   --nr_post_proc_workers=<n>  Processes that turn network maps into nuclei; 0 for none. [default: 16]
-  --batch_size=<n>            Patches of the mode's own size a GPU at once, fewer where the window is larger; halved
-                              when memory runs out, at most 4 on a CPU. [default: 128]
+  --batch_size=<n>            Patches of the mode's own size per GPU and batch; fewer for a larger window; halved
+                              when memory runs out; at most 4 on a CPU. [default: 128]
   --precision=<p>             auto, fp32, bf16, fp16 or tf32. auto is what the checkpoint recommends, where the
                               machine has it; else as the original computes: TF32 convolutions on a GPU, fp32 on
                               a CPU. [default: auto]
-  --window=<n>                Side in px of the pieces that the network reads: what the checkpoint recommends or the
+  --window=<n>                Side in px of the patches that the network reads: what the checkpoint recommends or the
                               patch of the mode (270 for `original`, 256 for `fast`) when left out. Larger is faster
                               and needs more memory; it is cut to what an image needs.
-  --np_threshold=<p>          Probability from which on a pixel is nuclear: lower for larger outlines. Left out: what
+  --np_threshold=<p>          A pixel is nuclear at this probability or more: lower for larger outlines. Left out: what
                               the checkpoint says, or 0.5 as in the original.
   --tta                       Predict each patch and its mirror images, and take the mean: four times as slow, for
                               somewhat better outlines.
-  --overwrite                 Do again what is already there.
+  --overwrite                 Redo results that are already there.
   --no_report                 Write no report.html, the page to look at in the output folder.
 """
 
@@ -53,8 +53,8 @@ Options:
                          reported, unless --overwrite is given.
   --mpp=<um>             Micrometres per pixel of the images. The network reads them at what it was trained at; nuclei
                          are outlined in the images' own pixels. Left out: what each file says (TIFF, OME, PNG, JPEG);
-                         those that say nothing are read as they are, and that is warned of.
-  --mem_usage=<share>    Share of the free memory that images under way may take. [default: 0.2]
+                         a file that says nothing is read as it is, with a warning.
+  --mem_usage=<share>    Share of the free memory that images in progress may take. [default: 0.2]
   --draw_dot             Mark the centroids in the overlay.
   --line_thickness=<px>  Width of the outlines in the overlay. [default: 2]
   --save_qupath          Write qupath/<name>.geojson (outlines) and .tsv (points) too.
@@ -81,16 +81,16 @@ Options:
   --output_dir=<path>      Folder for the results: json/ (and qupath/ thumb/ mask/), summary.csv. Slides whose results
                            are there are skipped, those made with other options are reported; an interrupted run
                            goes on with the same command.
-  --cache_path=<path>      Folder for finished blocks of slides under way, 0.3 kB a nucleus. Left out: in output_dir.
+  --cache_path=<path>      Folder for finished blocks of slides in progress, 0.3 kB a nucleus. Left out: in output_dir.
   --input_mask_dir=<path>  Folder with tissue masks <slide>.png; not black is tissue. Left out: Otsu at 1.25x.
-  --mask_dir=<path>        The same.
-  --proc_mag=<n>           Magnification at which nuclei are outlined. Left out: the slide's own, at most 40. For
+  --mask_dir=<path>        Another name of --input_mask_dir.
+  --proc_mag=<n>           Magnification at which nuclei are outlined. Left out: the slide's own, at most 40. With
                            checkpoints that do not say what they were trained at, such as the original's, the network
-                           reads at it too, and it is 40 when left out.
-  --mpp=<um>               Micrometres per pixel of the slides at level 0, where the files are silent or wrong.
-  --mag=<n>                Or their objective power.
-  --ambiguous_size=<px>    What a block sees beyond its core. [default: 128]
-  --chunk_shape=<px>       Largest side of what is read at once. [default: 10000]
+                           reads at it too, and the default is 40.
+  --mpp=<um>               Micrometres per pixel of the slides at level 0, where the files do not say it or are wrong.
+  --mag=<n>                Or their objective power, instead of --mpp.
+  --ambiguous_size=<px>    Margin that a block sees around its core. [default: 128]
+  --chunk_shape=<px>       Largest side of a region that is read at once. [default: 10000]
   --tile_shape=<px>        Side of the blocks that are post-processed at once. [default: 2048]
   --save_thumb             Write thumb/<slide>.png, the slide at 1.25x.
   --save_mask              Write mask/<slide>.png, the tissue at 1.25x.
@@ -98,21 +98,21 @@ Options:
   --save_type_probs        Add to the JSON the mean probability of every type for each nucleus (key `type_probs`).
   --pattern=<glob>         Which files of the folder are slides. [default: *]
   --recursive              Look into sub-folders too.
-  --shard=<i/n>            Do every n-th slide of the sorted list, from the i-th on, counted from 0, and leave lines of
-                           the summary in parts/: for array jobs. `run_infer.py merge` joins them. With - it takes i/n
-                           from standard input, line by line, and starts once for all of them.
-  --cluster=<where>        Hand the slides out through Dask (requirements-cluster.txt): local (this machine), slurm
-                           (jobs as Dask's jobqueue.yaml describes them) or tcp://host:port (a scheduler that runs).
-                           Each worker has a process of its own, each slide a log in logs/.
+  --shard=<i/n>            Process every n-th slide of the sorted list, from the i-th on (counted from 0), and write
+                           the lines of the summary to parts/: for array jobs. `run_infer.py merge` joins them. With -
+                           the run reads i/n from standard input, line by line, and loads the network once.
+  --cluster=<where>        Distribute the slides with Dask (requirements-cluster.txt): local (this machine), slurm
+                           (jobs as Dask's jobqueue.yaml describes them) or tcp://host:port (a running scheduler).
+                           Each worker has its own process, each slide a log in logs/.
   --nr_workers=<n>         Processes or jobs at once, each on a slide. Left out: one a GPU of --gpu.
-  --upload=<uri>           Folder by URI (s3://bucket/folder) that the results of each slide are moved to when it is
-                           done; what cannot be uploaded stays in output_dir, as summary.csv does. No report.
-  --stage=<stage>          predict: run the network alone and keep its maps in maps/, about 10 bytes a px of tissue that
-                           it reads; segment: make nuclei of them, without a GPU. Both together find what a run
-                           without --stage finds. The maps stay until you remove them.
+  --upload=<uri>           Folder by URI (s3://bucket/folder) to which the results of each slide are moved when it is
+                           done. Files that cannot be uploaded stay in output_dir, and so does summary.csv. No report.
+  --stage=<stage>          predict: run only the network and keep its maps in maps/, about 10 bytes per px of tissue
+                           that it reads; segment: find the nuclei in these maps, without a GPU. Both together find
+                           what a run without --stage finds. The maps stay until you remove them.
 """
 
-MERGE_TEXT = """Join what the shards of a cohort found: their lines, in parts/, become summary.csv.
+MERGE_TEXT = """Join the results of the shards of a cohort: their lines in parts/ become summary.csv.
 
 Usage:
   run_infer.py merge --output_dir=<path>
@@ -122,7 +122,7 @@ Options:
   --output_dir=<path>    Folder that the shards wrote to. Slides that failed or are missing are named (exit code 1).
 """
 
-# Options of the two commands under the names that downstream code gives.
+#  Options of the two commands, under the names that downstream code uses.
 _RENAMED = {"window": "patch_input_shape", "mask_dir": "input_mask_dir"}
 _KINDS = {"int": "a whole number", "float": "a number", "Path": "a path", "str": "a text", "bool": "yes or no"}
 _MAKE = {"int": int, "float": float, "Path": Path, "str": str, "bool": bool}
@@ -130,7 +130,7 @@ _MAKE = {"int": int, "float": float, "Path": Path, "str": str, "bool": bool}
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """What runs on images and on slides have in common; the help texts explain each."""
+    """The options that runs on images and on slides share; the help texts explain each."""
 
     TEXT: ClassVar[str]
     NEEDED: ClassVar = (("input_dir",), ("output_dir",))  # of each group one
@@ -219,7 +219,7 @@ class TileOptions(RunOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class WsiOptions(RunOptions):
-    """Options of `run_infer.py wsi`; `mpp` and `mag` are the slide's own, where the file is wrong or silent."""
+    """Options of `run_infer.py wsi`; `mpp` and `mag` are of level 0, where the file has none or a wrong one."""
 
     TEXT: ClassVar[str] = WSI_TEXT
     NEEDED: ClassVar = (("input_dir", "slides"), ("output_dir",))

@@ -1,4 +1,4 @@
-"""What there is to do on an image or a slide: patches with tissue, blocks that see them, and what is left of it.
+"""The work on an image or a slide: patches with tissue, blocks that see them, and what is not done yet.
 
 An image is a slide of one block without a margin, all of which is tissue.
 """
@@ -24,7 +24,7 @@ from infer.grid import (
 )
 from misc.slides.tissue import TissueMask
 
-# Side of what is read at once, px: large enough for the margins to cost little, small enough to read several ahead.
+# Side of a region that is read at once, px: large, so that margins cost little; small, so that several are read ahead.
 READ_SIDE_PX = 2048
 
 
@@ -38,14 +38,14 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Plan:
-    """What there is to do.
+    """The work on an image or a slide.
 
     Attributes:
-        planes: that of the network, in which the patches lie, and that of the blocks.
+        planes: the network's plane, in which the patches lie, and the output plane of the blocks.
         patches, blocks: their grids.
         tissue: (rows, cols) bool, which patches have tissue.
         done: blocks that an earlier run has done.
-        read_side: px of what is read at once, but for one patch.
+        read_side: side of a region that is read at once, px, without one patch.
     """
 
     planes: Planes
@@ -57,7 +57,7 @@ class Plan:
 
     @cached_property
     def expected(self) -> list[int]:
-        """The blocks that see a patch with tissue; the others have no nuclei."""
+        """The blocks that see a patch with tissue; all others have no nuclei."""
         return [index for index in range(len(self.blocks)) if self.tissue[self.seen(index)].any()]
 
     @cached_property
@@ -94,7 +94,7 @@ class Plan:
         cells = np.argwhere(self.wanted[slice(*rows), slice(*cols)]) + (rows[0], cols[0])
         if not len(cells):
             return None
-        # only as much as the patches with tissue need
+        # read only what the patches with tissue need
         (r0, c0), (r1, c1) = cells.min(axis=0).tolist(), (cells.max(axis=0) + 1).tolist()
         return Chunk(self.patches.input_box((r0, r1), (c0, c1)), cells)
 
@@ -114,7 +114,7 @@ def plan_slide(
     Args:
         window: (input, output) side of a patch, px.
         side, margin: of a block's core, and what it sees beyond it, px of the output plane.
-        phase: lay the patches as the reference lays those of a slide; one of a single block is laid as an image.
+        phase: place the patches as the reference does on slides; with a single block, place them as on an image.
     """
     blocks = block_grid(planes.out_yx, side, margin)
     lay = slide_patch_grid if phase and len(blocks) > 1 else patch_grid

@@ -1,8 +1,8 @@
 """The network at work: batches of patches in, prediction maps out.
 
-A batch goes through three steps, each of which another thread may do: `upload` brings it to the device, `forward` runs
-the network, `download` brings the maps back. On a CUDA GPU none of them waits for the one before: copies both ways go
-beside the network, and the next batch is handed over while the GPU works on this one.
+A batch goes through three steps, each of which may run in its own thread: `upload` brings it to the device, `forward`
+runs the network, `download` brings the maps back. On a CUDA GPU the steps overlap: copies in both directions run beside
+the network, and the next batch is queued while the GPU computes this one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 # On a CPU larger batches gain nothing and cost 0.6 GB a patch at full width.
 MAX_CPU_BATCH = 4
-# How far the maps of a device that is checked may be off the CPU's: as far as half precision is.
+# How far the maps of a checked device may differ from the CPU's: as far as half precision does.
 CHECKED_SHARE = 0.01  # of the pixels may differ by more than
 CHECKED_DIFFERENCE = 0.1  # probability, or share of the distance from a nucleus' centre to its edge
 
@@ -35,11 +35,11 @@ class OutOfMemoryError(RuntimeError):
 
 
 class WrongResultError(RuntimeError):
-    """A device computes something else than the CPU does."""
+    """A device computes other values than the CPU."""
 
 
 class Maps(NamedTuple):
-    """Maps on their way back: (n, C, h, w) on a GPU, and when they are done; elsewhere what the network returned."""
+    """Maps on their way to the CPU: (n, C, h, w) on a GPU and its event; elsewhere the network's output."""
 
     parts: list
     done: torch.cuda.Event | None
@@ -71,12 +71,12 @@ class Predictor:
         self.channels = net.output_ch + (net.nr_types if self.type_probs else 0)
         batch_size *= len(devices)
         if self.device.type == "cpu" and batch_size > MAX_CPU_BATCH and isinstance(net, HoVerNet):
-            logger.info("batch size %d -> %d: on a CPU more gains nothing", batch_size, MAX_CPU_BATCH)
+            logger.info("batch size %d -> %d: on a CPU a larger batch is not faster", batch_size, MAX_CPU_BATCH)
             batch_size = MAX_CPU_BATCH
         self._patch_px = PATCH_SHAPES[getattr(net, "mode", "fast")][0] ** 2
         self._batch_px = batch_size * self._patch_px
         net = Flipped(net) if tta else net
-        # Apple's kernels have been wrong before, without a word
+        # Apple's kernels have returned wrong values before, without an error
         self._unchecked = copy.deepcopy(net) if self.device.type == "mps" else None
         net = to_inference(net, self.device)
         self.model = torch.nn.DataParallel(net, device_ids=list(devices)) if len(devices) > 1 else net
@@ -88,20 +88,20 @@ class Predictor:
 
         Raises:
             OutOfMemoryError: a single patch does not fit.
-            WrongResultError: an Apple GPU computes something else than the CPU.
+            WrongResultError: an Apple GPU computes other values than the CPU.
         """
         return self.download(self.forward(self.upload(torch.from_numpy(patches))))
 
     def batch_size(self, side: int | None = None) -> int:
-        """Return how many patches of a side (the mode's own if left out) go together: pixels are what takes memory."""
+        """Return how many patches of a side (default: the mode's own) make a batch; memory goes by pixels."""
         return max(self._batch_px // (side**2 if side else self._patch_px), 1)
 
     def new_batch(self, side: int) -> Tensor:
-        """Return room for a batch, (N, side, side, 3) uint8, from which the GPU can copy beside other work."""
+        """Return a buffer for a batch, (N, side, side, 3) uint8, from which CUDA can copy beside other work."""
         return torch.empty((self.batch_size(side), side, side, 3), dtype=torch.uint8, pin_memory=self._cuda)
 
     def upload(self, patches: Tensor) -> Tensor:
-        """Begin to bring patches, (N, H, W, 3) uint8, to the device; returns them as (N, 3, H, W), channels last."""
+        """Start to copy patches, (N, H, W, 3) uint8, to the device; returns them as (N, 3, H, W), channels last."""
         if not self._cuda:
             return patches.permute(0, 3, 1, 2).to(self.device, torch.float32)
         with torch.cuda.stream(self._up):
@@ -110,7 +110,7 @@ class Predictor:
         return batch
 
     def forward(self, batch: Tensor) -> Maps:
-        """Run the network; when memory runs out, with half the batch size from then on. Raises what `__call__` does."""
+        """Run the network; when memory runs out, halve the batch size from then on. Raises what `__call__` does."""
         if self._cuda:
             torch.cuda.default_stream(self.device).wait_stream(self._up)
         parts, start = [], 0
@@ -146,7 +146,7 @@ class Predictor:
             return host.numpy()
 
     def _step(self, part: Tensor):
-        """Return what the network makes of a batch: its maps on a GPU, elsewhere what it returns as it is."""
+        """Return the network's result for a batch: the maps on a GPU, elsewhere the network's output unchanged."""
         with computing_in(self.precision, self.device), torch.inference_mode():
             self.model.eval()
             out = self.model(part.to(torch.float32))
@@ -164,14 +164,14 @@ class Predictor:
             torch.cuda.empty_cache()
 
     def _check(self, batch: Tensor, found) -> None:
-        """Compare the first patch with what the CPU makes of it."""
+        """Compare the maps of the first patch with the CPU's."""
         net = to_inference(self._unchecked, "cpu")
         with torch.inference_mode():
             expected = prediction_planes(net(batch.to("cpu", torch.float32)), self.type_probs)
             off = (prediction_planes(found, self.type_probs)[:1].cpu() - expected).abs() > CHECKED_DIFFERENCE
         if (share := off.float().mean().item()) > CHECKED_SHARE:
             raise WrongResultError(
-                f"{self.device} computes {100 * share:.0f} % of the first patch otherwise than the CPU; use --gpu= for "
-                "the CPU, or another version of PyTorch"
+                f"{self.device} computes {100 * share:.0f} % of the first patch differently from the CPU; use --gpu= "
+                "for the CPU, or another version of PyTorch"
             )
         self._unchecked = None

@@ -1,4 +1,4 @@
-"""What results were made with, and whether they may stay."""
+"""What results were made with, and whether a run may keep them."""
 
 from __future__ import annotations
 
@@ -10,48 +10,48 @@ from misc.files import file_digest
 from misc.formats.nuclei_json import read_header
 from models.hovernet import post_proc
 
-# Key of the JSON header that holds what the results depend on.
+# Key of the JSON header; its value is what the results depend on.
 RUN_KEY = "run"
 
 
 class OtherRunError(ValueError):
-    """The results that are there were made with something else; the message is one line that says what."""
+    """Existing results were made with other settings; the message says in one line what differs."""
 
 
 def post_proc_constants() -> dict[str, float]:
-    """Return the constants of post-processing: they are there to be edited, and the nuclei depend on them."""
+    """Return the constants of post-processing: users may edit them, and the nuclei depend on them."""
     public = {name: value for name, value in vars(post_proc).items() if name[0] != "_" and name.isupper()}
     return {name: value for name, value in public.items() if isinstance(value, int | float)}
 
 
 def digest_if_any(path: Path | None) -> str | None:
-    """Return the digest of a file that a run reads beside the slide; `missing` where it is gone, `None` for no path."""
+    """Return the digest of a file that a run reads beside the slide; `missing` if it is gone, `None` for no path."""
     if not path:
         return None
     return file_digest(path) if path.is_file() else "missing"
 
 
 def was_made_so(path: Path, asked: Mapping[str, Any]) -> bool | None:
-    """Tell whether a JSON file of nuclei was made as this run would make it; `OtherRunError` where it was not.
+    """Tell whether a JSON file of nuclei has the settings of this run; raises `OtherRunError` where it has others.
 
-    `None` when it is not there or not whole; `False` when it does not say how it was made, as files of the original do
-    not: they count as made so.
+    `None` when the file is missing or not complete; `False` when it does not say its settings, as files of the original
+    do not: such files are accepted.
     """
     return is_made_so(made_with(path), asked)
 
 
 def is_made_so(made: Mapping[str, Any] | None, asked: Mapping[str, Any]) -> bool | None:
-    """Do as `was_made_so` does, from what `made_with` returns."""
+    """Do the same as `was_made_so`, with the result of `made_with`."""
     if made and made != asked:
         raise OtherRunError(
-            f"its results were made otherwise ({differences(made, asked)}): --overwrite redoes them, or give another "
-            "--output_dir"
+            f"its results were made with other settings ({differences(made, asked)}): --overwrite makes them again, "
+            "or give another --output_dir"
         )
     return None if made is None else bool(made)
 
 
 def made_with(path: Path) -> dict[str, Any] | None:
-    """Return what a JSON file of nuclei says it depends on, nothing if so; `None` when it is not there or not whole."""
+    """Return what a JSON file of nuclei says it depends on, maybe nothing; `None` if missing or incomplete."""
     try:
         made = read_header(path).get(RUN_KEY)
     except (FileNotFoundError, ValueError):
@@ -67,7 +67,7 @@ def differences(made: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Lift what is in dictionaries inside to the top, so that only what differs of them is said."""
+    """Flatten nested dictionaries, so that the message names only the entries that differ."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         flat |= value if isinstance(value, dict) else {name: value}

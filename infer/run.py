@@ -1,4 +1,4 @@
-"""A run over a folder: what is left to do goes through one stream, and what comes back into files and the report."""
+"""A run over a folder: the unfinished work goes through one stream, and its results go to files and the report."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ from models.hovernet.post_proc import NP_THRESHOLD
 
 logger = logging.getLogger(__name__)
 
-# Micrometres per pixel that a network reads when its checkpoint does not say: the published ones are 40x.
+# um/px that a network reads when its checkpoint does not say it: the published networks read 40x.
 DEFAULT_MPP = 0.25
 # Working memory of post-processing and drawing, bytes a pixel, measured as peak RSS over map and image.
 POST_PROC_BYTES_PX = 90
-FINISHED = "finished"  # what the last job of a task is about, see `infer.stream.Event`
+FINISHED = "finished"  # the event of a task's last job, see `infer.stream.Event`
 
 
 @dataclass
 class Report:
-    """What became of every input, by name; those that failed have a reason, those that were skipped were there already.
+    """The result for every input, by name: done, failed with a reason, or skipped because its files exist.
 
-    `found` is the number of nuclei of each type (`None` without types) in what was done, `diameters_um` that of each
-    diameter; `warning` is to be said again at the end.
+    `found` is the number of nuclei by type (`None` without types), `diameters_um` the number by diameter; the script
+    repeats `warning` at the end.
     """
 
     done: list[str] = field(default_factory=list)
@@ -62,19 +62,19 @@ class Report:
 
 
 class InferManager:
-    """Loads a checkpoint and says what it is.
+    """Loads a checkpoint and logs what it is.
 
     Args:
         method: `{"model_path": ..., "model_args": {"nr_types": ..., "mode": ...}}`; `model_args` and each of its
-            entries may be left out, they are then read off the checkpoint.
+            entries may be left out; they are then read from the checkpoint.
         type_info_path: `type_info.json`; without it the names and colours come from the checkpoint's `meta`, or
             from a default palette.
         gpu: comma-separated ids, `mps`, or empty for the CPU.
         precision: see `models.hovernet.devices.choose_precision`.
 
     Attributes:
-        net: the network; whatever else has its `nr_types` and `output_ch` may take its place.
-        workers: processes that one run of slides leaves to the next; `None` to end them.
+        net: the network; may be replaced by any module with its `nr_types` and `output_ch`.
+        workers: processes that one run of slides leaves for the next; `None`: a run ends its processes.
     """
 
     def __init__(self, method: Mapping[str, Any], type_info_path: str | Path | None = None, gpu="0", precision="auto"):
@@ -95,21 +95,21 @@ class InferManager:
 
     @property
     def trained_at(self) -> float | None:
-        """Micrometres per pixel that the network was trained at, where the checkpoint says it."""
+        """um/px that the network was trained at, or `None` where the checkpoint does not say it."""
         return self.checkpoint.meta.get("mpp")
 
     @property
     def model_mpp(self) -> float:
-        """Micrometres per pixel that the network reads."""
+        """um/px that the network reads."""
         return float(self.trained_at or DEFAULT_MPP)
 
     def predictor(self, options: RunOptions) -> Predictor:
-        """Put the network on its devices for a run."""
+        """Move the network to its devices for a run."""
         how = {"type_probs": options.save_type_probs, "tta": options.tta}
         return Predictor(self.net, self.devices, options.batch_size, self.precision, **how)
 
     def np_threshold(self, options: RunOptions) -> tuple[float, str]:
-        """Return the probability from which on a pixel is nuclear, and who says so: option, checkpoint, or nobody."""
+        """Return the probability from which a pixel is nuclear, and its source: option, checkpoint or default."""
         if options.np_threshold is not None:
             return options.np_threshold, "--np_threshold"
         value = self.checkpoint.meta.get("np_threshold")
@@ -118,7 +118,7 @@ class InferManager:
         return check_probability(value, f"np_threshold in the meta of {self.checkpoint.path}"), "the checkpoint's"
 
     def largest_window(self, options: RunOptions) -> int:
-        """Return the side of the largest pieces that the network reads: option, checkpoint's advice, or the patch."""
+        """Return the side of the patches that the network reads: option, checkpoint's advice, or the mode's."""
         size = options.patch_input_shape or self.checkpoint.meta.get("window") or PATCH_SHAPES[self.mode][0]
         out = output_size(self.mode, size)
         if options.patch_output_shape not in (None, out):
@@ -131,7 +131,7 @@ class InferManager:
         """Return (input, output) side of the patches of an image of that size, px of the network's plane."""
         size, (patch_in, patch_out) = self.largest_window(options), PATCH_SHAPES[self.mode]
         lost = patch_in - patch_out
-        if size > patch_in:  # the mode's own patch is never cut: the original lays it whole over the smallest image
+        if size > patch_in:  # the mode's own patch is never cut: the original uses a whole one for the smallest image
             size = cut_window(shape_yx, size, lost, WINDOW_STEP)
         return size, size - lost
 
@@ -145,12 +145,12 @@ class InferManager:
             "precision": self.precision,
             "save_type_probs": options.save_type_probs,
             "post_proc": post_proc_constants() | {"NP_THRESHOLD": self.np_threshold(options)[0]},
-            # told where it is asked for: what earlier versions made stays done
+            # only where it is asked for, so that results of earlier versions still count as done
             **({"tta": True} if options.tta else {}),
         }
 
     def header(self, **extra) -> dict[str, Any]:
-        """Return what the result files say of how they were made."""
+        """Return what the result files say about how they were made."""
         types = types_to_header(self.type_info_dict)
         return {**extra, "types": types, "model": self.checkpoint.path.name, "version": VERSION}
 
@@ -172,11 +172,11 @@ class RunTask(Task):
     """A task of a run.
 
     Attributes:
-        px: that the network predicts of it, as far as is known before it is planned.
-        busy: another run is at work on it.
-        skipped: why there is nothing to do, or the files that are added; `None` where the network has work.
-        waiting: blocks that are not back.
-        settled: it is in the report.
+        px: number of pixels that the network will predict, as known before planning.
+        busy: another run works on it.
+        skipped: why the network has nothing to do, or the files that are added; `None` where it has work.
+        waiting: number of blocks without a result yet.
+        settled: whether it is in the report.
     """
 
     px = waiting = 0
@@ -184,11 +184,11 @@ class RunTask(Task):
     busy = settled = False
 
     def last_job(self) -> Job | None:
-        """Return what is to be done once all blocks are back, if anything."""
+        """Return the job that follows when all blocks are finished, if any."""
         return None
 
     def place(self, what: Any) -> str:
-        """Return where a piece of it lies, for messages."""
+        """Return where a block lies, for messages."""
         return ""
 
     def found(self, value: Any) -> Counter:
@@ -196,11 +196,11 @@ class RunTask(Task):
         raise NotImplementedError
 
     def close(self, status: str, reason: str) -> None:
-        """Let go of what it holds; called once, with `done`, `skipped` or `failed` and why."""
+        """Release all resources; called once, with `done`, `skipped` or `failed` and the reason."""
 
 
 class Run:
-    """One run over a folder; `report` is what became of its tasks so far."""
+    """One run over a folder; `report` has the results of its tasks so far."""
 
     def __init__(self, manager: InferManager, options: RunOptions):
         if options.save_type_probs and not manager.nr_types:
@@ -230,11 +230,11 @@ class Run:
         return min(asked, fit)
 
     def so_far(self) -> str:
-        """Return how far a run came that is stopped."""
+        """Return how far a stopped run came."""
         return ""
 
     def execute(self, tasks: list[RunTask], pool: WorkerPool, readers: int, ahead: int, memory: int) -> None:
-        """Do all tasks, which may take `memory` bytes; the rest as in `Stream`. The pool is closed at the end."""
+        """Do all tasks in at most `memory` bytes; other arguments as in `Stream`. Closes the pool at the end."""
         self.pool = pool
         self._stream = Stream(tasks, self.predictor, pool, readers, ahead, Budget(memory))
         on_cpu = self.predictor.device.type == "cpu"
@@ -244,13 +244,13 @@ class Run:
             with (
                 reused_memory_pages() if on_cpu else contextlib.nullcontext(),
                 tqdm(total=total, unit="px", unit_scale=True, desc="Segmenting", smoothing=0.1) as bar,
-                logging_redirect_tqdm(),  # else lines of the log begin where the bar ends
+                logging_redirect_tqdm(),  # otherwise lines of the log begin in the middle of the bar
                 contextlib.closing(self._stream.run(bar)) as events,
             ):
                 for task, what, outcome in events:
                     if not task.settled:
                         self._take(task, what, outcome, bar)
-                bar.total = bar.n  # what failed was not predicted
+                bar.total = bar.n  # failed parts were not predicted
             interrupted = False
         finally:
             pool.close(cancel=interrupted)
@@ -258,7 +258,7 @@ class Run:
                 logger.warning("stopped%s; the same command goes on", self.so_far())
 
     def _take(self, task: RunTask, what: Any, outcome: Outcome, bar: tqdm) -> None:
-        """Take what became of a block, or of a task."""
+        """Handle the result of a block or of a task."""
         if outcome.error is not None:
             self._settle(task, "failed", replace(outcome, error=task.place(what) + outcome.error))
             return

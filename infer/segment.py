@@ -1,4 +1,4 @@
-"""Maps of a block to its instance map and nuclei; runs in the worker processes, which need no torch.
+"""From the maps of a block to its instance map and nuclei; runs in the worker processes, without torch.
 
 The only place that knows the order of the channels: type (typed networks only), probability of nucleus, horizontal and
 vertical distance, probabilities of the types (where asked for).
@@ -28,19 +28,20 @@ def segment(
     core: Box,
     np_threshold: float = NP_THRESHOLD,
 ) -> tuple[np.ndarray, Nuclei, int]:
-    """Find the nuclei of a block, in the output plane, for whose nuclei the constants of post-processing are made.
+    """Find the nuclei of a block in the output plane; the constants of post-processing are for nuclei of its scale.
 
-    Where the network reads a coarser plane, its maps are enlarged first. Where it reads a finer one, nuclei are found
-    there, since they would be too small otherwise, and then mapped to the output plane.
+    If the network's plane is coarser, its maps are enlarged first. If it is finer, nuclei are found there, since shrunk
+    maps would make them too small, and are then mapped to the output plane.
 
     Args:
         maps: (C, h, w) float32, of `planes.net_box(outer)`.
         outer: what the block sees, px of the output plane.
-        core: what it answers for; the maps are stretched by its extremes, as the reference stretches its tiles'.
+        core: the part that the block owns; its extremes stretch the maps, as the reference does with its tiles.
         np_threshold: probability from which on a pixel is nuclear.
 
     Returns:
-        (H, W) int32 instance map of `outer`, the nuclei in px of it, and how many of the map have no outline.
+        (H, W) int32 instance map of `outer`, the nuclei in its px, and the number of nuclei in the map without an
+        outline.
     """
     finer = planes.net_yx > planes.out_yx  # compared in order: a small image may have as many rows in both
     if not finer and planes.net_yx != planes.out_yx:
@@ -62,7 +63,7 @@ def _slices(inner: Box, box: Box) -> tuple[slice, slice]:
 
 
 def _enlarged(maps: np.ndarray, typed: bool, planes: Planes, outer: Box) -> np.ndarray:
-    """Return the maps in the output plane; types, which have no in-between, by nearest neighbour."""
+    """Return the maps in the output plane; types, which cannot be interpolated, by nearest neighbour."""
     axis_y, axis_x = planes.axes
     larger = np.empty((len(maps), outer[2] - outer[0], outer[3] - outer[1]), np.float32)
     for channel, plane in enumerate(maps):
@@ -75,7 +76,7 @@ def _enlarged(maps: np.ndarray, typed: bool, planes: Planes, outer: Box) -> np.n
 
 
 def _to_output(inst_map: np.ndarray, nuclei: Nuclei, planes: Planes, outer: Box, box: Box) -> tuple[np.ndarray, Nuclei]:
-    """Bring what was found in `box` of the network's plane to `outer` of the coarser output plane."""
+    """Map the nuclei of `box` in the network's plane to `outer` in the coarser output plane."""
     axis_y, axis_x = planes.axes
     rows, cols = axis_y.nearest(*outer[::2]), axis_x.nearest(*outer[1::2])
     whole = nuclei.shift(*box[:2]).scale(*(out / net for out, net in zip(planes.out_yx, planes.net_yx, strict=True)))
@@ -92,7 +93,7 @@ class BlockNuclei:
     Attributes:
         nuclei: N nuclei in px of the output plane, with the ids of the block's instance map.
         owned: (N,) bool, the centroid lies in the block's core.
-        cut: (N,) bool, the nucleus touches the end of what the block sees, so that some of it may be missing.
+        cut: (N,) bool, the nucleus touches the edge of what the block sees, so a part may be missing.
         mask_bits: (B,) uint8, `np.packbits` of the nuclei's pixels in their boxes, one after the other.
         mask_starts: (N + 1,) int64, nucleus i has bytes `mask_starts[i]:mask_starts[i + 1]`; none where no other block
             sees it.
@@ -109,9 +110,9 @@ class BlockNuclei:
         return len(self.nuclei)
 
     def mask(self, i: int) -> np.ndarray:
-        """Return the pixels of nucleus i in its box, (h, w) bool; those in its outline where none were handed over.
+        """Return the pixels of nucleus i in its box, (h, w) bool; filled from its outline where no mask was stored.
 
-        No other block sees such a nucleus, but one that neighbours put together from several blocks can reach it.
+        No other block sees such a nucleus, but a nucleus united from several blocks can reach it.
         """
         (y0, x0), (y1, x1) = self.nuclei.boxes_yx[i].tolist()
         bits = self.mask_bits[self.mask_starts[i] : self.mask_starts[i + 1]]
@@ -134,7 +135,7 @@ class BlockNuclei:
 
 
 def hand_over(blocks: BlockGrid, index: int, inst_map: np.ndarray, nuclei: Nuclei) -> BlockNuclei:
-    """Choose what stitching needs of a block's nuclei; they and `inst_map`, (H, W), are in px of what it sees."""
+    """Select what stitching needs from a block's nuclei; these and `inst_map`, (H, W), are in px of `outer`."""
     block = blocks.block(index)
     top, left, bottom, right = block.outer
     assert inst_map.shape == (bottom - top, right - left)
@@ -152,7 +153,7 @@ def hand_over(blocks: BlockGrid, index: int, inst_map: np.ndarray, nuclei: Nucle
     private = np.array(blocks.private_box(block))
     shared = (slide_boxes[:, :2] < private[:2]).any(axis=1) | (slide_boxes[:, 2:] > private[2:]).any(axis=1)
     bits, starts = _pack_masks(inst_map, kept.ids, inner, shared)
-    # what ends with the slide is whole
+    # a nucleus at the edge of the slide is complete
     at_end = (slide_boxes == block.outer) & (np.array(block.outer) != (0, 0, *blocks.shape_yx))
     return BlockNuclei(index, kept.shift(top, left), owned[keep], at_end.any(axis=1), bits, starts)
 

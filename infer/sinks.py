@@ -1,4 +1,4 @@
-"""Files of an image and files of a slide: which there are, which are missing, and how they are written.
+"""The files of an image and of a slide: which exist, which are missing, and how they are written.
 
 The jobs here run in the worker processes.
 """
@@ -60,7 +60,7 @@ class ImageSpec:
     def paths(self, name: str) -> dict[str, Path]:
         """Return the files of one image; the JSON file is written last, so it stands for all of them.
 
-        Files for QuPath that an earlier run wrote are among them, lest they be left beside newer results.
+        Files for QuPath that an earlier run wrote are included, so that no old ones stay beside newer results.
         """
         out = self.options.output_dir
         paths = {"mat": out / "mat" / f"{name}.mat", "overlay": out / "overlay" / f"{name}.png"}
@@ -87,7 +87,7 @@ class ImageSpec:
 
 @dataclass(frozen=True)
 class ImageResult:
-    """Nuclei of an image by type and by um; `dropped` have an outline of under three points, and are in no list."""
+    """Number of nuclei of an image by type and by um; `dropped` ones have an outline of under three points."""
 
     dropped: int
     by_type: Counter
@@ -96,7 +96,7 @@ class ImageResult:
 
 @dataclass(frozen=True)
 class ImageJob:
-    """From the maps of an image, (C, h, w) float32 in the network's plane, to its files, each whole or not at all.
+    """From the maps of an image, (C, h, w) float32 in the network's plane, to its files, each written atomically.
 
     `image` is (H, W, 3) uint8 RGB; its files are called `name`; `file_name` is its own, extension included.
     """
@@ -110,7 +110,7 @@ class ImageJob:
     def run(self) -> ImageResult:
         """Find the nuclei and write them.
 
-        The old JSON file goes before the first one is replaced: it would say that they are all its own.
+        First removes the old JSON file: a run that stops halfway must not leave it beside newer files.
         """
         spec, paths, image, maps = self.spec, self.spec.paths(self.name), self.image.array, self.maps.array
         whole = (0, 0, *image.shape[:2])
@@ -145,7 +145,7 @@ class CompleteImageJob:
 
 
 def holds_raw(mat_path: Path) -> bool:
-    """Tell whether a `.mat` file holds the network's maps; a damaged one, or none, does not."""
+    """Tell whether a `.mat` file holds the network's maps; `False` for a damaged or missing file."""
     try:
         return any(name == "raw" for name, *_ in scipy.io.whosmat(mat_path))
     except Exception:  # a damaged file can make scipy raise almost anything
@@ -166,7 +166,7 @@ def _write_mat(path: Path, inst_map: np.ndarray, nuclei: Nuclei, raw: np.ndarray
 def _write_pictures(
     paths: Mapping[str, Path], kinds: Collection[str], overlay: np.ndarray | None, nuclei: Nuclei, spec: ImageSpec
 ) -> None:
-    """Write what is for looking at, of the `kinds` of `paths` asked for: the overlay, and the files for QuPath."""
+    """Write the files to look at, of the `kinds` of `paths` asked for: the overlay and the files for QuPath."""
     if "overlay" in kinds:
         with atomic_path(paths["overlay"]) as temporary:
             if not cv2.imwrite(str(temporary), cv2.cvtColor(overlay, cv2.COLOR_RGB2BGR)):
@@ -188,7 +188,7 @@ def _draw_overlay(image: np.ndarray, nuclei: Nuclei, spec: ImageSpec) -> np.ndar
 
 @dataclass(frozen=True)
 class BlockJob:
-    """From the maps of a block of a slide to its nuclei in the spool; `maps` are (C, h, w) float32."""
+    """From the maps of a block of a slide, (C, h, w) float32, to its nuclei in the spool."""
 
     blocks: BlockGrid
     planes: Planes
@@ -227,7 +227,7 @@ class SlideJob:
     def run(self) -> tuple[Counter, Counter, float]:
         """Return the number of nuclei of each type (`None` without types), of each diameter, and the seconds."""
         start, found, diameters = time.perf_counter(), Counter(), Counter()
-        if "qupath" in self.paths:  # whenever this is stopped, outlines of other nuclei are not beside the new ones
+        if "qupath" in self.paths:  # wherever this stops, no old outlines stay beside new nuclei
             self.paths["qupath"].unlink(missing_ok=True)
         write_json(self.paths["json"], self._stitched(found, diameters), self.mag, self.header)
         if "qupath" in self.paths:
@@ -245,7 +245,7 @@ class SlideJob:
 
 @dataclass(frozen=True)
 class UploadJob:
-    """Does a job, and uploads the files that are then there, by kind; see `misc.slides.remote.upload`."""
+    """Does a job and uploads the files that it leaves, by kind; see `misc.slides.remote.upload`."""
 
     job: SlideJob
     files: dict[str, Path]
@@ -264,5 +264,5 @@ def write_slide_qupath(paths: Mapping[str, Path], name: str, type_info: TypeInfo
         slide = read_header(source)["slide"]
         scale, origin_xy = float(slide["scale"]), tuple((slide["bounds"] or (0, 0))[:2])
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{source} does not say the scale of its slide; --overwrite makes it anew") from error
+        raise ValueError(f"{source} does not say the scale of its slide; --overwrite makes it again") from error
     write_geojson(paths["qupath"], iter_json(source), type_info, scale, name=name, origin_xy=origin_xy)

@@ -17,10 +17,10 @@ from misc.slides.images import read_image, resize
 logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
-# Largest magnification of the output plane, and that of both planes for checkpoints that do not say theirs.
+# Largest magnification of the output plane; both planes have it with checkpoints that do not say theirs.
 DEFAULT_MAG = 40.0
-# Share by which a level's pixel size may be off what the network was trained at and still be read as it is: scanners'
-# 0.4990 and 0.5040 um/px are 0.5, and resizing by so little only blurs.
+# A level is read without resizing if its pixel size differs from the network's by this share at most: scanners' 0.4990
+# and 0.5040 um/px are 0.5, and such a small resize only blurs.
 SAME_MPP_SHARE = 0.02
 
 
@@ -56,13 +56,13 @@ class ImageSource:
 
 
 class SlideSource:
-    """An open slide, read by several threads; what fails is tried once more with the slide opened anew.
+    """An open slide, read by several threads; a failed read is tried once more after the slide is opened again.
 
-    A network disk that is away for a moment, or another thread's failure (after one, OpenSlide refuses to go on with
-    that handle), does not end a run of hours.
+    So a short failure of a network disk, or of another thread (OpenSlide then refuses all reads by the same handle),
+    does not end a run of hours.
 
     Args:
-        mpp, mag: of level 0, where the file is silent or wrong.
+        mpp, mag: of level 0, where the file has none or a wrong one.
         model_mpp: um/px that the network was trained at; `None` where the checkpoint does not say it.
         proc_mag: magnification of the output plane, `out_mag`; of the network's, too, where `model_mpp` is `None`.
 
@@ -75,10 +75,10 @@ class SlideSource:
     ):
         self._model_mpp = model_mpp
         self._lock = threading.Lock()
-        self._handlers: list[FileHandler] = []  # the last one is in use, earlier ones may be in the hands of a thread
+        self._handlers: list[FileHandler] = []  # the last one is in use; threads may still use earlier ones
         handler = get_file_handler(path, mpp=mpp, mag=mag)
         try:
-            handler.get_dimensions(read_mag=1)  # says what is missing where the resolution is
+            handler.get_dimensions(read_mag=1)  # raises an error where the resolution is missing
             base_mag = handler.metadata["base_mag"]
             self.out_mag = proc_mag or (DEFAULT_MAG if model_mpp is None else min(base_mag, DEFAULT_MAG))
             handler.prepare_reading(**self._plane_of(handler))
@@ -90,7 +90,7 @@ class SlideSource:
         self._handlers.append(handler)
 
     def _plane_of(self, handler: FileHandler) -> dict[str, float]:
-        """Return how the handler is asked for the network's plane."""
+        """Return the arguments that ask the handler for the network's plane."""
         if self._model_mpp is None:
             return {"read_mag": self.out_mag}
         base_mpp, base_mag = float(handler.metadata["base_mpp"][0]), handler.metadata["base_mag"]
@@ -133,16 +133,16 @@ class SlideSource:
         return self.use(lambda handler: read_reflect(handler, y0, x0, y1 - y0, x1 - x0))
 
     def use(self, function: Callable[[FileHandler], _T]) -> _T:
-        """Return what a function makes of the open slide; may be called from several threads.
+        """Call a function on the open slide and return its result; several threads may do so.
 
         Raises:
-            SlideError: it fails twice, or the slide is another one now: half of each would be of none.
+            SlideError: it fails twice, or the slide has changed: results must not mix two slides.
         """
         handler = self.handler
         try:
             result = function(handler)
         except Exception as error:
-            logger.warning("%s; opening it anew and trying once more", error)
+            logger.warning("%s; opening it again for a second try", error)
             with self._lock:
                 handler = handler.reopen()
                 self._handlers.append(handler)

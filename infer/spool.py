@@ -1,8 +1,8 @@
-"""Where a slide's finished blocks wait on disk until all are there to be stitched, and a killed run goes on.
+"""A slide's finished blocks on disk, until all are there to be stitched; a killed run resumes from them.
 
-A slide has a folder of its own in the cache folder, named after the slide, a digest of the output folder and one of
-all that the nuclei depend on. A run with other options, weights or another slide of that name has another folder; so
-what is in it can be trusted. Each block is a file, which the worker that found its nuclei writes.
+Each slide has its own folder in the cache folder. The name has the slide, a digest of the output folder and a digest of
+all that the nuclei depend on. A run with other options or weights, or of another slide of that name, uses another
+folder, so the content of a folder always fits the run. The worker that finds the nuclei of a block writes its file.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from misc.files import atomic_path, short_stem
 logger = logging.getLogger(__name__)
 
 _DIGEST_LENGTH = 16
-# What a damaged .npz raises, or one that another version wrote.
+# Errors of a damaged .npz, or of one from another version.
 DAMAGED = (ValueError, KeyError, IndexError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 class SpoolError(RuntimeError):
-    """What a run left here cannot be read back."""
+    """A file of an earlier run cannot be read."""
 
 
 @dataclass(frozen=True)
 class Spool:
-    """Finished blocks of one slide, `name`; whoever uses it holds the slide's lock.
+    """Finished blocks of one slide, `name`; the caller holds the slide's lock.
 
     Attributes:
         root: the cache folder.
         owner: the output folder: runs into different ones may share a cache folder.
-        digest: of what the nuclei depend on.
+        digest: of all that the nuclei depend on.
     """
 
     root: Path
@@ -53,7 +53,7 @@ class Spool:
 
     @classmethod
     def of(cls, root: Path, name: str, owner: Path, fingerprint: dict[str, Any]) -> Spool:
-        """Make the folder. Those of runs of this slide that depended on something else have ended, and are removed.
+        """Make the folder, and remove the slide's folders of earlier runs that depended on something else.
 
         `fingerprint` is what the nuclei depend on, anything that JSON can hold.
         """
@@ -64,7 +64,7 @@ class Spool:
         with contextlib.suppress(FileNotFoundError):  # another run just removed the empty cache folder
             spool.folder.mkdir(parents=True, exist_ok=True)
         spool.folder.mkdir(parents=True, exist_ok=True)
-        for path in spool.folder.glob(".*"):  # what killed runs were writing
+        for path in spool.folder.glob(".*"):  # half-written files of killed runs
             path.unlink(missing_ok=True)
         return spool
 
@@ -73,7 +73,7 @@ class Spool:
         return self.root / f"{_prefix(self.name, self.owner)}.{self.digest}.spool"
 
     def blocks(self) -> dict[int, int]:
-        """Return which blocks are there, and how many nuclei they own; those that are damaged are removed."""
+        """Return which blocks are there, and how many nuclei they own; removes damaged ones."""
         counts = {}
         for path in sorted(self.folder.glob("[0-9]*.npz")):
             try:
@@ -84,7 +84,7 @@ class Spool:
         return counts
 
     def write(self, part: BlockNuclei) -> None:
-        """Keep a block."""
+        """Write a block."""
         with atomic_path(self._path(part.block)) as temporary, open(temporary, "wb") as handle:
             np.savez(handle, **part.to_arrays())
 
@@ -98,7 +98,7 @@ class Spool:
         except DAMAGED as error:
             raise SpoolError(f"{path} cannot be read ({error})") from error
         except OSError as error:
-            # a drive that is away for a moment is no reason to do hours of work again
+            # a short failure of a drive must not make hours of work be done again
             if error.errno not in (None, errno.EINVAL, errno.ENOENT):
                 raise OSError(error.errno, error.strerror, str(path)) from error
             raise SpoolError(f"{path} cannot be read ({error})") from error

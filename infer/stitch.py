@@ -1,16 +1,16 @@
-"""Nuclei of blocks to slide nuclei: none lost, none doubled, no two overlapping.
+"""From nuclei of blocks to nuclei of the slide: none lost, none twice, no two overlapping.
 
-A nucleus belongs to the block whose core its centroid lies in. Blocks are post-processed apart, so two of them may draw
-a nucleus near their line differently, and its centroid may fall on different sides. Blocks are therefore taken in
-row-major order, and each of their nuclei is compared with the pixels that nuclei of other blocks already have:
+A block owns the nuclei whose centroids lie in its core. Blocks are post-processed separately, so two of them may
+outline a nucleus near their common border differently, with centroids on different sides. So blocks are taken in
+row-major order, and each nucleus is compared with the pixels that accepted nuclei of other blocks have:
 
-1. A block's own nuclei come first. Free pixels: accepted. Mostly taken (`SAME_SHARE`): the same nucleus again, dropped.
+1. A block's own nuclei come first. All pixels free: accepted. Mostly taken (`SAME_SHARE`): the same nucleus, dropped.
    Otherwise it keeps the largest piece of what is free.
 2. A nucleus that reaches into a block's core from outside waits until all blocks whose cores it touches have come.
    Whoever owns it has it by then, and it is dropped; when nobody does (each block saw its centroid on the
    other's side), it is accepted.
-3. A nucleus that a block does not see to its end, being larger than the margin, is united with what the neighbour
-   sees of it.
+3. A nucleus that is larger than the margin, so that a block sees only a part of it, is united with the part that the
+   neighbour sees.
 
 The result depends on the blocks' contents alone, not on the order in which workers finish them.
 """
@@ -29,15 +29,15 @@ from misc.nuclei import Nuclei
 from models.hovernet.post_proc import MIN_SIZE_PX, measure
 
 Key = tuple[int, int]  # block, position in the block's nuclei
-SAME_SHARE = 0.5  # share of a nucleus' pixels, inclusive: from here on two nuclei of different blocks are the same
+SAME_SHARE = 0.5  # share of a nucleus' pixels, inclusive: from this overlap on, two nuclei are the same
 
 
 @dataclass
 class Shape:
     """Pixels of a nucleus: `mask`, (h, w) bool, lies in `box`, px of the slide.
 
-    `parts` are the nuclei of blocks that it is made of, and whether their blocks saw them cut off; they are kept here,
-    since a block may be gone when a later one asks.
+    `parts` are the nuclei of blocks that it is made of, and whether their blocks saw them cut off; kept here, since a
+    block may be released before a later one needs them.
     """
 
     box: Box
@@ -57,12 +57,12 @@ class Shape:
 
 @dataclass
 class OpenBlock:
-    """A block that later blocks may still contradict: its N nuclei as it saw them, and what became of them.
+    """A block that later blocks may still change: its N nuclei as it saw them, and what was decided about them.
 
     Attributes:
-        boxes: (N, 4) int64, (y0, x0, y1, x1) of the slide, px, of what they are now.
+        boxes: (N, 4) int64, current (y0, x0, y1, x1) in px of the slide.
         accepted, pending: (N,) bool; those that are neither were dropped.
-        shapes: of the nuclei that are not what the block saw.
+        shapes: of the nuclei that differ from what the block saw.
     """
 
     part: BlockNuclei
@@ -73,7 +73,7 @@ class OpenBlock:
 
 
 class Stitcher:
-    """Joins the nuclei of the blocks that are `expected` to come (indices; default: all), as they come."""
+    """Joins the nuclei of the `expected` blocks (indices; default: all), in the order in which they arrive."""
 
     def __init__(self, blocks: BlockGrid, expected: Iterable[int] | None = None):
         self.blocks = blocks
@@ -85,13 +85,13 @@ class Stitcher:
 
     @property
     def done(self) -> bool:
-        """All blocks have come, and all nuclei have been returned."""
+        """Whether all blocks were taken and all nuclei returned."""
         return not self._todo and not self._open
 
     def add(self, part: BlockNuclei) -> list[Nuclei]:
-        """Take the next of the expected blocks, in row-major order; return the nuclei that nothing can change any more.
+        """Take the next expected block, in row-major order; return the nuclei that no later block can change.
 
-        Ids count from 1; a slide of one block keeps the ids of its instance map. The last block brings the rest.
+        Ids count from 1; a slide of one block keeps the ids of its instance map. The last block returns the rest.
         """
         if not self._todo or part.block != self._todo[-1]:
             raise ValueError(f"block {part.block} is not the next one that is expected")
@@ -101,7 +101,7 @@ class Stitcher:
 
     @property
     def _last_done(self) -> int:
-        """All blocks up to this index have been taken."""
+        """Whether all blocks up to this index were taken."""
         return self._todo[-1] - 1 if self._todo else len(self.blocks)
 
     def _take(self, part: BlockNuclei) -> None:
@@ -130,7 +130,7 @@ class Stitcher:
         near = np.concatenate([np.zeros((0, 4), np.int64), *self._accepted_boxes(block.outer, index)])
         near = near[_overlap(near, block.outer)]
         inside = ((boxes[:, :2] >= block.core[:2]) & (boxes[:, 2:] <= block.core[2:])).all(axis=1)
-        # what lies in the core meets only what reaches into the core: few on both sides, so all pairs are looked at
+        # nuclei in the core meet only nuclei that reach into it: few on both sides, so all pairs are compared
         contested = _meet(boxes, near[_overlap(near, block.core)])
         contested[~inside] |= _meet(boxes[~inside], near)
         return contested
@@ -202,11 +202,11 @@ class Stitcher:
         return Shape(tuple(block.boxes[key[1]].tolist()), mask, {key: bool(block.part.cut[key[1]])})
 
     def _continues(self, rival: Key, key: Key, mine: Shape, shared: int) -> bool:
-        """Tell whether an accepted nucleus was cut off by the end of its block, and this one is the same."""
+        """Tell whether an accepted nucleus was cut off at the edge of its block, and this one is the same nucleus."""
         theirs = self._shape(rival)
         if not any(theirs.parts.values()):
             return False
-        # compared where both could be seen
+        # compared in the area that both blocks saw
         seen_mine = np.zeros(mine.mask.shape, bool)
         for block, _ in theirs.parts:
             _fill(seen_mine, mine.box, self.blocks.block(block).outer)
@@ -258,7 +258,7 @@ class Stitcher:
         block.boxes[key[1]] = shape.box
 
     def _finish(self) -> list[Nuclei]:
-        """Return the nuclei of the first blocks that no later one can see."""
+        """Return the nuclei of the first blocks that no later block can see."""
         finished = []
         while self._open:
             index, block = next(iter(self._open.items()))
@@ -276,7 +276,7 @@ class Stitcher:
         return any((block.pending & _overlap(block.boxes, box)).any() for block in near)
 
     def _written(self, block: OpenBlock) -> Nuclei:
-        """Return the accepted nuclei of a block in its order, those with another shape measured anew."""
+        """Return the accepted nuclei of a block in its order; those with a changed shape are measured again."""
         nuclei, pieces, start = block.part.nuclei, [], 0
         for i in sorted(i for i in block.shapes if block.accepted[i]):
             before = np.arange(start, i)
@@ -292,9 +292,9 @@ class Stitcher:
         return replace(written, ids=ids)
 
     def _measured(self, nucleus: Nuclei, shape: Shape) -> Nuclei:
-        """Return a nucleus (none, if it is a dot or a line now) with the box, centroid and contour of a shape.
+        """Return a nucleus with the box, centroid and contour of a shape; no nucleus if the shape is a dot or a line.
 
-        Its type stays the one that the block which decided it gave the part it saw.
+        It keeps the type of the part that the deciding block saw.
         """
         measured = measure(shape.mask.astype(np.int32)).shift(*shape.box[:2])
         geometry = {name: getattr(measured, name) for name in ("boxes_yx", "centroids_xy", "points_xy", "offsets")}

@@ -1,8 +1,8 @@
 """One queue of patches over all images or slides of a run: read | cut | predict | place, each in a thread of its own.
 
-The network never waits for the work around it: readers fetch the next regions, patches are cut out of them into the
-next batch, the predictions before are put into their blocks, complete blocks go to the worker processes, and whoever
-iterates over `Stream.run` takes what comes back. Batches cross the borders of bands, images and slides.
+The network never waits for the other steps. Readers fetch the next regions. One thread cuts patches out of them into
+the next batch. Another puts predictions into their blocks and sends complete blocks to the worker processes. The caller
+iterates over `Stream.run` and receives the results. One batch may hold patches of several bands, images or slides.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ from misc.workers import Job, Outcome, SharedArray, WorkerPool
 
 logger = logging.getLogger(__name__)
 
-# Batches that wait before and behind the network.
+# Batches that wait before and after the network.
 QUEUED_BATCHES = 2
 # How long a batch that is not full waits for the next task, s.
 FULL_BATCH_S = 0.05
-# Their message says all.
+# Errors that need no traceback.
 EXPECTED_ERRORS = (ValueError, OSError, MemoryError, SpoolError, OutOfMemoryError, WrongResultError)
-# What an event is about, where it is no block: the plan is known, or the task has failed.
+# Events that are not about a block: the plan is known, or the task has failed.
 PLANNED, FAILED = "planned", "failed"
 
 
 class Task:
-    """An image or a slide; `infer/tile.py` and `infer/wsi.py` say what is done with it.
+    """An image or a slide; `infer/tile.py` and `infer/wsi.py` define the work on it.
 
     Attributes:
-        path, name: the file, and what its results are called.
-        cost: bytes that it takes while it is under way.
+        path, name: the file, and the name of its results.
+        cost: bytes of memory that it takes while it is in progress.
         source: what the network reads, once it is prepared: `read(box)` may be called from several threads.
         failed: nothing more is done for it.
-        predicted: its maps are there; `job` finds them, and the network is not needed.
+        predicted: its maps are on disk; `job` finds them, and the network is not needed.
     """
 
     source: Any = None
@@ -59,16 +59,16 @@ class Task:
         self.cost = cost
 
     def prepare(self) -> Plan | None:
-        """Open it and plan what there is to do; `None` where the network has nothing to do. In a thread of its own."""
+        """Open it and plan the work; `None` where the network has nothing to do. Runs in its own thread."""
         raise NotImplementedError
 
     def job(self, index: int, maps: SharedArray | None) -> Job:
-        """Return the work on a complete block; without maps where they were there."""
+        """Return the job for a complete block; `maps` is `None` where they are on disk."""
         raise NotImplementedError
 
 
 class Event(NamedTuple):
-    """What became of a block (its index), or of a whole task (`PLANNED`, `FAILED`, or what the caller submitted)."""
+    """The result of a block (its index), or of a whole task (`PLANNED`, `FAILED`, or what the caller submitted)."""
 
     task: Task
     what: Any
@@ -76,7 +76,7 @@ class Event(NamedTuple):
 
 
 class _Flow(NamedTuple):
-    """A task on its way through the network, and its patches that are predicted."""
+    """A task that is passing through the network, and its predicted patches."""
 
     task: Task
     plan: Plan
@@ -90,12 +90,12 @@ class Stream:
     """Runs tasks through the network.
 
     Args:
-        tasks: in the order they are done.
+        tasks: in the order in which they are done.
         predictor: the network.
-        pool: does the jobs of complete blocks.
+        pool: runs the jobs of complete blocks.
         readers: threads that read ahead; at least one is used.
         ahead: tasks that are prepared ahead.
-        budget: memory of the tasks under way.
+        budget: memory of the tasks in progress.
     """
 
     def __init__(
@@ -111,11 +111,11 @@ class Stream:
         self._batches, self._outputs = Channel(QUEUED_BATCHES), Channel(QUEUED_BATCHES)
         self._under_way = 0  # jobs
         self._lock = threading.Lock()
-        self._batch: Tensor | None = None  # that is being filled, (N, side, side, 3) uint8
-        self._slots: list[_Slot] = []  # what is in it
+        self._batch: Tensor | None = None  # the batch that is being filled, (N, side, side, 3) uint8
+        self._slots: list[_Slot] = []  # the patches in it
 
     def run(self, bar: tqdm) -> Iterator[Event]:
-        """Do all tasks; yields what becomes of them, as it happens.
+        """Do all tasks; yield their results as they come.
 
         Args:
             bar: counts px that are predicted.
@@ -134,7 +134,7 @@ class Stream:
                 stage.join()
 
     def submit(self, task: Task, what: Any, job: Job) -> None:
-        """Have a job done for a task; `run` yields its outcome."""
+        """Submit a job for a task; `run` yields its outcome."""
         with self._lock:
             self._under_way += 1
         name = f"{task.name}, block {what}" if isinstance(what, int) else task.name
@@ -159,7 +159,7 @@ class Stream:
             stage()
         except ClosedError:
             pass
-        except BaseException as error:  # an interruption, too, is the main thread's
+        except BaseException as error:  # the main thread handles interruptions, too
             self.pool.outcomes.put((None, error))
 
     def _say(self, task: Task, what: str, outcome: Outcome) -> None:
@@ -173,7 +173,7 @@ class Stream:
                 self._say(task, FAILED, Outcome.of(task.name, error, EXPECTED_ERRORS))
 
     def _attempt(self, slots: list[_Slot], step: Callable[[Any], Any], batch: Any) -> Any:
-        """Return what a step makes of a batch; where it cannot, `None`, and all who have a patch in it have failed."""
+        """Return a step's result for a batch; on an error `None`, and all tasks with a patch in it fail."""
         try:
             return step(batch)
         except Exception as error:
@@ -183,12 +183,12 @@ class Stream:
     # ------------------------------------------------------------------------------------------ prepare
 
     def _prepare(self) -> None:
-        """Prepare tasks, some at a time, and hand on their plans in order."""
+        """Prepare tasks, some at a time, and pass on their plans in order."""
         ahead: deque[tuple[Task, Future]] = deque()
         threads = thread_pool(self.ahead)
         try:
             for task in self.tasks:
-                self._flows.wait_empty()  # of those that are open already one may wait for the network
+                self._flows.wait_empty()  # one of the open tasks may wait for the network
                 while not self.budget.take(task, wait=not ahead):
                     self._planned(*ahead.popleft())
                 ahead.append((task, threads.submit(task.prepare)))
@@ -201,7 +201,7 @@ class Stream:
         self._flows.close()
 
     def _planned(self, task: Task, future: Future) -> None:
-        """Hand on what the network has to do for a task."""
+        """Pass on the network's work for a task."""
         try:
             plan = future.result()
         except Exception as error:
@@ -214,7 +214,7 @@ class Stream:
             self._flows.put(_Flow(task, plan, Canvas(plan, self.predictor.channels)))
 
     def _segment(self, task: Task, plan: Plan) -> None:
-        """Hand over the blocks of a task that is predicted."""
+        """Submit the blocks of a task whose maps are on disk."""
         px = int(plan.wanted.sum()) * plan.patches.patch_output**2
         for index in plan.todo:
             if not task.failed:
@@ -240,11 +240,11 @@ class Stream:
         self._batches.close()
 
     def _next_flow(self, reads: deque) -> _Flow | None:
-        """Return the next task; `None` at the end, when all that was read is cut."""
+        """Return the next task; `None` at the end, when all regions are cut."""
         while reads and not self._flows.ready():
             self._cut_chunk(*reads.popleft())
         if not self._flows.ready(FULL_BATCH_S):
-            self._flush()  # the next task may wait for these patches: for the memory that theirs takes
+            self._flush()  # the next task may wait for the memory of the tasks of these patches
         flow = self._flows.get()
         while flow is None and reads:
             self._cut_chunk(*reads.popleft())
@@ -272,7 +272,7 @@ class Stream:
                 self._flush()
 
     def _flush(self) -> None:
-        """Send what is cut to the network."""
+        """Send the batch to the network."""
         batch, slots, self._batch, self._slots = self._batch, self._slots, None, []
         if slots:
             batch = self._attempt(slots, self.predictor.upload, batch[: len(slots)])
@@ -300,7 +300,7 @@ class Stream:
         return self.predictor.forward(batch)
 
     def _place(self) -> None:
-        """Put predictions in their places, and hand over the blocks that are complete."""
+        """Put predictions in their places, and submit the complete blocks."""
         while (item := self._outputs.get()) is not None:
             slots, maps = item
             outputs = self._attempt(slots, self.predictor.download, maps)

@@ -34,7 +34,7 @@ from misc.workers import Job, SharedArray, WorkerPool
 
 logger = logging.getLogger(__name__)
 
-# Folders in the output folder; what lies in them is no input.
+# Folders in the output folder; files in them are not inputs.
 RESULT_FOLDERS = ("json", "mat", "overlay", "qupath")
 
 
@@ -46,17 +46,17 @@ class InferManager(BaseManager):
     ) -> Report:
         """Segment every image of a folder and write `json/ mat/ overlay/` (and `qupath/`).
 
-        Images whose files are all there are skipped, unless `overwrite` is set; results that were made otherwise
-        (checkpoint, mpp, window, precision, type_probs, constants of post-processing) stay, and are reported as failed.
-        A bad image is reported, the others are done; inputs = done + skipped + failed.
+        Images with all their files are skipped, unless `overwrite` is set. Results with other settings (checkpoint,
+        mpp, window, precision, type_probs, constants of post-processing) stay, and are reported as failed.
+        A bad image is reported, and the run continues; inputs = done + skipped + failed.
 
         Args:
             run_args: options of `run_infer.py tile` by name, without dashes: `input_dir` and `output_dir` are needed,
-                `mpp` is the um per px of the images. What is left out has the command's default.
+                `mpp` is the um per px of the images. All others have the command's defaults.
             paths: files of the input folder; left out: all.
 
         Returns:
-            What became of each image, by its name without the ending. Its nuclei are in `json/<name>.json`, which
+            The result for each image, by its name without the extension. Its nuclei are in `json/<name>.json`, which
             `misc.formats.nuclei_json.read_json` reads as arrays: centroids (N, 2) float64 and contours (M, 2) int32, x
             then y, in px of the image as it is, whatever the network reads it at. `mat/<name>.mat` holds `inst_map`,
             (H, W) int32, 0 for background.
@@ -81,7 +81,7 @@ class InferManager(BaseManager):
 
 
 def input_files(options: TileOptions) -> list[Path]:
-    """Return the files of the input folder, but for results that lie in it."""
+    """Return the files of the input folder, without results that lie in it."""
     source, out = options.input_dir.resolve(), options.output_dir.resolve()
     results = [folder for folder in (out, *(out / name for name in RESULT_FOLDERS)) if source in folder.parents]
     files = [
@@ -98,7 +98,7 @@ class _ImageRun(Run):
     """A run over images; `dropped` nuclei are in the instance maps only."""
 
     def __init__(self, manager: InferManager, options: TileOptions, images: list[Path]):
-        # said before all else
+        # logged before all else
         self.said = {path: (options.mpp, "--mpp") if options.mpp else probe_mpp(path) for path in images}
         warning = _guess(self.said, manager)
         if warning:
@@ -111,18 +111,18 @@ class _ImageRun(Run):
         self.spec = self._spec(None, "")
 
     def _spec(self, mpp: float | None, said_by: str) -> ImageSpec:
-        """Return what to write of an image of `mpp` um per px, `None` where nothing says it."""
+        """Return what to write for an image of `mpp` um per px (`None`: unknown)."""
         manager, model_mpp = self.manager, self.manager.model_mpp
-        # checkpoints that do not say what they were trained at heed the option alone, as the original's have to
+        # only the option counts for checkpoints that do not say what they were trained at, such as the original's
         read_at = mpp if manager.trained_at is not None else self.options.mpp
-        said_by = said_by if mpp else f"nothing; taken for {model_mpp:g}"
+        said_by = said_by if mpp else f"nothing; assumed {model_mpp:g}"
         says = {"mpp": mpp, "mpp_from": said_by, RUN_KEY: self._made_with | {"mpp": read_at}}
         scale = image_scale(read_at, model_mpp) if read_at else 1.0
         types = manager.nr_types, self.np_threshold, manager.type_info_dict
         return ImageSpec(self.options, *types, manager.header(**says), mpp or model_mpp, scale)
 
     def all(self, images: list[Path]) -> None:
-        """Do what is left to do of all images."""
+        """Do the unfinished work on all images."""
         tasks = list(self._tasks(images))
         if self.report.skipped:
             logger.info("%d of %d already done (--overwrite redoes them)", len(self.report.skipped), len(images))
@@ -137,12 +137,12 @@ class _ImageRun(Run):
         self.execute(tasks, pool, readers, readers, memory)
 
     def so_far(self) -> str:
-        # what workers finished meanwhile is done too, though nobody took their results
+        # images that workers finished meanwhile are done too, though this process did not receive the results
         done = sum(self._written_at(task) not in (None, at) for task, at in self._before.items())
         return f": {done} of {counted(len(self._before), 'image')} done"
 
     def _tasks(self, images: list[Path]) -> Iterator[ImageTask]:
-        """Find out what there is to do for each image."""
+        """Find the work for each image."""
         for path in images:
             try:
                 spec = self._spec(*self.said[path])
@@ -157,7 +157,7 @@ class _ImageRun(Run):
                 self.report.failed[full_stem(path)] = str(error)
 
     def _cost(self, path: Path, spec: ImageSpec) -> tuple[int, int]:
-        """Return the bytes that an image takes in both processes, and the px that are predicted; 0: not known yet."""
+        """Return the bytes that an image takes in both processes, and the number of predicted px; 0: not known yet."""
         size = probe_size(path)
         if size is None:
             return 0, 0
@@ -186,7 +186,7 @@ class _ImageRun(Run):
 
 
 def _guess(said: Mapping[Path, tuple[float | None, str]], manager: InferManager) -> str:
-    """Return a warning where the pixel size is a guess; not of 40x, or checkpoints that do not say what they read."""
+    """Return a warning where the pixel size is a guess; not for 40x, nor for checkpoints without a pixel size."""
     silent = {path.name: reason for path, (mpp, reason) in said.items() if mpp is None}
     if not silent or manager.trained_at in (None, DEFAULT_MPP):
         return ""
@@ -194,12 +194,12 @@ def _guess(said: Mapping[Path, tuple[float | None, str]], manager: InferManager)
 
 
 class ImageTask(RunTask):
-    """An image that is to be done.
+    """An image of the run.
 
     Args:
-        spec: what is to be written.
-        missing: files that are to be written; without `json` among them, from the JSON file that is there.
-        cost, px: what it takes, see `_ImageRun._cost`.
+        spec: the files to write.
+        missing: kinds of files to write; without `json` among them, they are made from the existing JSON file.
+        cost, px: memory and work, see `_ImageRun._cost`.
     """
 
     def __init__(self, run: _ImageRun, path: Path, spec: ImageSpec, missing: frozenset[str], cost: int, px: int):

@@ -42,11 +42,11 @@ from models.hovernet.net_desc import PATCH_SHAPES
 
 logger = logging.getLogger(__name__)
 
-# Folder in the output folder for the spool, when no --cache_path is given.
+# Folder for the spool in the output folder, when --cache_path is not given.
 CACHE_DIR = ".cache"
 # Share of the free memory that post-processing workers may take.
 WORKER_MEMORY = 0.5
-# px that a block should see beyond its core: a nucleus of 8 um at 0.25 um/px, which epithelial ones seldom exceed.
+# Smallest margin of a block, px: a nucleus of 8 um at 0.25 um/px; epithelial nuclei are seldom larger.
 MIN_AMBIGUOUS_PX = 32
 BUSY = "another run is at work on it"
 THERE = "its results are there"
@@ -60,16 +60,16 @@ class InferManager(BaseManager):
     ) -> Report:
         """Segment every slide of a cohort; write `json/`, and `qupath/ thumb/ mask/` where asked, and `summary.csv`.
 
-        Slides whose nuclei are there are skipped, unless `overwrite` is set; only files that are missing beside them
-        are added. Files that are no slides are listed and left out. A bad slide is reported, the others are done.
+        Slides with finished nuclei are skipped, unless `overwrite` is set; only missing files are added. Files that are
+        not slides are listed and left out. A bad slide is reported, and the run continues.
 
         Args:
             run_args: options of `run_infer.py wsi` by name, without dashes: `output_dir`, and `input_dir` or `slides`,
-                are needed, `mpp` is the um per px of level 0. What is left out has the command's default.
-            slides: of the input folder; left out: all of the folder or table.
+                are needed, `mpp` is the um per px of level 0. All others have the command's defaults.
+            slides: files of the input folder; left out: all of the folder or table.
 
         Returns:
-            What became of each slide, by its name without the ending. Its nuclei are in `json/<name>.json`, see
+            The result for each slide, by its name without the extension. Its nuclei are in `json/<name>.json`, see
             `misc.formats.nuclei_json.read_json` (all of them) and `iter_json` (some at a time). They are in px of the
             plane of `proc_mag`; the entry `slide` of the file says how large level 0 is (`width`, `height`, px) and how
             to get there: `(x + 0.5) * scale - 0.5`.
@@ -117,7 +117,7 @@ class _SlideRun(Run):
             file.parent.mkdir(parents=True, exist_ok=True)
 
     def paths(self, name: str) -> dict[str, Path]:
-        """Return the files of a slide; those that an earlier run wrote too, lest they be left beside newer nuclei."""
+        """Return the files of a slide; includes those of an earlier run: no old ones may stay beside new nuclei."""
         out, options = self.options.output_dir, self.options
         asked = {"qupath": options.save_qupath, "thumb": options.save_thumb, "mask": options.save_mask, "json": True}
         suffixes = {"qupath": "geojson", "json": "json"}
@@ -132,17 +132,17 @@ class _SlideRun(Run):
         self.summary.put(Row(name, reason=reason))
 
     def all(self, slides: list[CohortSlide]) -> None:
-        """Do all slides; those that another run is at work on come last, since it may be dead by then."""
+        """Do all slides; those that another run works on come last, since that run may have ended by then."""
         side = self.options.tile_shape + 2 * self.options.ambiguous_size
         need = (POST_PROC_BYTES_PX + 4 * self.predictor.channels) * side**2
         memory = int(available_memory() * WORKER_MEMORY)
         workers = self.workers(need, memory)
         tasks = todo = [SlideTask(self, slide) for slide in slides]
-        if self.shard:  # what it does not come to is missed when shards are joined
+        if self.shard:  # `merge` reports the slides that this shard does not reach
             self.summary.expect({task.row.slide: task.slide.extra for task in tasks})
         try:
             while todo:
-                limit = workers + 1  # each that waits holds the maps of a block
+                limit = workers + 1  # each waiting job holds the maps of a block
                 pool = WorkerPool(workers, limit, self.manager.workers)
                 self.execute(todo, pool, self.readers(), 1, memory)
                 todo = [task for task in todo if task.busy]
@@ -155,14 +155,14 @@ class _SlideRun(Run):
                 remove_if_empty(self.cache_dir)
         try:
             self.summary.flush()
-        except OSError as error:  # the results are there all the same
+        except OSError as error:  # the results exist nevertheless
             reason = f"{self.summary.path} cannot be written ({error.strerror or error}); it lacks lines of this run"
             self.report.failed[self.summary.path.name] = reason
             logger.error("%s", reason)
 
 
 class SlideTask(RunTask):
-    """A slide that is to be done; it holds the slide's lock from `prepare` to `release`."""
+    """A slide of the run; holds the slide's lock from `prepare` to `release`."""
 
     def __init__(self, run: _SlideRun, slide: CohortSlide):
         super().__init__(slide.path)
@@ -182,7 +182,7 @@ class SlideTask(RunTask):
     # ------------------------------------------------------------------------------------------ before the network
 
     def prepare(self) -> Plan | None:
-        """Lock and open the slide, find its tissue, and look up what an earlier run has done."""
+        """Lock and open the slide, find its tissue, and find what an earlier run has done."""
         self._start = time.perf_counter()
         if not self.slide.uri and not self.path.exists():
             raise FileNotFoundError(f"no such slide: {self.path}")
@@ -190,7 +190,7 @@ class SlideTask(RunTask):
         if not self._held.enter_context(locked(lock)):
             self.busy, self.skipped = not self.last_try, BUSY if self.last_try else None
             return None
-        # looked up under the lock, since another run may have been writing them before
+        # checked under the lock, since another run may have written them until then
         self._files = self.run.paths(self.name)
         check_name_lengths(self._files.values())
         if self.slide.uri:
@@ -198,7 +198,7 @@ class SlideTask(RunTask):
         else:
             size = sum(path.stat().st_size for path in slide_files(self.path))
         slide = {"slide_bytes": size, "mask": digest_if_any(self._mask_path)}
-        if self.predicted:  # on another machine, which may lack that precision
+        if self.predicted:  # predicted on another machine; this one may lack that precision
             made = self.maps.made() or made_with(self._files["json"]) or {}
             slide |= {name: made[name] for name in ("precision",) if name in made}
         own = {"mpp": self.slide.mpp, "mag": self.slide.mag, "regions": digest_if_any(self.slide.regions)}
@@ -226,13 +226,13 @@ class SlideTask(RunTask):
         return True
 
     def _wanted(self) -> set[str]:
-        """Return the files that are to be written; all of them when the nuclei are new."""
+        """Return the files to write; all of them when the nuclei are new."""
         if self.run.options.overwrite or was_made_so(self._files["json"], self._depends) is None:
             return set(self._files)
         return {kind for kind, path in self._files.items() if not path.exists()}
 
     def _complete(self, wanted: set[str]) -> None:
-        """Write the files that are missing beside nuclei that are there, without the network."""
+        """Write missing files from finished nuclei, without the network."""
         remove_finished(self.run.cache_dir, self.name, self._owner, self._files["json"])
         if wanted & {"thumb", "mask"}:
             self._tissue(self._source(), wanted)
@@ -258,7 +258,7 @@ class SlideTask(RunTask):
         return plan
 
     def _there(self, plan: Plan) -> Collection[int]:
-        """Return the blocks that an earlier run has done, and check that those to be segmented are predicted."""
+        """Return the blocks that an earlier run has done; check that the maps of blocks to segment exist."""
         settings = self._spooled(plan)
         # other machines may see the slide under another path
         of_maps = settings | {"slide": self.slide.uri or [Path(path).name for path in slide_files(self.path)]}
@@ -295,7 +295,7 @@ class SlideTask(RunTask):
         }
 
     def _tissue(self, source: SlideSource, wanted: set[str]) -> TissueMask:
-        """Find the tissue, and write the pictures that are wanted of it."""
+        """Find the tissue, and write its thumbnail and mask where asked for."""
         thumb = None
         if self._mask_path:
             tissue = load_mask(self._mask_path, source.planes.out_yx)
@@ -311,7 +311,7 @@ class SlideTask(RunTask):
         return tissue
 
     def _describe(self, source: SlideSource, tissue: TissueMask, plan: Plan) -> None:
-        """Say what the slide is, and what is odd about it."""
+        """Log the facts of the slide and what is unusual about it."""
         data, (net_h, net_w) = source.handler.metadata, source.planes.net_yx
         mpp, row = float(data["base_mpp"][0]), self.row
         row.mpp, row.magnification, row.tissue_share = round(mpp, 4), data["base_mag"], round(tissue.share, 4)
@@ -380,7 +380,7 @@ class SlideTask(RunTask):
         return found
 
     def close(self, outcome: str, reason: str) -> None:
-        """Record what became of the slide."""
+        """Record the result of the slide."""
         row = self.row
         row.status, row.reason = outcome, reason or "; ".join(self._notes)
         if outcome == "done" and self.stage == PREDICT:

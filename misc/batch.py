@@ -1,4 +1,4 @@
-"""What all scripts do alike: end with one line instead of a traceback, and go on after a bad file of a batch."""
+"""Shared by all scripts: end with one line instead of a traceback, and continue after a bad file of a batch."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 
-# What a shell expects of a program that Ctrl-C ended: 128 + SIGINT.
+# Exit code that a shell expects after Ctrl-C: 128 + SIGINT.
 INTERRUPTED = 130
-# Errors that say what a user can do; all others are defects of ours, or of a file in a batch.
+# Errors that tell a user what to do; all others are bugs, or come from a bad file in a batch.
 OF_USERS = (ValueError, OSError, FloatingPointError)
 
 logger = logging.getLogger(__name__)
 
 
 def run_script(name: str, work: Callable[[], int]) -> int:
-    """Run a script and return its exit code; what is wrong with its options or its machine is one line.
+    """Run a script and return its exit code; errors of its options or its machine become one line.
 
     Args:
-        name: of the script, as the line begins.
-        work: all that the script does; returns the exit code. A `KeyboardInterrupt` of its own may say how to go on.
+        name: of the script; the line begins with it.
+        work: the script's work; returns the exit code. The text of its own `KeyboardInterrupt` may say how to continue.
     """
     rank = os.environ.get("RANK", "0")  # torchrun starts a script several times
     name += f" (process {rank})" * (rank != "0")
     try:
         return work()
     except KeyboardInterrupt as stopped:
-        how = str(stopped) or "files that were finished are whole and stay"
+        how = str(stopped) or "finished files are complete and stay"
         print(f"{name}: stopped by Ctrl-C; {how}", file=sys.stderr)
         return INTERRUPTED
     except (*OF_USERS, MemoryError) as error:
@@ -38,9 +38,9 @@ def run_script(name: str, work: Callable[[], int]) -> int:
 
 @contextlib.contextmanager
 def recorded(failed: dict[str, str], name: str) -> Iterator[None]:
-    """Run a block for one file of a batch; whatever goes wrong in it is recorded, and the batch goes on.
+    """Run a block for one file of a batch; record its error, if any, and let the batch continue.
 
-    Files of others can make a library raise almost anything, so this catches all errors: it is the one place that does.
+    Files of other programs can make a library raise almost any error, so this, and only this, catches all errors.
 
     Args:
         failed: reason by name; filled in.
@@ -60,7 +60,7 @@ def reason(error: Exception) -> str:
         return f"not enough memory{': ' if text else ''}{text}"
     if isinstance(error, OF_USERS):
         return text
-    return f"not as it should be: {type(error).__name__}: {text}"
+    return f"has unexpected content: {type(error).__name__}: {text}"
 
 
 def print_failed(script: str, failed: Mapping[str, str]) -> None:

@@ -1,6 +1,6 @@
-"""The command line of a script: options as its help text lists them, and one line for whatever is wrong with them.
+"""The command line of a script: options as its help text lists them, and one line for any error in them.
 
-A script imports this and Python's own library alone until it runs, so that the line for a missing package is ours.
+Until it runs, a script imports only this and Python's own library, so that we can report a missing package in one line.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from misc.usage import UsageError, explain, option_names, program
 
 VERSION = "1.0.0"
 OLDEST_PYTHON = (3, 11)
-# What a shell expects of a program that was called wrongly.
+# Exit code for wrong options.
 MISUSED = 2
 
 
@@ -27,11 +27,11 @@ def run_command(
     argv: Sequence[str] | None = None,
     commands: Callable[[], tuple[str, Mapping[str, str]]] | None = None,
 ) -> int:
-    """Run a script and return its exit code; whatever is wrong with its options, or goes wrong, is one line.
+    """Run a script and return its exit code; any error becomes one line.
 
     Args:
-        text: its help text, in docopt's language. `None`, as `python -OO` leaves of it: it is read from its file.
-        work: all that the script does; takes the options by name and returns the exit code.
+        text: its help text, in docopt's language. `None` under `python -OO`: then it is read from its file.
+        work: the script's work; takes the options by name and returns the exit code.
         argv: the command line, without the script's name; the process' own when left out.
         commands: returns the options of all commands, which go where `text` has `%s`, and the help text of each.
     """
@@ -47,7 +47,7 @@ def run_command(
     except UsageError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return MISUSED
-    except BrokenPipeError:  # --help | head: who reads has seen enough
+    except BrokenPipeError:  # --help | head: the reader has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except ModuleNotFoundError as error:
@@ -55,7 +55,7 @@ def run_command(
 
 
 def open_streams() -> None:
-    """Open what is closed of output and errors (`2>&-`) as an empty device: the next file would take its place."""
+    """Open closed output and error streams (`2>&-`) as an empty device, or the next file would take their number."""
     for number, name in ((1, "stdout"), (2, "stderr")):
         if getattr(sys, name) is None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), number)
@@ -69,11 +69,11 @@ def read(text: str, argv: list[str], elsewhere: Mapping[str, str] | None = None,
     Args:
         text: help text, in docopt's language.
         argv: the command line, without the script's name.
-        elsewhere: options that belong to another place of the command line, and which that is.
-        **how: what else docopt takes.
+        elsewhere: options that belong elsewhere in the command line, and where.
+        **how: other arguments of docopt.
 
     Raises:
-        UsageError: an option or a word is unknown, misplaced, missing or too much.
+        UsageError: an option or a word is unknown, in the wrong place, missing, or one too many.
     """
     from docopt import DocoptExit, docopt
 

@@ -1,8 +1,8 @@
 """Slides on many machines, or on many GPUs of one: Dask hands them out, one by one.
 
-The scheduler knows nothing of slides or networks. Each worker keeps a process of `run_infer.py` that takes one slide
-after the other: one that is killed takes no other slide with it, and Dask's workers, which are daemons, may not start
-the pools of processes that a slide needs.
+The scheduler knows nothing of slides or networks. Each worker keeps one process of `run_infer.py`, which takes one
+slide after the other. There are two reasons: a killed process affects only its slide, and Dask's workers are daemons,
+which must not start the pools of processes that a slide needs.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ logger = logging.getLogger(__name__)
 
 LOCAL, SLURM = "local", "slurm"
 EXTRA = "cluster"
-# Each worker has one, and each slide takes one: a worker is at work on one slide at a time, whatever its processors.
+# Each worker has one, and each slide takes one: a worker does one slide at a time, however many processors it has.
 RESOURCE = "SLIDE"
-# A slide that fails is tried once more: a disk that was away, a GPU whose memory somebody else had.
+# A failed slide is tried once more, since the reason may be gone: a lost disk, a GPU full of another user's data.
 RETRIES = 1
 LOGS_DIR = "logs"
-# Bytes at the end of a log in which the last line is looked for.
+# Bytes at the end of a log that are searched for its last line.
 _TAIL_BYTES = 2000
 
 
 def check_where(where: str, nr_workers: int | None) -> None:
-    """Refuse what is no place to run.
+    """Check `--cluster` and `--nr_workers`.
 
     Raises:
-        ValueError: it is none, or the number of jobs is missing.
+        ValueError: the place is unknown, or the number of jobs is missing.
     """
     if where not in (LOCAL, SLURM) and "://" not in where:
         raise ValueError(f"--cluster is local, slurm or tcp://host:port, got `{where}`")
@@ -53,15 +53,15 @@ def check_where(where: str, nr_workers: int | None) -> None:
 def run_cohort(
     slides: Sequence[CohortSlide], command: list[str], output_dir: Path, where: str, nr_workers: int, gpus: list[str]
 ) -> Joined:
-    """Have a command do each slide, and join what they found into `summary.csv`.
+    """Run a command for each slide, and join the results into `summary.csv`.
 
     Args:
-        slides: that are to be done.
-        command: `run_infer.py wsi` with its options, but those that say which slides.
-        output_dir: as `command` says it.
+        slides: the slides to do.
+        command: `run_infer.py wsi` with its options, without those that choose slides.
+        output_dir: the same as in `command`.
         where: `local`, `slurm`, or the address of a scheduler.
-        nr_workers: slides at once; a scheduler that runs has its own.
-        gpus: of which each local worker takes one; empty where `command` says it.
+        nr_workers: slides at once; a running scheduler has its own workers.
+        gpus: each local worker takes one; empty where `command` names them.
     """
     table = output_dir / LOGS_DIR / "cohort.csv"
     write_cohort(table, slides)
@@ -109,9 +109,9 @@ def _join(output_dir: Path, parts: Sequence[Path]) -> Joined:
 def _run(
     command: list[str], shards: Mapping[str, Shard], logs: Path, where: str, nr_workers: int, gpus: list[str]
 ) -> Iterator[tuple[str, str]]:
-    """Have a command do shards by name; yield the name of each as it ends, and what went wrong, if anything."""
+    """Run a command for shards by name; yield the name of each when it ends, and its error, if any."""
     distributed = require("distributed", EXTRA)
-    logging.getLogger("distributed").setLevel(logging.WARNING)  # it tells of each connection
+    logging.getLogger("distributed").setLevel(logging.WARNING)  # it logs every connection
     with _cluster(where, nr_workers) as address, distributed.Client(address) as client:
         _check_workers(client, where)
         options: dict[str, Any] = {"resources": {RESOURCE: 1}, "retries": RETRIES, "pure": False}
@@ -126,13 +126,13 @@ def _run(
                 yield name, _reason(future, log_of[name])
         finally:
             client.cancel(list(futures))
-            if where not in (LOCAL, SLURM):  # workers that stay; their processes end when nothing more is asked for
+            if where not in (LOCAL, SLURM):  # these workers stay; their processes end when they get no more requests
                 client.run(lambda dask_worker: hasattr(dask_worker, "shards") and dask_worker.shards.stdin.close())
 
 
 @contextlib.contextmanager
 def _cluster(where: str, nr_workers: int) -> Iterator[Any]:
-    """Start workers; yield what a client connects to; stop them at the end, jobs that wait in a queue included."""
+    """Start workers; yield the address for a client; stop them at the end, queued jobs included."""
     if where == LOCAL:
         how = {"n_workers": nr_workers, "threads_per_worker": 1, "memory_limit": None, "dashboard_address": ":0"}
         how |= {"silence_logs": logging.CRITICAL}  # its workers repeat each error
@@ -162,7 +162,7 @@ def _check_workers(client: Any, where: str) -> None:
 
 
 def _reason(future: Any, log: Path) -> str:
-    """Return why a command failed, else nothing; what it said last is in its log."""
+    """Return why a command failed, or an empty text; its last line is in its log."""
     if future.status == "finished":
         return ""
     error = future.exception() if future.status == "error" else future.status
@@ -177,11 +177,11 @@ def _reason(future: Any, log: Path) -> str:
 
 
 def _runner(gpus: list[str]) -> Callable[[list[str], str, str, str], None]:
-    """Return what has a shard done in a worker; what is printed meanwhile goes to the end of a log.
+    """Return the function that does a shard in a worker; its output is appended to a log.
 
-    A worker keeps one process, which has loaded the network, and starts another after a slide that failed: it may have
-    left a GPU in a bad state. A function within a function travels whole: workers need Python and Dask, not this tree
-    on their path.
+    A worker keeps one process with the network loaded. It starts another after a failed slide, which may have left a
+    GPU in a bad state. Dask pickles an inner function by value: workers need Python and Dask, but not this package on
+    their path.
     """
     pattern = re.escape(ENDED).replace(r"\{shard\}", "{shard}").replace(r"\{code\}", r"(\d+)")
 
@@ -197,17 +197,17 @@ def _runner(gpus: list[str]) -> Callable[[list[str], str, str, str], None]:
         if gpus:  # local workers are called 0, 1, ...
             own = f"--gpu={gpus[int(worker.name) % len(gpus)]}"
             command = [own if word.startswith("--gpu=") else word for word in command]
-        if shutil.which("setpriv"):  # Linux: it ends with its worker, and gives the slide's lock up
+        if shutil.which("setpriv"):  # Linux: the process ends with its worker, and releases the slide's lock
             command = ["setpriv", "--pdeathsig", "KILL", *command]
         child = getattr(worker, "shards", None)
         if child is None or child.poll() is not None or child.args != command:
             if child is not None:
-                child.communicate()  # of an earlier run: it ends since nothing more is asked for
+                child.communicate()  # the process of an earlier run: it ends when its input closes
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
             child = worker.shards = subprocess.Popen(command, cwd=folder, **pipes)
         code, ended = None, re.compile(pattern.format(shard=shard).encode())
         with open(log, "ab", buffering=0) as out:
-            with contextlib.suppress(BrokenPipeError):  # it has ended, and said why
+            with contextlib.suppress(BrokenPipeError):  # it has ended, and logged why
                 child.stdin.write(f"{shard}\n".encode())
                 child.stdin.flush()
             while code is None and (line := child.stdout.readline()):

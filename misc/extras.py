@@ -1,4 +1,4 @@
-"""Packages that only some users need: imported where they are used, and asked for by name where they are missing."""
+"""Optional packages: imported where they are used; an error names a missing one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from types import ModuleType
 
 
 def require(module: str, extra: str) -> ModuleType:
-    """Import a package of an extra.
+    """Import an optional package.
 
     Args:
         module: its name, `pyarrow.parquet`.

@@ -1,7 +1,7 @@
-"""Finding input files, and writing output files that are whole or not there.
+"""Find input files, and write output files atomically.
 
-Every result of the toolkit is written to a temporary name in the folder it belongs to, flushed, and
-renamed: a killed run leaves no half-written file that a later run takes for a finished one.
+Every result is written under a temporary name in its folder, flushed, and renamed. So a killed run leaves no
+half-written file that looks finished to a later run.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from typing import TextIO
 _DOUBLE_SUFFIXES = (".session.xml", ".geojson.gz", ".ome.tiff", ".ome.tif", ".ome.zarr")
 # Bytes of a name on the file systems in use.
 MAX_NAME_BYTES = 255
-# Bytes of a name that locks, temporary files and spools take over from the result's.
+# Bytes of a result's name that the names of locks, temporary files and spools repeat.
 MAX_STEM_BYTES = 150
 _DIGEST_LENGTH = 16
-# What the system says of a disk, quota or limit that is full; bytes that are written to hear it.
+# Errors of a full disk, quota or limit; number of bytes written to test for them.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PROBE_BYTES = 1 << 20
 # A file that is being written: by which process, and on which machine.
 _PART = re.compile(r"\..+\.(?P<pid>\d+)-(?P<machine>\w+)\.part(\..+)?", re.DOTALL)
 
-# A spreadsheet runs a cell that begins with one of these as a formula; behind an apostrophe it is text.
+# Spreadsheets run a cell that begins with one of these as a formula; an apostrophe before it makes it text.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _TEXT = "'"
 
@@ -73,9 +73,9 @@ def list_files(folder: str | Path, pattern: str = "*", recursive: bool = False) 
 
 
 def unusable_name(path: str | Path) -> str | None:
-    """Return why a path cannot be used by its name, or `None`.
+    """Return why a path's name cannot be used, or `None`.
 
-    A name that is no UTF-8, as older systems left them, ends OpenCV in a segmentation fault, and no result can hold it.
+    A name that is not UTF-8, as on older systems, crashes OpenCV, and no result file can hold it.
     """
     try:
         str(path).encode()
@@ -85,7 +85,7 @@ def unusable_name(path: str | Path) -> str | None:
 
 
 def check_name_lengths(paths: Iterable[Path]) -> None:
-    """Refuse names of results that no file can have, before there is anything to write.
+    """Refuse names of results that are too long for a file, before any work.
 
     Raises:
         OSError: one is too long.
@@ -98,7 +98,7 @@ def check_name_lengths(paths: Iterable[Path]) -> None:
 
 
 def printable(path: str | Path) -> str:
-    """Return a path as text that can be written: one that is no UTF-8 as `ascii` shows it."""
+    """Return a path as printable text; one that is not UTF-8 as `ascii` shows it."""
     return ascii(str(path)) if unusable_name(path) else str(path)
 
 
@@ -108,7 +108,7 @@ def file_digest(path: Path) -> str:
 
 
 def remove_if_empty(folder: Path) -> None:
-    """Remove a folder if nothing is in it; somebody may be putting something into it just now."""
+    """Remove a folder if it is empty; another process may be writing into it."""
     with contextlib.suppress(OSError):
         folder.rmdir()
 
@@ -118,7 +118,7 @@ def check_unique_stems(paths: Iterable[Path], stem_of: Callable[[Path], str] = f
 
     Args:
         paths: the inputs.
-        stem_of: how results of an input are called.
+        stem_of: gives the name of an input's results.
 
     Raises:
         ValueError: two paths share a stem; both are named.
@@ -134,7 +134,7 @@ def check_unique_stems(paths: Iterable[Path], stem_of: Callable[[Path], str] = f
 
 
 def short_stem(stem: str) -> str:
-    """Return a stem that leaves room for what is put around it: long ones are cut and end in a digest of the whole."""
+    """Return a stem short enough for prefixes and suffixes: long ones are cut and end in a digest of the whole."""
     data = stem.encode()
     if len(data) <= MAX_STEM_BYTES:
         return stem
@@ -146,11 +146,11 @@ def short_stem(stem: str) -> str:
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` when the block succeeds, remove it otherwise.
 
-    The temporary name keeps the suffix, since some writers choose the format by it. What killed runs left in the folder
-    goes when a process first writes to it.
+    The temporary name keeps the suffix, since some writers choose the format by it. A process that first writes to a
+    folder removes the half-written files of killed runs there.
 
     Raises:
-        OSError: it cannot be written; `path` is named, and a full disk, whatever the library that wrote made of it.
+        OSError: it cannot be written. The error names `path`, and a full disk even where the library does not.
     """
     path = Path(path)
     _remove_dead_parts(path.parent)
@@ -170,7 +170,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def _full_disk(temporary: Path) -> OSError | None:
-    """Return what the system says where nothing more can be written to a file, else `None`.
+    """Return the system's error if nothing more can be written to a file, else `None`.
 
     PyTorch, NumPy and OpenCV have errors of their own for it, or none.
     """
@@ -198,7 +198,7 @@ def _machine() -> str:
 
 def _is_alive(pid: int) -> bool:
     try:
-        os.kill(pid, 0)  # asks, and sends nothing
+        os.kill(pid, 0)  # only asks, sends no signal
     except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
@@ -207,7 +207,7 @@ def _is_alive(pid: int) -> bool:
 
 
 def remove_parts(path: Path) -> None:
-    """Remove what killed runs left of a half-written file; nobody else may be writing it now."""
+    """Remove the half-written versions of a file that killed runs left; no other process may be writing it."""
     stem = short_stem(path.stem)
     name = re.compile(rf"\.{re.escape(stem)}\.\d+(-\w+)?\.part{re.escape(path.suffix)}")
     for part in path.parent.glob(f".{glob.escape(stem)}.*.part{path.suffix}"):
@@ -216,7 +216,7 @@ def remove_parts(path: Path) -> None:
 
 
 def write_atomic(path: str | Path, data: bytes | str) -> None:
-    """Write `data` to `path` so that the file is either the old one or the whole new one."""
+    """Write `data` to `path` atomically: the file is either the old one or the complete new one."""
     if isinstance(data, str):
         data = data.encode("utf-8")
     with atomic_path(path) as temporary:

@@ -1,7 +1,7 @@
 """Lock files: one run at a time works on a slide, a table or a log folder.
 
-Not by the package `filelock`: it leaves its files in the folders of results, ends a run where the disk has no locks
-(ENOLCK), and asks again and again where it could wait.
+We do not use the package `filelock`: it leaves its files in the folders of results, fails on disks without locks
+(ENOLCK), and polls instead of waiting.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from typing import IO
 
 try:
     import fcntl
-except ImportError:  # Windows: two runs at once are not kept apart there
+except ImportError:  # Windows: nothing keeps two runs apart there
     fcntl = None
 
 logger = logging.getLogger(__name__)
 
-_HELD = (errno.EACCES, errno.EAGAIN)  # what flock says when somebody else has the lock
+_HELD = (errno.EACCES, errno.EAGAIN)  # errors of flock when another process has the lock
 
 
 @contextlib.contextmanager
 def locked(path: Path, wait: bool = False) -> Iterator[bool]:
-    """Hold a lock file while the block runs; yields whether it was free. With `wait` it is, sooner or later.
+    """Hold a lock file while the block runs; yields whether it was free. With `wait`, waits until it is.
 
-    The system gives the lock up when its process ends, however it ends: a dead run's slides are taken over. On a disk
-    that has no locks it is free to everybody, which is said.
+    The system releases the lock when its process ends, even if killed, so another run can take over. On a disk without
+    locks, every process gets the lock, and a warning is logged.
     """
     if fcntl is None:
         yield True
@@ -41,7 +41,7 @@ def locked(path: Path, wait: bool = False) -> Iterator[bool]:
                 yield False
                 return
             if not _is_still(handle, path):
-                continue  # its last holder removed it after it was opened here: whoever comes next would make another
+                continue  # the last holder removed the file that was opened here
             try:
                 yield True
             finally:

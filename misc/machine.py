@@ -17,7 +17,7 @@ _CGROUP_USED = ("/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory/memory.u
 
 
 class TooLargeError(ValueError):
-    """A file says that it holds more than memory does; the message is one line with both sizes."""
+    """A file needs more memory than there is; the message is one line with both sizes."""
 
 
 def cpu_count() -> int:
@@ -28,9 +28,9 @@ def cpu_count() -> int:
 
 
 def available_memory() -> int:
-    """Return how many bytes of memory can be taken without swapping; a container's limit counts.
+    """Return how many bytes of memory are free without swapping, within a container's limit.
 
-    Where the system does not tell (neither Linux nor POSIX), 4 GiB are assumed.
+    Assumes 4 GiB where the system does not tell (neither Linux nor POSIX).
     """
     try:
         text = Path("/proc/meminfo").read_text()
@@ -45,14 +45,14 @@ def available_memory() -> int:
 
 
 def check_fits(nr_bytes: float, what: str) -> None:
-    """Refuse what memory cannot hold, before it is allocated.
+    """Raise an error if memory cannot hold something, before it is allocated.
 
     Args:
-        nr_bytes: how many bytes it takes.
-        what: takes them, e.g. `an image of 9 x 9 px`.
+        nr_bytes: bytes that it takes.
+        what: what takes them, for the message, e.g. `an image of 9 x 9 px`.
 
     Raises:
-        TooLargeError: more than is free; the line says both.
+        TooLargeError: more than is free; the message gives both sizes.
     """
     free = available_memory()
     if nr_bytes > free:
@@ -70,9 +70,9 @@ def _first_number(paths: tuple[str, ...]) -> int | None:
 def reused_memory_pages() -> Iterator[None]:
     """Keep freed memory in the process instead of giving it back to the system, while the block runs.
 
-    A network frees and asks for hundreds of megabytes at every layer. By default glibc gives each of them back
-    and the kernel zeroes the pages anew: half of the time of a full-width forward pass on a CPU. Does nothing
-    where the C library is not glibc.
+    A network frees and asks for hundreds of megabytes at every layer. By default glibc returns each of them and the
+    kernel zeroes the pages again: half of the time of a full-width forward pass on a CPU. Does nothing where the C
+        library is not glibc.
     """
     libc = _glibc()
     if libc is None:

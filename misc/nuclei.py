@@ -26,7 +26,7 @@ class Nuclei:
         types: (N,) int32, or `None` for an untyped network.
         type_prob: (N,) float64, share of the nucleus' pixels that have its type, or `None`.
         class_probs: (N, T) float32, mean softmax of the TP branch over the nucleus, or `None`.
-        measured: what else was measured of each nucleus, by name, (N,) float, or `None`.
+        measured: other measurements of each nucleus, by name, (N,) float, or `None`.
     """
 
     ids: np.ndarray
@@ -48,7 +48,7 @@ class Nuclei:
 
     @classmethod
     def empty(cls, typed: bool = False, nr_class_probs: int = 0) -> Nuclei:
-        """Return no nuclei at all, with the columns that `typed` and `nr_class_probs` ask for."""
+        """Return an empty structure with the columns that `typed` and `nr_class_probs` ask for."""
         return cls(
             ids=np.zeros(0, np.int64),
             boxes_yx=np.zeros((0, 2, 2), np.int32),
@@ -110,9 +110,9 @@ class Nuclei:
         f_xy = np.array([fx, fy], np.float64)
         points = np.maximum(np.rint((self.points_xy + 0.5) * f_xy - 0.5), 0)
         if points.max(initial=0) > np.iinfo(np.int32).max:
-            raise ValueError(f"contours multiplied by {max(fx, fy):g} leave the range of coordinates")
+            raise ValueError(f"contours scaled by {max(fx, fy):g} exceed the range of coordinates")
         points = points.astype(np.int32)
-        # a contour without points, which only files of others may hold, has no extent: its box is scaled
+        # a contour without points (only in files of other programs) has no extent: its box is scaled
         boxes = np.rint(self.boxes_yx * f_xy[::-1]).astype(np.int32)
         drawn = np.diff(self.offsets) > 0
         starts = self.offsets[:-1][drawn]

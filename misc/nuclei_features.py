@@ -1,4 +1,4 @@
-"""Shape and stain of nuclei: what the CSV table and the intensity scores measure.
+"""Shape and stain of nuclei, for the tables and the intensity scores.
 
 A contour runs through the centres of a nucleus' border pixels; the nucleus is what it encloses, border included
 and holes filled. Everything here is in pixels of the contour's own grid.
@@ -20,8 +20,8 @@ from misc.outlines import Border, edges_of, nucleus_mask, second_moments
 
 # Side in px of the pieces of an image that are read to measure the nuclei in them: 12 MB of RGB.
 READ_PX = 2048
-# Diameters that the median nucleus of an image may have, um: small lymphocytes' have 5 to 6, those of pleomorphic
-# carcinomas some 15 (Alberts et al., Molecular Biology of the Cell: 5 to 8 in most cells).
+# Plausible median diameters of the nuclei of an image, um: 5 to 6 for small lymphocytes, about 15 for pleomorphic
+# carcinomas (Alberts et al., Molecular Biology of the Cell: 5 to 8 in most cells).
 PLAUSIBLE_DIAMETER_UM = (4.0, 20.0)
 
 ReadRegion = Callable[[int, int, int, int], np.ndarray]
@@ -66,13 +66,13 @@ def pixel_areas(nuclei: Nuclei) -> np.ndarray:
 
 
 def diameters_um(nuclei: Nuclei, mpp: float) -> Counter:
-    """Count nuclei by the diameter of the disc of their area, um, to a tenth; `mpp` is um per px of the outlines."""
+    """Count nuclei by the diameter of a disc of their area, um, to a tenth; `mpp`: um per px of outlines."""
     areas = pixel_areas(nuclei)
     return Counter(np.round(np.sqrt(areas[areas > 0] * 4 / np.pi) * mpp, 1).tolist())
 
 
 def say_diameter(diameters: Counter) -> str:
-    """Return the median of diameters in words, "" where there are none, and whether nuclei can be of that size."""
+    """Return a text on the median diameter, "" without nuclei; says if that size is implausible."""
     if not diameters:
         return ""
     median = statistics.median(diameters.elements())
@@ -127,7 +127,7 @@ def nuclear_densities(nuclei: Nuclei, read: ReadRegion, shape_px: tuple[int, int
     Returns:
         (N, 2) float64, in the order of `misc.ihc.stain.STAINS[stain]`; NaN for a nucleus outside the image.
     """
-    nuclei = replace(nuclei, boxes_yx=boxes_of_contours(nuclei))  # upstream's boxes on slides are of other places
+    nuclei = replace(nuclei, boxes_yx=boxes_of_contours(nuclei))  # upstream's boxes on slides are at wrong places
     means = np.full((len(nuclei), 3), np.nan)
     cells = np.floor(nuclei.centroids_xy / READ_PX).astype(np.int64)
     order = np.lexsort(cells.T)
@@ -154,7 +154,7 @@ def _measure_group(
             continue
         mask, (row, column) = nucleus_mask(contour)
         row, column = row - top, column - left
-        up, before = max(-row, 0), max(-column, 0)  # what of the mask lies outside the region
+        up, before = max(-row, 0), max(-column, 0)  # the part of the mask outside the region
         pixels = region[row + up : row + mask.shape[0], column + before : column + mask.shape[1]]
         if pixels.size:
             inside = mask[up : up + pixels.shape[0], before : before + pixels.shape[1]].astype(bool)

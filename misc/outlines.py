@@ -1,7 +1,7 @@
-"""What follows from contours without drawing them: their borders pixel by pixel, and the moments of what they enclose.
+"""Computed from contours without drawing them: their border pixels, and the moments of the enclosed pixels.
 
 A contour runs through the centres of a nucleus' border pixels. As tracing gives it, each of its edges runs along a
-row, a column or a diagonal. Everything here is on whole arrays, which takes a tenth of the time of nucleus by nucleus.
+row, a column or a diagonal. Everything here works on whole arrays: ten times as fast as one nucleus after the other.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _ROW_SIDES = np.array([0.1, 3.9, 4.1, 7.9])
 
 @dataclass(frozen=True)
 class Border:
-    """Every pixel that the contours of N nuclei pass, P in all, in their order.
+    """All P pixels on the contours of N nuclei, in order.
 
     Attributes:
         x, y: (P,) int32, px from the first point of the contour.
@@ -46,7 +46,7 @@ class Border:
         return cls(*places, *steps, offsets=np.concatenate([[0], np.cumsum(count)])[nuclei.offsets])
 
     def owners(self) -> np.ndarray:
-        """Return whose each pixel is, (P,) int64 from 0 to N - 1."""
+        """Return the nucleus of each pixel, (P,) int64 from 0 to N - 1."""
         return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
 
 
@@ -92,14 +92,14 @@ def _traced_moments(border: Border) -> np.ndarray:
     starts, ends = border.offsets[:-1], border.offsets[1:]
 
     def come(leaving: np.ndarray) -> np.ndarray:
-        """Of the step that leaves each pixel, make that which comes to it."""
+        """Turn the step that leaves each pixel into the step that arrives at it."""
         coming = np.roll(leaving, 1)
         coming[starts] = leaving[ends - 1]
         return coming
 
     x, y = border.x.astype(np.float64), border.y
     turns = np.where(np.add.reduceat(x * border.dy - y * border.dx, starts) < 0, -1, 1)
-    turn = np.repeat(turns, np.diff(border.offsets))  # mirrored, so that the inside is on the same hand
+    turn = np.repeat(turns, np.diff(border.offsets))  # mirrored, so that the inside is on the same side
     y, dx, dy = y * turn, border.dx, border.dy * turn
     eighth = _EIGHTH[dy + 1, dx + 1]
     rest = _rest_of_corner()[come(eighth), eighth]
@@ -113,7 +113,7 @@ def _traced_moments(border: Border) -> np.ndarray:
 
 
 def _rest_of_corner() -> np.ndarray:
-    """Return (8, 8): the share of `_ROW_SIDES` outside a corner, by the directions of the steps to and from it."""
+    """Return (8, 8): share of `_ROW_SIDES` outside a corner, by the directions of the arriving and leaving steps."""
     to, leaving = np.mgrid[:8, :8]
     inside = (_ROW_SIDES - leaving[..., None]) % 8 < ((to + 4 - leaving) % 8)[..., None]
     return 1 - inside.mean(axis=-1)

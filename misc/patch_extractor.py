@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 EXTRACT_TYPES = ("mirror", "valid", "whole")
-# Windows and, inside them, what one step covers, in the picture that `debug` draws.
+# Colours in the picture that `debug` draws: windows, and the area of one step inside them.
 _WINDOW_RGB, _STEP_RGB, _LINE_PX = (255, 0, 0), (0, 120, 255), 3
 
 
@@ -74,8 +74,8 @@ class PatchExtractor:
     def corners(self, shape: Sequence[int]) -> list[tuple[int, int]]:
         """Return (y, x) of the windows in an image of (H, W) px, at least as large as a window.
 
-        First those in steps, row by row; then, where steps leave a rest, those along the bottom edge, those along the
-        right edge, and the one in the corner.
+        First the regular ones, row by row; then, if the steps leave a rest, those along the bottom edge, those along
+        the right edge, and the one in the corner.
         """
         rows, last_row = _starts(shape[0], self.win_size[0], self.step_size[0])
         cols, last_col = _starts(shape[1], self.win_size[1], self.step_size[1])
@@ -108,6 +108,6 @@ class PatchExtractor:
 
 
 def _starts(length: int, window: int, step: int) -> tuple[list[int], list[int]]:
-    """Return where windows start along one axis, and, in a list of its own, where the one for a rest does, if any."""
+    """Return the starts of windows along one axis, and a list with the start of the window for a rest, if any."""
     rest = (length - window) % step
     return list(range(0, length - window + 1, step)), [length - window] if rest else []

@@ -31,7 +31,7 @@ class Runs(NamedTuple):
         return Runs(*(column[chosen] for column in self))
 
     def moved(self, down: int | np.ndarray, right: int | np.ndarray) -> Runs:
-        """Return the runs moved by px, all alike or each by its own (R,)."""
+        """Return the runs moved by px: one value for all, or (R,) values."""
         return Runs(self.y + down, self.x0 + right, self.x1 + right, self.value)
 
     def pixels(self, width: int) -> np.ndarray:
@@ -77,7 +77,7 @@ def find_mask_runs(mask: np.ndarray) -> Runs:
     change = np.zeros((mask.shape[0], width), np.uint8)
     change[:, :-1] = mask
     change[:, 1:] ^= mask
-    # every row begins and ends outside: starts and ends take turns
+    # every row begins and ends outside, so starts and ends alternate
     start, end = np.flatnonzero(change.view(bool)).reshape(-1, 2).T
     y = start // width
     return Runs(y, start - y * width, end - y * width, np.ones(len(y), np.uint8))
@@ -107,7 +107,7 @@ def find_regions(runs: Runs) -> Regions:
     sum_y = np.add.reduceat(size * runs.y, start)
     x0, x1 = np.minimum.reduceat(runs.x0, start), np.maximum.reduceat(runs.x1, start)
     y0, y1 = runs.y[start], runs.y[last] + 1
-    # divided inside the box and shifted afterwards, as moments of a cut-out are: that decides the last bit
+    # divided inside the box and shifted afterwards, as for moments of a crop: the last bit depends on it
     centroids = np.stack([(sum_x - x0 * areas) / areas + x0, (sum_y - y0 * areas) / areas + y0], axis=1)
     return Regions(runs.value[start], np.stack([y0, x0, y1, x1], axis=1), areas, centroids)
 

@@ -1,7 +1,7 @@
-"""Sample images for a first run: scikit-image's immunohistochemistry picture, which is installed with it.
+"""Sample images for a first run, from scikit-image's own immunohistochemistry picture.
 
 Colon glands with DAB in the epithelium and haematoxylin in the nuclei (512 x 512 px, about 0.5 um/px by the size
-of the nuclei). A network trained on H&E has never seen brown tissue; it reads the haematoxylin alone better.
+of the nuclei). A network trained on H&E does not know brown tissue; it works better on the haematoxylin alone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from PIL import Image
 from .files import atomic_path
 from .slides.resolution import INCH_UM
 
-# By the size of its nuclei; the picture's authors do not say it.
+# Estimated from the size of its nuclei; the picture's authors do not give it.
 SAMPLE_MPP = 0.5
 # Haematoxylin is weaker here than in H&E sections: its 99th percentile is 0.061 (scikit-image's HED units), in
 # Kumar's 16 training images it is 0.059 to 0.212, in most of them between 0.1 and 0.2.
@@ -54,7 +54,7 @@ def write_samples(folder: str | Path, names: Collection[str] = ()) -> list[Path]
     images = {name: image for name, image in images.items() if not names or name in names}
     for name, image in images.items():
         with atomic_path(folder / name) as temporary:
-            Image.fromarray(image).save(temporary, "PNG", dpi=(INCH_UM / SAMPLE_MPP,) * 2)  # it says its pixel size
+            Image.fromarray(image).save(temporary, "PNG", dpi=(INCH_UM / SAMPLE_MPP,) * 2)  # stores the pixel size
     return [folder / name for name in images]
 
 
@@ -62,8 +62,8 @@ def write_slide(path: str | Path, image: str | Path) -> None:
     """Write a small slide: an image of `SAMPLE_MPP` on glass, at two magnifications.
 
     Args:
-        path: the slide, a pyramidal TIFF.
-        image: what lies on it.
+        path: the file, a pyramidal TIFF.
+        image: the tissue.
     """
     import tifffile
 

@@ -1,4 +1,4 @@
-"""Several jobs share a cohort: which slides each does, where each writes its lines, and how these are joined."""
+"""Several jobs share a cohort: the slides of each job, the file for its lines, and how these files are joined."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from misc.files import full_stem
 from misc.summary import PREDICTED, UPLOADED, WAITING, Summary, read_lines
 
 _T = TypeVar("_T")
-# Folder in the output folder with the lines of each job: no two jobs write one file, so no lock has to hold.
+# Folder in the output folder with the lines of each job: each job writes its own file, so no lock is needed.
 PARTS_DIR = "parts"
-# Shards that standard input names, one after the other, and what is said after each: a process that starts once.
+# Value of --shard for shards named on standard input, one after the other, in one process; and the line printed after
+# each.
 ASKED, ENDED = "-", "--shard={shard} ended with {code}"
 _PART = re.compile(r"(?P<index>\d+)-of-(?P<count>\d+)\.csv")
 
@@ -30,7 +31,7 @@ class Shard(NamedTuple):
         """Read `i/n`.
 
         Raises:
-            ValueError: it is something else, or `i` is not from 0 to n - 1.
+            ValueError: it has another form, or `i` is not from 0 to n - 1.
         """
         found = re.fullmatch(r"(\d+)/(\d+)", text.strip())
         if not found:
@@ -45,7 +46,7 @@ class Shard(NamedTuple):
         return f"{self.index}/{self.count}"
 
     def of(self, items: Sequence[_T]) -> list[_T]:
-        """Return what of a list is this shard's."""
+        """Return this shard's part of a list."""
         return list(items[self.index :: self.count])
 
     def part(self, output_dir: Path) -> Path:
@@ -55,7 +56,7 @@ class Shard(NamedTuple):
 
 @dataclass
 class Joined:
-    """What became of a cohort: slides that are done or predicted, and for all others why they are not."""
+    """The results of a cohort: slides that are done or predicted, and the reasons for all others."""
 
     done: list[str] = field(default_factory=list)
     predicted: list[str] = field(default_factory=list)
@@ -66,7 +67,7 @@ class Joined:
 def join_parts(output_dir: Path) -> Joined:
     """Join the lines of all shards into `summary.csv`, and tell which slides lack results.
 
-    The parts stay, so that shards which are still at work, or are run again, can be joined once more.
+    The parts stay, so that shards that still run, or run again, can be joined once more.
 
     Raises:
         FileNotFoundError: no shard has written anything.
@@ -75,7 +76,7 @@ def join_parts(output_dir: Path) -> Joined:
     parts = [path for path in folder.glob("*.csv") if _PART.fullmatch(path.name)]
     if not parts:
         raise FileNotFoundError(f"no shard has written anything to {folder}; run_infer.py wsi --shard=i/n does")
-    parts.sort(key=lambda path: (path.stat().st_mtime_ns, path.name))  # of a slide in several, the newest line counts
+    parts.sort(key=lambda path: (path.stat().st_mtime_ns, path.name))  # if several have a slide, the newest line counts
     lines: dict[str, dict] = {}
     for path in parts:
         lines |= read_lines(path)
@@ -85,14 +86,14 @@ def join_parts(output_dir: Path) -> Joined:
 
 
 def _judged(lines: dict[str, dict], output_dir: Path) -> Joined:
-    """Sort the lines of slides by what became of them."""
+    """Sort the lines of slides by their status."""
     joined = Joined()
     for slide, line in lines.items():
-        names = (full_stem(slide), slide)  # of a DICOM slide, which is a folder, the whole name
+        names = (full_stem(slide), slide)  # a DICOM slide may be a folder: its whole name
         if line["status"] == "failed":
             joined.failed[slide] = line["reason"]
         elif line["status"] == WAITING:
-            joined.failed[slide] = "not done yet; its shard has ended early, or is at work"
+            joined.failed[slide] = "not done yet; its shard ended early, or still runs"
         elif line["status"] == PREDICTED:
             joined.predicted.append(slide)
         elif not line.get(UPLOADED) and not any((output_dir / "json" / f"{name}.json").is_file() for name in names):
@@ -104,7 +105,7 @@ def _judged(lines: dict[str, dict], output_dir: Path) -> Joined:
 
 
 def _with_silent_shards(joined: Joined, parts: Sequence[Path]) -> Joined:
-    """Add the shards that have written nothing, of the latest number of shards: their slides are not known."""
+    """Add the shards without any line, by the latest number of shards; their slides are not known."""
     shards = [_PART.fullmatch(path.name) for path in parts]
     count = int(shards[-1]["count"])
     wrote = {int(shard["index"]) for shard in shards if int(shard["count"]) == count}

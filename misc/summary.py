@@ -1,4 +1,4 @@
-"""A table with a line for each slide, kept up to date while runs are at work, also by several at once."""
+"""A table with a line for each slide, updated during runs, also by several runs at once."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from misc.locks import locked
 
 logger = logging.getLogger(__name__)
 
-# Status of a slide that is in a job's list and that it has not come to.
+# Status of a slide in a job's list that the job has not begun.
 WAITING = "waiting"
-# Status of a slide whose maps are there, and whose nuclei are to be made of them.
+# Status of a slide with maps but without nuclei.
 PREDICTED = "predicted"
-# Further column, of slides whose results were uploaded: where they are.
+# Extra column: the place of uploaded results.
 UPLOADED = "uploaded_to"
 
 
@@ -58,7 +58,7 @@ class Summary:
         return self._lines().get(slide)
 
     def put(self, row: Row, keep_earlier: bool = False, extra: Mapping[str, str] | None = None) -> None:
-        """Add a line, unless an earlier one is to be kept; a disk that is full now does not end the run.
+        """Add a line, unless an earlier one is to be kept; a full disk does not end the run.
 
         Args:
             row: the line.
@@ -74,7 +74,7 @@ class Summary:
             write_atomic(self.path, ",".join(COLUMNS) + "\n")
 
     def join(self, lines: Mapping[str, dict]) -> dict[str, dict]:
-        """Add lines by slide, unless a slide was done before and now was not; return all lines."""
+        """Add lines by slide, unless a slide was done before and is not done now; return all lines."""
         there = self._lines()
         done = {slide for slide, line in there.items() if line.get("status") == "done"}
         self._put([(line, line["status"] in (WAITING, "skipped") and slide in done) for slide, line in lines.items()])
@@ -113,7 +113,7 @@ class Summary:
         self._unwritten = []
 
     def _set_aside(self) -> None:
-        """Rename a file in which no line was found: whatever a spreadsheet made of it, nothing in it is to be lost."""
+        """Rename a file without any readable line (a spreadsheet may have changed it), so that nothing is lost."""
         if not self.path.is_file() or not self.path.stat().st_size:
             return
         names = (self.path.with_name(f"{self.path.stem}.old{number}.csv") for number in itertools.count(1))

@@ -1,6 +1,6 @@
 """Tables that several runs write to: CSV with a row for each slide, image or field.
 
-What is not known is an empty field, so that tables of several slides have the same columns.
+Unknown values are empty fields, so that tables of several slides have the same columns.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _TYPE_COLUMN = re.compile(r"type_\d+(_|$)")
 
 
 def read_table(path: str | Path) -> list[dict[str, str]]:
-    """Return the rows of a CSV file with a line of names, as text by column; what is missing is empty.
+    """Return the rows of a CSV file with a header, as text by column; missing values are empty.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -67,13 +67,13 @@ def merge_table(
 
     Args:
         path: the table; there need be none.
-        rows: of the slides `slides`, as `write_table` takes them; so `first` and `last`.
+        rows: of the slides `slides`; `rows`, `first` and `last` as in `write_table`.
         key: the column that has the names of the slides.
 
     Raises:
         ValueError: the file is no such table.
     """
-    # read and written while no other run does either
+    # a lock keeps other runs away from read to write
     with locked(path.with_name(f".{path.name}.lock"), wait=True):
         both = itertools.chain(earlier_rows(path, slides, key), rows)
         write_table(path, sorted(both, key=lambda row: row[key]), first, last)

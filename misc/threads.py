@@ -1,4 +1,4 @@
-"""Threads that work beside each other, and what they share: memory, and channels from one to the next."""
+"""Threads, and what they share: a memory budget, and channels from one thread to the next."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T, U = TypeVar("T"), TypeVar("U")
 
 
 class ClosedError(Exception):
-    """Nobody takes from this channel, or this budget, any more."""
+    """This channel or budget is closed."""
 
 
 def start_threads(threads: Iterable[threading.Thread]) -> None:
@@ -34,7 +34,7 @@ def start_threads(threads: Iterable[threading.Thread]) -> None:
 
 
 def thread_pool(count: int) -> ThreadPoolExecutor:
-    """Return a pool of so many threads; of fewer, which is said, where the system has no room for them."""
+    """Return a pool of `count` threads; logs a warning and returns fewer where the system has no room for them."""
     done = threading.Event()
     trial = [threading.Thread(target=done.wait) for _ in range(count)]
     try:
@@ -64,7 +64,7 @@ def map_ahead(function: Callable[[T], U], items: Iterable[T], count: int) -> Ite
 
 
 class Budget:
-    """Bytes that the tasks under way may take; one is always allowed.
+    """Bytes that the tasks in progress may take; one task is always allowed.
 
     Args:
         size: bytes.
@@ -77,7 +77,7 @@ class Budget:
         self._closed = False
 
     def take(self, task: Any, wait: bool = False) -> bool:
-        """Take what a task costs if it is there; `wait` until it is."""
+        """Reserve the memory of a task if it is free; with `wait`, wait until it is."""
         with self._changed:
             while self._taken and sum(self._taken.values()) + task.cost > self.size and not self._closed:
                 if not wait:
@@ -89,20 +89,20 @@ class Budget:
             return True
 
     def give(self, task: Any) -> None:
-        """Give back what a task took."""
+        """Release the memory of a task."""
         with self._changed:
             self._taken.pop(task, None)
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Let nobody wait or take any more: the run has ended."""
+        """End all waiting and refuse more tasks: the run has ended."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
 
 class Channel:
-    """Hands things from one thread to the next, a few at a time."""
+    """Passes items from one thread to the next, a few at a time."""
 
     def __init__(self, size: int):
         self._items, self._size, self._closed = deque(), size, False
@@ -121,7 +121,7 @@ class Channel:
             self._changed.wait_for(lambda: not self._items or self._closed)
 
     def close(self, drop: bool = False) -> None:
-        """Say that no more comes; `drop` what nobody took."""
+        """Close the channel; `drop` discards the items in it."""
         with self._changed:
             self._closed = True
             if drop:
@@ -134,7 +134,7 @@ class Channel:
             return self._changed.wait_for(lambda: self._items or self._closed, timeout)
 
     def get(self) -> Any:
-        """Return the next thing; `None` at the end."""
+        """Return the next item; `None` at the end."""
         with self._changed:
             self._changed.wait_for(lambda: self._items or self._closed)
             item = self._items.popleft() if self._items else None

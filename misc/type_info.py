@@ -1,6 +1,6 @@
 """Names and colours of nuclear types: `type_info.json`, and a readable palette where there is none.
 
-The file is the one place that says what a type is called and what colour it has:
+The file is the only place for names and colours of types:
 `{"1": ["neopla", [255, 0, 0]], ...}`, colours red, green, blue, 0-255.
 """
 
@@ -16,8 +16,8 @@ import numpy as np
 RGB = tuple[int, int, int]
 TypeInfo = dict[int | None, tuple[str, RGB]]
 
-# In the type channel of a patch: a nucleus whose type nobody has named. The largest id that uint8 holds, so that a
-# patch stays in the smallest integer type, and beyond what any network predicts.
+# In the type channel of a patch: a nucleus of unknown type. It is the largest uint8, so that patches stay uint8, and no
+# network predicts it.
 UNKNOWN_TYPE = 255
 
 # Okabe and Ito's colours for readers of any colour vision, reordered so that neighbours differ most on
@@ -34,10 +34,10 @@ _PALETTE: tuple[RGB, ...] = (
 _NO_LABEL: RGB = (0, 0, 0)
 # Type ids are int32 in label maps.
 MAX_TYPE_ID = 2**31 - 1
-# Names of stained nuclei say one of these, and do not say that they are none.
+# Names of stained types contain one of these words, and no word that negates it.
 _POSITIVE = re.compile(r"positive|weak|moderate|strong", re.IGNORECASE)
 _NOT_POSITIVE = re.compile(r"negative|\b(non|not|un)[\W_]*(positive|stained)", re.IGNORECASE)
-# Untyped nuclei: bright green, which neither haematoxylin, eosin nor DAB has.
+# Untyped nuclei: bright green, a colour that no stain here has.
 UNTYPED: tuple[str, RGB] = ("nucleus", (0, 230, 0))
 
 
@@ -113,11 +113,11 @@ def type_ids(wanted: Iterable[int | str], type_info: TypeInfo, option: str) -> t
 
     Args:
         wanted: as `split_types` gives them.
-        type_info: the types that there are names for.
-        option: that asked for them, for the message.
+        type_info: the known types.
+        option: name of the option, for the message.
 
     Raises:
-        ValueError: a name that no type has; the message lists those there are.
+        ValueError: no type has that name; the message lists the names.
     """
     ids: dict[int, None] = {}
     for one in wanted:
@@ -155,7 +155,7 @@ def say_types(ids: Iterable[int], type_info: TypeInfo | None) -> str:
 
 
 def types_by_name(names: Mapping[int, str], info: TypeInfo, renamed: Mapping[str, str] | None = None) -> dict[int, int]:
-    """Return which id each type of a data set gets in a network, matched by name; upper and lower case are the same.
+    """Return the network's id for each type of a data set, matched by name; upper and lower case are the same.
 
     Args:
         names: the data set's types.

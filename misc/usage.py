@@ -1,4 +1,4 @@
-"""What is wrong with a command line that docopt refused, in one line that a user can act on."""
+"""Explain in one line what is wrong with a command line that docopt refused."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-# How alike two names are of which one is the other mistyped, by difflib's ratio: `-g` and `--gpu` are just so.
+# Smallest difflib ratio of a name and its misspelling: `-g` and `--gpu` just pass.
 ALIKE = 0.55
 # What options begin with; word processors make a long dash of two short ones.
 DASHES = ("-", "–", "—")
@@ -16,7 +16,7 @@ _OPTION = re.compile(r"(?<!\S)[\[(]?(--?\w+)")
 
 
 class UsageError(ValueError):
-    """A command line that makes no sense; the message is one line that says what to change."""
+    """A wrong command line; the message says in one line what to change."""
 
 
 def program(text: str) -> str:
@@ -33,12 +33,12 @@ def option_names(text: str) -> dict[str, Any]:
 
 
 def explain(text: str, argv: Sequence[str], elsewhere: Mapping[str, str], options_first: bool) -> str:
-    """Return what is wrong with a command line that docopt refused, and how to see what would be right.
+    """Return what is wrong with a command line that docopt refused, and how to see all options.
 
     Args:
         text: help text, in docopt's language.
         argv: the command line, without the script's name.
-        elsewhere: options that belong to another place of the command line, and which that is.
+        elsewhere: options that belong elsewhere in the command line, and where.
         options_first: the first word that is no option ends the options.
     """
     options, name = option_names(text), program(text)
@@ -72,7 +72,7 @@ class _Usage:
         self.free = bool(re.search(r"(^|[\s\[])<", line))
 
     def missing(self, given: Sequence[str], words: Sequence[str]) -> list[str]:
-        """Return what it must have and a command line lacks."""
+        """Return the required parts that a command line lacks."""
         there, others = {*given, *words}, set(words) - self.commands
         return [
             " or ".join(group)
@@ -81,13 +81,13 @@ class _Usage:
         ]
 
     def fit(self, given: Sequence[str], words: Sequence[str]) -> tuple[int, int]:
-        """Return how well a command line goes with it: the more of it belongs here, and the less is missing."""
+        """Return how well a command line fits: more allowed parts and fewer missing ones are better."""
         there = len(self.allowed.intersection(given)) + len(self.commands.intersection(words))
         return there, -len(self.missing(given, words))
 
 
 def _mismatch(usages: Sequence[_Usage], commands: Sequence[str], given: Sequence[str], words: Sequence[str]) -> str:
-    """Return why a command line of known options goes with none of the ways to call the script."""
+    """Return why a command line of known options fits none of the usages."""
     twice = [option for option in given if given.count(option) > 1]
     if twice:
         return f"{twice[0]} is given twice"

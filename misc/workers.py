@@ -1,7 +1,7 @@
 """One pool of worker processes for a whole run, whose results are always read.
 
-A piece of work that fails in a worker, or whose worker is killed, is done once more in this process; if it
-fails again, its name and traceback are reported. Nothing is dropped silently.
+A job that fails in a worker, or whose worker is killed, is done once more in this process; if it fails again, its name
+and traceback are reported. No job is dropped silently.
 
 Each worker has a pipe of its own that no other process holds, so its end is seen at once whenever it is killed.
 `ProcessPoolExecutor` has one queue for all: a worker that is killed while it writes a result takes the queue's lock
@@ -38,12 +38,12 @@ logger = logging.getLogger(__name__)
 
 # Time that an idle worker has to end by itself at the close, s.
 GRACE_S = 10
-# Workers give way to the process that feeds the network: what they do can wait, an idle GPU cannot.
+# Workers have a lower priority than the process that feeds the network, so that the GPU is never idle.
 NICENESS = 10
 
 
 class WorkerKilledError(RuntimeError):
-    """The process that did a piece of work is gone."""
+    """The process of a job is gone."""
 
 
 class NoWorkerError(RuntimeError):
@@ -51,18 +51,18 @@ class NoWorkerError(RuntimeError):
 
 
 class WorkerError(RuntimeError):
-    """A piece of work failed in a worker; the message is the last line of its failure."""
+    """A job failed in a worker; the message is the last line of the error."""
 
 
 class Job(Protocol):
-    """A piece of work; it can be pickled."""
+    """A job; it can be pickled."""
 
     def run(self) -> Any: ...
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one piece of work: `value`, or the last line and the traceback of its failure."""
+    """The result of one job: `value`, or the last line and the traceback of its error."""
 
     name: str
     value: Any = None
@@ -71,7 +71,7 @@ class Outcome:
 
     @classmethod
     def of(cls, name: str, error: BaseException, expected: tuple[type[Exception], ...] = ()) -> Outcome:
-        """Return the outcome of a failure; the message of an expected error says all."""
+        """Return the outcome of an error; an expected error needs no traceback."""
         if isinstance(error, expected):
             said = reason(error) if isinstance(error, MemoryError) else " ".join(str(error).split())
             return cls(name, error=said, details=getattr(error, "details", ""))
@@ -80,12 +80,12 @@ class Outcome:
 
 
 def limit_workers(option: str, asked: int, useful: int = 1 << 30) -> int:
-    """Return how many workers to start: what was asked for, but no more than there are processors or pieces.
+    """Return how many workers to start: the number asked for, but no more than there are processors or jobs.
 
     Args:
         option: name of the option, for the message.
         asked: its value; 0 means "in this process".
-        useful: number of pieces of work.
+        useful: number of jobs.
 
     Raises:
         ValueError: `asked` is negative.
@@ -99,9 +99,9 @@ def limit_workers(option: str, asked: int, useful: int = 1 << 30) -> int:
 
 
 class _Memory:
-    """Unnamed memory that several processes map; it is gone when the last of them is.
+    """Unnamed memory that several processes map; it is released when the last of them ends.
 
-    Who made it keeps it mapped, since its first pages are what costs; a worker maps it for as long as a job takes.
+    Its maker keeps it mapped, since new pages are slow; a worker maps it during a job.
 
     Args:
         key: its number, the same in all processes.
@@ -125,7 +125,7 @@ class SharedArray:
 
     Attributes:
         array: the array.
-        memory: what it lies in; `None` where it is pickled with the rest of its job.
+        memory: the memory of the array; `None` where it is pickled with the rest of its job.
     """
 
     def __init__(self, shape: tuple[int, ...], dtype, memory: _Memory | None = None):
@@ -169,7 +169,7 @@ class WorkerPool:
 
     Args:
         nr_workers: processes; they are started when they are needed.
-        limit: how many jobs may be under way at once; `submit` beyond it first waits.
+        limit: how many jobs may be in progress at once; `submit` beyond it first waits.
         idle: processes of an earlier pool; those of this one are left there at the close.
 
     Attributes:
@@ -187,9 +187,9 @@ class WorkerPool:
         self._free: list[_Memory] = []  # smallest first
 
     def array(self, shape: tuple[int, ...], dtype) -> SharedArray:
-        """Return room for an array of a job; what was in it before is still there.
+        """Return an array for a job; it still has its old content.
 
-        Memory is used again once its job is done: most of the time that fresh memory takes goes into its first pages.
+        Memory is used again once its job is done, since new pages are slow.
         """
         size = max(math.prod(shape) * np.dtype(dtype).itemsize, 1)
         if self._threads is None or not hasattr(os, "memfd_create"):
@@ -200,11 +200,11 @@ class WorkerPool:
             if fitting:
                 self._free.remove(fitting)
             else:
-                del self._free[:1]  # as many as are under way together, of the sizes that are needed now
+                del self._free[:1]  # keeps as many as jobs in progress, of the sizes in use
         return SharedArray(shape, dtype, memory)
 
     def submit(self, name: str, job: Job, key: Any = None) -> None:
-        """Hand over a job; waits while too many are under way."""
+        """Submit a job; waits while too many are in progress."""
         if self._threads is None:
             self.outcomes.put((key, _attempt(name, job)))
             return
@@ -212,7 +212,7 @@ class WorkerPool:
         self._threads.submit(self._do, name, job, key)
 
     def close(self, cancel: bool = False) -> None:
-        """Wait for what is under way and end the processes; `cancel` drops what has not begun."""
+        """Wait for running jobs and end the processes; `cancel` drops jobs that have not begun."""
         if self._threads is not None:
             self._threads.shutdown(wait=True, cancel_futures=cancel)
         while self._idle and not self._kept:
@@ -225,7 +225,7 @@ class WorkerPool:
             outcome = Outcome(name, value=self._in_a_worker(job))
         except NoWorkerError as error:
             if not self._said:
-                logger.warning("%d worker processes, no more can be started (%s); this one helps", self._started, error)
+                logger.warning("%d worker processes: no more can start (%s); this process helps", self._started, error)
             self._said = True
             outcome = _attempt(name, job)
         except WorkerKilledError:
@@ -248,7 +248,7 @@ class WorkerPool:
         except WorkerError:
             self._idle.append(worker)
             raise
-        except BaseException:  # killed, or nothing that can be sent: what its pipe holds is not known
+        except BaseException:  # killed, or an object that cannot be pickled: the content of its pipe is not known
             worker.process.kill()
             worker.end()
             raise
@@ -277,11 +277,11 @@ class _Worker:
     def __init__(self):
         context = multiprocessing.get_context("spawn")
         self.pipe, other = context.Pipe()
-        # a daemon, lest a run that ends without closing its pool waits for it
+        # a daemon, so that a run that ends without closing its pool does not wait for it
         self.process = context.Process(target=_serve, args=(other,), daemon=True)
         self.process.start()
         self.known: dict[int, weakref.ref] = {}  # the memories that it maps
-        other.close()  # the worker has the last one: reading ends when it does
+        other.close()  # the worker has the last one: reading ends when the worker ends
 
     def call(self, job: Job) -> Any:
         """Do a job.
@@ -312,7 +312,7 @@ class _Worker:
         self.pipe.send_bytes(data)
 
     def end(self) -> None:
-        """Let the process end: it sees its pipe closed; by force if it does not."""
+        """Close the pipe so that the process ends; kill it if it does not."""
         self.pipe.close()
         self.process.join(GRACE_S)
         if self.process.is_alive():
@@ -321,9 +321,9 @@ class _Worker:
 
 
 def _serve(pipe: Connection) -> None:
-    """Do what comes through the pipe until it is closed, or its other end is killed; runs in a worker.
+    """Do the jobs from the pipe until it is closed or the parent is killed; runs in a worker.
 
-    Ctrl-C is left to the parent, and parallelism to the number of processes.
+    Only the parent handles Ctrl-C. Workers use one thread each.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(1)
@@ -346,7 +346,7 @@ def _serve_jobs(pipe: Connection) -> None:
         del job
         try:
             _reply(pipe, reply)
-        except OSError:  # nobody waits for it any more
+        except OSError:  # the parent no longer waits
             return
         del reply
 

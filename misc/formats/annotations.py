@@ -1,7 +1,7 @@
 """Hand-drawn contours from Sedeen, QuPath, ASAP, Aperio ImageScope and HALO, as one kind of object.
 
-The format is told by the content, not by the name. All coordinates come out as px of the image in which whole numbers
-are the centres of pixels.
+The content decides the format, not the file name. All coordinates are returned in px of the image; whole numbers are
+pixel centres.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from misc.formats.nuclei_json import MAX_PX
 from misc.machine import available_memory
 
 _GZIP_MAGIC = b"\x1f\x8b"
-# zlib's word for "a gzip header is expected".
+# zlib's `wbits` for a gzip header.
 _GZIP_WINDOW = 31
 # Byte-order marks; what may stand before the first character; bytes in which that one should be.
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _MARKS_AND_SPACE = b"\xef\xbb\xbf\xff\xfe \t\r\n"
 _SNIFF_BYTES = 4096
-# How many times as much memory as its text a parsed file takes: a point "[1.5, 2.5], " is a list and two numbers.
+# Memory of a parsed file, as a multiple of its text: a point "[1.5, 2.5], " becomes a list and two numbers.
 _PARSED_BY_TEXT = 12
 
 
@@ -42,7 +42,7 @@ def read_annotations(path: str | Path) -> Annotations:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is none of these, broken, or more than memory holds; one line says which.
+        ValueError: it has another format, is broken, or does not fit into memory; one line says which.
     """
     return _read(path, _Readers(from_geojson, _from_sedeen))
 
@@ -50,8 +50,8 @@ def read_annotations(path: str | Path) -> Annotations:
 def read_regions(path: str | Path) -> Annotations:
     """Read the outlines of parts of a slide from the same files: tumour beds, tissue, fields; no nuclei.
 
-    Of QuPath's objects these are annotations and cores of tissue arrays; of Sedeen's graphics those that are not
-    described or coloured as the lab's nuclei; of ASAP, ImageScope and HALO all. Labels are their classes.
+    Of QuPath's objects these are annotations and cores of tissue arrays; of Sedeen's graphics those without the
+    description or colour of a nucleus (`LAB_PENS`); of ASAP, ImageScope and HALO all. Labels are their classes.
 
     Raises:
         As `read_annotations`.
@@ -61,7 +61,7 @@ def read_regions(path: str | Path) -> Annotations:
 
 @dataclass(frozen=True)
 class _Readers:
-    """What makes annotations of the content of files that hold nuclei and regions alike."""
+    """The parsers for files that hold both nuclei and regions."""
 
     geojson: Callable[[object], Annotations]
     session: Callable[[sedeen.Session], Annotations]
@@ -82,11 +82,11 @@ def _read(path: str | Path, readers: _Readers) -> Annotations:
     except (ValueError, OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: {error}") from error
     except (TypeError, LookupError, AttributeError, OverflowError) as error:
-        raise ValueError(f"{path}: not as annotations should be: {type(error).__name__}: {error}") from error
+        raise ValueError(f"{path}: not valid as annotations: {type(error).__name__}: {error}") from error
 
 
 def _read_text(path: Path) -> bytes:
-    """Read a file and unpack it, where it is packed; no more than can be parsed in the memory that is free."""
+    """Read a file and unpack it if it is packed; at most as much as can be parsed in the free memory."""
     most = available_memory() // _PARSED_BY_TEXT
     too_large = ValueError(f"more text than {most / 1e6:.0f} MB, which is what the free memory can hold when parsed")
     if path.stat().st_size > most:
@@ -102,20 +102,20 @@ def _read_text(path: Path) -> bytes:
         if size > most:
             raise too_large
         if not unpacker.eof:
-            raise EOFError("the archive ends before its end")
+            raise EOFError("the archive is cut short")
         data = unpacker.unused_data.lstrip(b"\0")
     return b"".join(pieces)
 
 
 def _parse(data: bytes, readers: _Readers) -> Annotations:
-    """Read whatever kind it is; UTF-16 has a zero in each character that tells the kind."""
+    """Read a file of any kind; the characters that tell the kind contain a zero byte in UTF-16."""
     first = data[:_SNIFF_BYTES].replace(b"\0", b"").lstrip(_MARKS_AND_SPACE)[:1]
     if first in (b"{", b"["):
         return readers.geojson(json.loads(data))
     if first != b"<":
         raise ValueError("neither XML nor GeoJSON")
     if not data.startswith(_UTF16_MARKS):
-        data = data.lstrip(_MARKS_AND_SPACE)  # a declaration may not stand behind white space
+        data = data.lstrip(_MARKS_AND_SPACE)  # white space must not precede an XML declaration
     _, root = next(defusedxml.ElementTree.iterparse(io.BytesIO(data), events=("start",), forbid_dtd=True))
     if root.tag == "session":
         return readers.session(sedeen.parse_session(io.BytesIO(data)))
@@ -134,7 +134,7 @@ def _checked(found: Annotations) -> Annotations:
             if not np.isfinite(ring).all():
                 raise ValueError(f"contour {index} has coordinates that are no finite numbers")
             if np.abs(ring).max(initial=0) > MAX_PX:
-                raise ValueError(f"contour {index} leaves the range of +-{MAX_PX} px")
+                raise ValueError(f"contour {index} exceeds the range of +-{MAX_PX} px")
     return found
 
 
@@ -149,7 +149,7 @@ def _from_sedeen(session: sedeen.Session) -> Annotations:
 
 
 def _regions_from_sedeen(session: sedeen.Session) -> Annotations:
-    """Read what is no nucleus of the lab's: a hole of a region is an outline of its own, which says so."""
+    """Read the graphics that are not nuclei; a hole of a region is its own graphic, with a description that says so."""
     contours, holes, others = [], [], Counter()
     for graphic in session.graphics:
         label = sedeen.region_label(graphic)

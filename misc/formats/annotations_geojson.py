@@ -1,4 +1,4 @@
-"""Contours in GeoJSON: QuPath's objects, with what lies in them, or plain features.
+"""Contours in GeoJSON: QuPath's objects, with the objects inside them, or plain features.
 
 QuPath counts from the corner of the first pixel; the contours are moved by half a pixel to the centres.
 """
@@ -21,7 +21,7 @@ CORNER_TO_CENTRE = -0.5
 ANNOTATION, DETECTION, CELL = "annotation", "detection", "cell"
 TMA_CORE = "tma core"
 AROUND_NUCLEI = frozenset({"tile", TMA_CORE, "root"})
-# Outlines of parts of the slide; of a feature that does not say its kind nothing else is known.
+# Outlines of parts of the slide; a feature without a kind counts as one.
 _REGIONS = frozenset({ANNOTATION, TMA_CORE, ""})
 _KINDS_BY_ID = {
     "PathAnnotationObject": ANNOTATION,
@@ -38,13 +38,13 @@ class GeoObject:
     """One object.
 
     Attributes:
-        kind: what QuPath calls it, in lower case; empty where nothing says it.
+        kind: QuPath's object type, in lower case; empty where the file has none.
         geometry: as in the file.
         is_nucleus: the geometry is a cell's nucleus.
         outlines: rings of each outlined thing, (N, 2) float64, px; whole numbers are pixel centres.
         label: the class, empty where there is none.
         colour: `#rrggbb`, empty where there is none.
-        name: what a person called this one.
+        name: the name that a user gave it.
     """
 
     kind: str
@@ -63,7 +63,7 @@ def from_geojson(content) -> Annotations:
     one that contains others is a region.
 
     Raises:
-        ValueError: it is none of these, or a feature is broken; the line says which.
+        ValueError: it is none of these, or a feature is broken; the message says which.
     """
     objects = list(find_objects(content))
     has_detections = any(one.kind in (DETECTION, CELL) for one in objects)
@@ -87,7 +87,7 @@ def from_geojson(content) -> Annotations:
 
 
 def regions_from_geojson(content) -> Annotations:
-    """Read what outlines a part of the slide: annotations and cores of tissue arrays, not detections, cells and tiles.
+    """Read the regions of a slide: annotations and cores of tissue arrays, not detections, cells and tiles.
 
     Raises:
         ValueError: as `from_geojson`.
@@ -106,7 +106,7 @@ def find_objects(content) -> Iterator[GeoObject]:
     """Yield the objects in the order of the file, each before those that lie in it.
 
     Raises:
-        ValueError: a feature is broken; the line says which.
+        ValueError: a feature is broken; the message says which.
     """
     waiting = _as_list(content)[::-1]
     index = 0
@@ -133,7 +133,7 @@ def _as_list(content) -> list:
 
 def _object(feature: dict, properties: dict) -> GeoObject:
     kind = str(properties.get("objectType") or properties.get("object_type") or "").lower().replace("_", " ")
-    nucleus = _nucleus(feature) or _nucleus(properties)  # of a cell's two outlines the inner one is wanted
+    nucleus = _nucleus(feature) or _nucleus(properties)  # a cell has two outlines; we want the inner one
     geometry = nucleus or feature["geometry"] or {"type": "nothing"}
     outlines = list(_outlines(geometry))
     if not nucleus and any(where.get("isEllipse") for where in (geometry, properties, feature)):
@@ -198,7 +198,7 @@ def _colour(colour) -> str:
 
 
 def _regions(contours: list[Contour], may_be_region: list[bool]) -> set[int]:
-    """Return which contours are regions: those that may be, and have a smaller contour wholly inside."""
+    """Return which contours are regions: candidates with a smaller contour completely inside."""
     candidates = np.flatnonzero(may_be_region)
     if not len(candidates):
         return set()
@@ -208,7 +208,7 @@ def _regions(contours: list[Contour], may_be_region: list[bool]) -> set[int]:
     left = low[order, 0]
     found = set()
     for i in candidates.tolist():
-        # only what begins between its left and right edge can lie in it
+        # only contours that begin between its left and right edge can lie in it
         near = order[np.searchsorted(left, low[i, 0]) : np.searchsorted(left, high[i, 0], "right")]
         inside = near[((low[near] >= low[i]) & (high[near] <= high[i])).all(axis=1) & (near != i)]
         if any(_contains(contours[i].rings[0], contours[j].rings[0]) for j in inside.tolist()):

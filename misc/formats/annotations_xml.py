@@ -1,7 +1,7 @@
 """Contours in the XML of ASAP, Aperio ImageScope and HALO.
 
-ImageScope's and HALO's coordinates are taken as centres of pixels: so taken, the contours of TCGA-B0-5710 give the
-pixels of its published label map, all of them. Both call their root `<Annotations>`.
+We read ImageScope's and HALO's coordinates as centres of pixels: then the contours of TCGA-B0-5710 give exactly the
+pixels of its published label map. Both call their root `<Annotations>`.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ _ASAP_SHAPES = frozenset({"polygon", "spline", "rectangle"})
 # What ImageScope's `Region@Type` means; HALO writes the words.
 _SHAPES = {"0": "polygon", "1": "rectangle", "2": "ellipse", "3": "arrow", "4": "ruler", "5": "polyline"}
 _OUTLINES = frozenset({"polygon", "rectangle", "ellipse"})
-# The attribute that every layer of ImageScope's has from the start: free text, no class.
+# The attribute that ImageScope adds to every layer: free text, not a class.
 _DESCRIPTION = "description"
-# Share of a ring's points in a contour from which it is a hole of that one.
+# Smallest share of a ring's points inside a contour for it to be a hole of that contour.
 MOSTLY = 0.5
-# What each element is there to hold, and what may be there instead; anything else says that another program wrote it.
+# The expected children of each element, and other allowed ones; any other child means that another program wrote the
+# file.
 _CONTENT = {
     "ASAP_Annotations": ({"Annotations"}, {"AnnotationGroups"}),
     "Annotations": ({"Annotation"}, set()),
@@ -58,7 +59,7 @@ def from_asap(root: Element) -> Annotations:
 
 @dataclass
 class _Layer:
-    """The regions of one `<Annotation>`, and the rings that are taken away from them."""
+    """The regions of one `<Annotation>`, and the rings of their holes."""
 
     contours: list[Contour] = field(default_factory=list)
     negative: list[np.ndarray] = field(default_factory=list)
@@ -120,7 +121,7 @@ def _class_of(layer: Element) -> str:
 
 
 def take_away(rings: list[np.ndarray], contours: list[Contour]) -> list[np.ndarray]:
-    """Make each ring a hole of the smallest contour around it; return the rings that lie in none."""
+    """Make each ring a hole of the smallest contour around it; return the rings outside all contours."""
     if not rings or not contours:
         return rings
     outer = [contour.rings[0] for contour in contours]
@@ -139,10 +140,10 @@ def take_away(rings: list[np.ndarray], contours: list[Contour]) -> list[np.ndarr
 
 
 def _checked(element: Element) -> list[Element]:
-    """Return what an element is there to hold.
+    """Return the expected children of an element.
 
     Raises:
-        ValueError: it holds none of that, but something that none of the programs writes.
+        ValueError: it has only children that none of the programs writes.
     """
     wanted, beside = _CONTENT[element.tag]
     found = [child for child in element if child.tag in wanted]

@@ -1,4 +1,4 @@
-"""Hand-drawn contours, whatever program drew them."""
+"""Hand-drawn contours of any program."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 # Corners of the polygon that stands for an ellipse: within 0.1 % of its area.
 ELLIPSE_POINTS = 90
-# Notes and outlines of fields that people leave beside nuclei: an image may hold these and no nucleus at all.
+# Notes and outlines of fields that users draw besides nuclei; an image may have only these and no nucleus.
 _BESIDE_NUCLEI = frozenset({"text", "ruler", "arrow", "region", "tma core"})
 
 
@@ -21,9 +21,9 @@ class Contour:
         rings: each (N, 2) float64, x and y in px; even-odd: a ring within a ring is a hole.
         label: the class as text, empty where there is none.
         colour: `#rrggbb` in lower case, empty where there is none.
-        named: the label is a class by name, and the colour a mere default of the program: it decides nothing.
-        holes: rings that are taken away.
-        name: what a person called this one, empty where nobody did.
+        named: the label is the name of a class, and the colour only a default of the program, which does not count.
+        holes: rings to subtract.
+        name: the name that a user gave it, or empty.
     """
 
     rings: list[np.ndarray]
@@ -41,11 +41,11 @@ class Contour:
 
 @dataclass(frozen=True)
 class Annotations:
-    """What an annotation file holds.
+    """The content of an annotation file.
 
     Attributes:
         contours: in the order of the file.
-        others: what is no nucleus (text, rulers, points, regions, ...), number by kind.
+        others: number of other objects by kind (text, rulers, points, regions, ...).
         image_name: file name of the image it was drawn on, empty where the file does not say.
     """
 
@@ -54,10 +54,10 @@ class Annotations:
     image_name: str = ""
 
     def check_understood(self) -> None:
-        """Refuse a file that holds objects, none of which outlines a nucleus.
+        """Refuse a file with objects but without an outline of a nucleus.
 
         Raises:
-            ValueError: there are such; an image without nuclei has an annotation without objects.
+            ValueError: it is such a file; the annotation of an image without nuclei has no objects.
         """
         if not self.contours and self.others.keys() - _BESIDE_NUCLEI:
             listed = ", ".join(f"{count} {kind}" for kind, count in sorted(self.others.items()))
@@ -78,7 +78,7 @@ def rectangle(corners: np.ndarray) -> np.ndarray:
 
 
 def area(ring: np.ndarray) -> float:
-    """Return the area of an (N, 2) ring, px^2 (shoelace formula); NaN where it leaves all numbers."""
+    """Return the area of an (N, 2) ring, px^2 (shoelace formula); NaN on overflow."""
     with np.errstate(invalid="ignore", over="ignore"):
         x, y = (ring - ring.mean(axis=0)).T
         return abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2

@@ -1,4 +1,4 @@
-"""Nuclei as a CSV table; a value that is not known is an empty field."""
+"""Nuclei as a CSV table; unknown values are empty fields."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Nuclei as DICOM Microscopy Bulk Simple Annotations (`.dcm`), for the DICOM slide that they were found in.
 
-DICOM PS3.3, C.37.1: a group of polygons for each type, called as the type; all are nuclei (SNOMED CT 84640000).
+DICOM PS3.3, C.37.1: a group of polygons for each type, with its name; all are nuclei (SNOMED CT 84640000).
 Points are in px of the slide's level 0 and count from the corner of the first pixel, as QuPath's do; rings are open.
-Outlines go to files, from which pydicom copies them into the result, so that they never lie in memory as a whole.
+Outlines go to temporary files, and pydicom copies them into the result, so that they never fill the memory.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from misc.slides.dicom import read_instance, series_in, series_of
 from misc.type_info import RGB
 
 _MAKER, _VERSION = "HoVer-Net toolkit", "1"
-# What a slide must have, empty where it is not known, and the result takes over; the last highdicom only looks at.
+# Attributes that a slide must have (empty if unknown) and the result copies; highdicom only checks the last one.
 _MAY_BE_EMPTY = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex"),
     *("AccessionNumber", "StudyID", "StudyDate", "StudyTime", "FrameOfReferenceUID"),
@@ -103,7 +103,7 @@ def _collect(table: NucleiTable, stack: contextlib.ExitStack) -> dict[int | None
 
 
 def _is_valid(element) -> bool:
-    """Return whether a date or time is one; slides that were made anonymous hold others."""
+    """Return whether a date or time is valid; anonymised slides have invalid ones."""
     from pydicom.valuerep import DA, TM
 
     try:

@@ -1,4 +1,4 @@
-"""Whose nuclei a file holds, and the reader for it."""
+"""Find the program that wrote a file of nuclei, and its reader."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from misc.slides.image import SlideImage
 from misc.type_info import TypeInfo
 
 OURS = "hovernet"
-# Names of files, in lower case, that each kind has in a folder; the end of a name counts.
+# Ends of the file names of each kind, in lower case.
 NAMES = {
     OURS: (".json",),
     "tiatoolbox": (".db", ".dat"),
@@ -24,16 +24,16 @@ NAMES = {
     "labels": (".tif", ".tiff", ".png", ".npy"),
 }
 _SNIFF_BYTES = 4096
-# Programs that call the result of every slide the same, in a folder of the slide's name; folders within that.
+# Programs that give the results of all slides the same name, in folders named after the slides; and subfolders there.
 _SAME_NAMES = ("cells", "pinst_pp")
 _INNER_FOLDERS = ("cell_detection",)
 
 
 def kind_of(path: Path) -> str:
-    """Return whose nuclei a file holds, a key of `NAMES`: told by its first bytes, or its name.
+    """Return the program that wrote a file, a key of `NAMES`, by its first bytes or its name.
 
     Raises:
-        ValueError: nothing tells it.
+        ValueError: the program cannot be found.
     """
     name = path.name.lower()
     with open(path, "rb") as handle:
@@ -52,12 +52,12 @@ def kind_of(path: Path) -> str:
 
 
 def has_name_of(path: Path, kind: str) -> bool:
-    """Return whether a file is called as those of a kind are; with `auto`, JSON of all kinds."""
+    """Return whether a file has a name of this kind; with `auto`, JSON of all kinds."""
     return path.name.lower().endswith(NAMES[OURS if kind == "auto" else kind])
 
 
 def result_stem(path: Path) -> str:
-    """Return what results are called: as the file, or as the slide's folder where all files of a kind share a name."""
+    """Return the name for results: the file's, or the slide's folder's where all files of a kind share a name."""
     stem = full_stem(path)
     if stem not in _SAME_NAMES:
         return stem.removesuffix("_cells")
@@ -72,12 +72,12 @@ def read_nuclei(path: Path, kind: str, image: SlideImage | None, wanted: TypeInf
         path: the file.
         kind: a key of `NAMES`.
         image: the slide, where it is known.
-        wanted: types that the user named, by which those of the file are numbered.
+        wanted: types that the user named; they give the numbers of the file's types.
         measure: makes nuclei of an instance map.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not what `kind` says, or broken.
+        ValueError: it is not of this `kind`, or broken.
     """
     if kind == OURS:
         return Foreign(read_header(path), lambda: iter_json(path))

@@ -29,7 +29,7 @@ from misc.machine import available_memory
 from misc.type_info import TypeInfo, find_ids
 
 _GZIP_MAGIC = b"\x1f\x8b"
-# A feature of all nuclei of a type is parsed at once; a parsed one takes so many times as much memory as its text.
+# A feature with all nuclei of a type is parsed at once; memory of a parsed one, as a multiple of its text.
 _PARSED_BY_TEXT = 12
 
 
@@ -70,7 +70,7 @@ def read_geojson(path: Path, wanted: TypeInfo | None, of_cellvit: bool = False) 
 
 
 def _nuclei(path: Path, of_cellvit: bool) -> Iterator[_Nucleus]:
-    # whole numbers are centres there, and `find_objects` takes them for corners
+    # whole numbers are pixel centres there, but corners in `find_objects`
     move = -CORNER_TO_CENTRE if of_cellvit else 0.0
     others: Counter[str] = Counter()
     found = False
@@ -79,7 +79,7 @@ def _nuclei(path: Path, of_cellvit: bool) -> Iterator[_Nucleus]:
             is_nucleus = one.kind not in AROUND_NUCLEI and (one.kind != CELL or one.is_nucleus)
             for rings in one.outlines if is_nucleus else ():
                 found = True
-                # of a nucleus in pieces the largest; holes are smaller
+                # the largest piece of a nucleus in pieces; holes are smaller
                 ring = rings[0] if len(rings) == 1 else max(rings, key=area)
                 yield _Nucleus(ring + move, one.label, one.colour, one.kind)
             if not is_nucleus or not one.outlines:
@@ -119,7 +119,7 @@ def read_cellvit(path: Path, wanted: TypeInfo | None) -> Foreign:
 
 
 def _cellvit_types(own: dict[int, str], wanted: TypeInfo | None, path: Path) -> Types:
-    """Number CellViT's types: as it does, or as the user's types of the same names; its background is no type."""
+    """Number CellViT's types: by its own numbers, or as the user's types of the same names; background is none."""
     ids = {name: number for number, name in own.items()}
     if wanted is None:
         return Types(ids, named_types(ids))
@@ -131,16 +131,16 @@ def _cellvit_types(own: dict[int, str], wanted: TypeInfo | None, path: Path) -> 
 
 
 def _cellvit_facts(metadata: dict) -> tuple[dict, tuple[str, ...]]:
-    """Return what a header of ours says, and notes."""
+    """Return our header for the file, and notes."""
     downsampling = float(metadata.get("downsampling") or 1)
     mag = metadata.get("base_magnification")
     if mag is None and downsampling == 1:
         mag = metadata.get("magnification")
     mpp = metadata.get("base_mpp") or metadata.get("slide_mpp")
     slide = {"scale": 1.0} | ({"mpp": float(mpp)} if mpp else {})
-    notes = ["CellViT: coordinates are taken as level-0 px"]
+    notes = ["CellViT: coordinates are assumed to be level-0 px"]
     if downsampling != 1:
-        notes.append(f"it saw level 0 downsampled by {downsampling:g}; look whether the outlines fit the nuclei")
+        notes.append(f"it saw level 0 downsampled by {downsampling:g}; check that the outlines fit the nuclei")
     return {"mag": float(mag) if mag else None, "slide": slide}, tuple(notes)
 
 
@@ -159,11 +159,11 @@ def _cellvit_outlines(path: Path, names: dict[int, str]) -> Iterator[Outline]:
                 f"{path}: cell {index}: {error} is missing (cell_detection.json has no outlines; give cells.json)"
             ) from error
         except (TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"{path}: cell {index} is not as it should be: {error}") from error
+            raise ValueError(f"{path}: cell {index} is not valid: {error}") from error
 
 
 def items(path: Path, key: str, others: dict) -> Iterator:
-    """Yield the items of a list, parsed one by one: that at the top of a file, or under a key there.
+    """Yield the items of a list, parsed one by one; the list is the file's top level, or under a key there.
 
     Args:
         path: the file, `.gz` or not.

@@ -19,13 +19,13 @@ from misc.type_info import TypeInfo, find_ids
 
 Measure = Callable[[np.ndarray], Nuclei]
 
-# Rows measured at once: so many px a band, and the rows above and below that nuclei of the band may reach into.
+# Px per band of rows that are measured at once, and the rows above and below that nuclei of the band may reach.
 BAND_PX = 1 << 26
 MARGIN_ROWS = 256
 # Parsed JSON by its text: `"12": [3, [1.5, 2.5]]` is two lists and four numbers.
 _PARSED_BY_TEXT = 10
 
-# What HoVer-NeXt calls its types, by the data set it was trained on; objective power at which it counts px.
+# Names of HoVer-NeXt's types, by training data set; objective power of its coordinates.
 LIZARD = (
     *("neutrophil", "epithelial-cell", "lymphocyte", "plasma-cell", "eosinophil"),
     *("connective-tissue-cell", "mitosis"),
@@ -51,7 +51,8 @@ def read_labels(path: Path, measure: Measure) -> Foreign:
             f"{labels.dtype}"
         )
     header = {"mag": None, "slide": {"scale": 1.0}}
-    return Foreign(header, lambda: _in_bands(labels, measure), ("labels are taken as of level 0; else give --scale",))
+    notes = ("labels are assumed to be at level 0; if not, give --scale",)
+    return Foreign(header, lambda: _in_bands(labels, measure), notes)
 
 
 def _open_labels(path: Path) -> np.ndarray:
@@ -86,8 +87,8 @@ def _in_bands(labels: np.ndarray, measure: Measure) -> Iterator[Nuclei]:
 def read_hovernext(path: Path, wanted: TypeInfo | None, image: SlideImage | None, measure: Measure) -> Foreign:
     """Read HoVer-NeXt's `pinst_pp.zip`, with `class_inst.json` beside it.
 
-    Its map counts px at 20x (trained on Lizard) or 40x (PanNuke) from the corner of the scanned part of the slide,
-    which `image` tells.
+    Its map is in px at 20x (trained on Lizard) or 40x (PanNuke) from the corner of the scanned part of the slide;
+    `image` gives that corner.
 
     Raises:
         ValueError: a file is missing or broken, or zarr is not installed.
@@ -133,13 +134,13 @@ def _classes(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _hovernext_names(folder: Path, highest: int) -> tuple[tuple[str, ...], str]:
-    """Return the types' names, told by the tables beside the map, and a note."""
+    """Return the types' names, from the tables beside the map, and a note."""
     if (folder / f"pred_{PANNUKE[0]}.tsv").is_file():
         names, note = PANNUKE, "HoVer-NeXt trained on PanNuke, 40x, as the tables beside it say"
     elif (folder / f"pred_{LIZARD[0]}.tsv").is_file():
         names, note = LIZARD, "HoVer-NeXt trained on Lizard, 20x, as the tables beside it say"
     else:
-        names, note = LIZARD, "no pred_<type>.tsv beside it: taken for HoVer-NeXt trained on Lizard, 20x"
+        names, note = LIZARD, "no pred_<type>.tsv beside it: assumed to be HoVer-NeXt trained on Lizard, 20x"
     if highest > len(names):
         raise ValueError(f"{folder}/class_inst.json has class {highest}; {len(names)} are known")
     return names, note

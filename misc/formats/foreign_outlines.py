@@ -1,4 +1,4 @@
-"""Nuclei of other programs: what a reader returns, the numbers of types that have names, outlines as border pixels."""
+"""Nuclei of other programs: the result of a reader, numbers for named types, outlines as border pixels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from misc.type_info import TypeInfo, default_type_info, find_ids
 
 # Nuclei made at once.
 PART_NUCLEI = 5_000
-# Outlines up to this size are filled in one image, which is as wide as the largest.
+# Outlines up to this size are filled in one image, as wide as the largest of them.
 _TOGETHER_PX = 64
 
 
@@ -25,9 +25,9 @@ class Foreign:
     """A file of another program.
 
     Attributes:
-        header: what a file of ours would say of it (see `nuclei_json`), `mag` included.
+        header: the keys of our own files (see `nuclei_json`), `mag` included.
         parts: starts reading; yields the nuclei, some thousand at a time.
-        notes: what was assumed, and a person should know.
+        notes: assumptions, for the user.
     """
 
     header: dict
@@ -69,7 +69,7 @@ class Types:
 
 
 def number_types(colours: Mapping[str, str], wanted: TypeInfo | None) -> Types:
-    """Give the types of a file numbers.
+    """Number the types of a file.
 
     Args:
         colours: `#rrggbb` by name, empty where the file has none.
@@ -146,8 +146,8 @@ def _centroids(contours: list[np.ndarray]) -> np.ndarray:
 def border_pixels(rings_xy: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Return the border pixels of outlines, (N, 2) int32 each, open rings.
 
-    An outline of whole numbers goes through pixel centres: it is one of border pixels. Any other has a border around
-    the pixels whose centres lie in it; one that holds no centre is rounded.
+    An outline of whole numbers goes through the centres of border pixels. Any other becomes the border of the pixels
+    whose centres lie inside; one without a centre inside is rounded.
 
     Raises:
         ValueError: one is no list of finite points, or larger than any nucleus.
@@ -175,7 +175,7 @@ def _checked(ring_xy: np.ndarray) -> np.ndarray:
     if ring.ndim != 2 or ring.shape[1] != 2 or not len(ring):
         raise ValueError(f"an outline is a list of points [x, y], got shape {ring.shape}")
     if not (np.abs(ring) <= MAX_PX).all():
-        raise ValueError(f"an outline leaves the range of +-{MAX_PX} px")
+        raise ValueError(f"an outline exceeds the range of +-{MAX_PX} px")
     if (side := np.ptp(ring, axis=0).max()) > MAX_NUCLEUS_PX:
         raise ValueError(f"an outline of {side:.0f} px is no nucleus; at most {MAX_NUCLEUS_PX} px are read")
     return ring[:-1] if len(ring) > 1 and (ring[0] == ring[-1]).all() else ring
@@ -188,7 +188,7 @@ def _trace(rings: list[np.ndarray]) -> list[np.ndarray | None]:
     points = np.concatenate(rings)
     low = np.floor(np.minimum.reduceat(points, starts)).astype(np.int64)
     width, heights = np.split(np.ceil(np.maximum.reduceat(points, starts)).astype(np.int64) - low + 1, 2, axis=1)
-    stops = np.cumsum(heights + 1)  # a row between two, lest they touch
+    stops = np.cumsum(heights + 1)  # an empty row between two, so that they do not touch
     corners = low - np.stack([np.zeros_like(stops), stops - heights[:, 0] - 1], axis=1)
     moved = points - np.repeat(corners, lengths, axis=0)
     following = np.arange(1, len(points) + 1)

@@ -1,7 +1,7 @@
 """Nuclei of tiatoolbox: its AnnotationStore (`.db`, SQLite) and the older `.dat` (a joblib pickle).
 
 A store counts level-0 px; its outlines go through pixel centres. A `.dat` counts px of the network's resolution, which
-only some files say; else it is taken to be `DAT_MAG`.
+only some files say; else it is assumed to be `DAT_MAG`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from misc.type_info import TypeInfo
 SQLITE_MAGIC = b"SQLite format 3\0"
 # Objective power at which tiatoolbox's networks of nuclei see (0.25 um/px).
 DAT_MAG = 40.0
-# A packed outline unpacks to no more: 1,000 times what a nucleus has.
+# Limit for an unpacked outline: 1,000 times that of a nucleus.
 _MAX_GEOMETRY_BYTES = 1 << 20
 # Memory of a `.dat` when it is read, by its size on disk: dictionaries and small arrays.
 _LOADED_BY_FILE = 6
@@ -53,7 +53,7 @@ _TYPE = "json_extract(properties, '$.type')"
 
 
 class _opened(closing):  # noqa: N801
-    """Opens a store for reading; its own triggers and views run nothing, and errors name the file."""
+    """Opens a store for reading; its triggers and views cannot run code, and errors name the file."""
 
     def __init__(self, path: Path):
         self.path = path

@@ -1,6 +1,6 @@
 """Nuclei as AnnData (`.h5ad`), as scanpy and squidpy read it: a row a nucleus, a variable each measurement.
 
-    X: every number of the table but ids and positions, float32; NaN where it is not known.
+    X: all numbers of the table except ids and positions, float32; NaN where unknown.
     obs: index the id as text; `instance_id`, `cell_type`, `type_prob`.
     obsm["spatial"]: (N, 2) x and y in um from the corner of the image.
     uns: `mpp` (um per level-0 px) and `cell_type_colors`.
@@ -60,7 +60,7 @@ class TableRows:
 
     Args:
         file: to write to.
-        table: whose rows they are.
+        table: the table of the rows.
 
     Raises:
         ValueError: no pixel size, or anndata is not installed.
@@ -100,7 +100,7 @@ class TableRows:
         self.types.append(np.full(len(piece), _UNTYPED, np.int32) if piece.types is None else piece.types)
 
     def close(self) -> int:
-        """Write the types and all that is not one value a nucleus; returns the number of rows."""
+        """Write the types and all parts without a value per nucleus; returns the number of rows."""
         import pandas as pd
 
         found, codes = np.unique(np.concatenate(self.types), return_inverse=True)

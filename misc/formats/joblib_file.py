@@ -1,8 +1,8 @@
-"""Files of joblib, read without running what they name: numbers, texts, lists, dictionaries and arrays of numbers only.
+"""Read files of joblib without running code: only numbers, texts, lists, dictionaries and arrays of numbers.
 
-A pickle may name any function and have it called, so a file of an unknown origin must not be unpickled. This reader
-knows four names, each of which stands for a class of its own here; any other is refused. joblib writes an array as a
-`NumpyArrayWrapper` in the pickle, and its bytes behind it.
+A pickle may call any function, so a file of unknown origin must not be unpickled. This reader accepts four names and
+replaces each by a class in this module; it refuses all others. joblib writes an array as a
+`NumpyArrayWrapper` in the pickle, and the array's bytes after it.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class _PlainUnpickler(pickle._Unpickler):
     """The unpickler in Python, since the array's bytes lie in the middle of the pickle."""
 
     dispatch = pickle._Unpickler.dispatch.copy()
-    del dispatch[pickle.BYTEARRAY8[0]]  # takes all memory that a broken file asks for; joblib writes none
+    del dispatch[pickle.BYTEARRAY8[0]]  # a broken file could use up all memory with it; joblib never writes it
 
     def __init__(self, handle: BinaryIO):
         super().__init__(handle)

@@ -1,4 +1,4 @@
-"""JSON text of any size, read a block at a time: where it goes on, and where in the file it is broken."""
+"""JSON text of any size, read piece by piece; errors name the byte in the file."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from typing import Any, BinaryIO, NoReturn
 
 import orjson
 
-# Bytes read and parsed at once: about 2,000 nuclei, whose Python objects take some 10 MB.
+# Bytes read and parsed at once: about 2,000 nuclei, with about 10 MB of Python objects.
 BLOCK_BYTES = 1 << 20
-# A value longer than this is taken for a broken file rather than searched on for its end (a contour of 400,000
-# points is shorter).
+# A longer value means a broken file, and the search for its end stops (a contour of 400,000 points is shorter).
 MAX_VALUE_BYTES = 8 << 20
 
 _SPACE = re.compile(rb"[ \t\r\n]*+")
@@ -46,8 +45,8 @@ class JsonText:
     def more(self) -> bool:
         """Drop what was read, append the next block; return whether there was one.
 
-        A value that goes on is read from its start again: each block is as long as what is there of it, lest the time
-        grow with its square.
+        An incomplete value is parsed again from its start. So each new piece is as long as the text so far: otherwise
+        the time would grow with the square of the length.
         """
         waiting = len(self.text) - self.at
         block = self.handle.read(max(BLOCK_BYTES, waiting))
@@ -80,19 +79,19 @@ class JsonText:
                 return True
 
     def expect(self, mark: bytes) -> None:
-        """Take `mark`, refuse anything else."""
+        """Read `mark`; refuse any other byte."""
         if (found := self.peek()) != mark:
             self.fail(f"broken JSON: expected {mark.decode()!r}, found {found.decode(errors='replace')!r}")
         self.at += 1
 
     def expect_end(self) -> None:
-        """Take the brace that closes the file, refuse text behind it."""
+        """Read the brace that closes the file; refuse text after it."""
         self.expect(b"}")
         if not self._at_end():
             self.fail("more text after the end of the JSON object")
 
     def members(self) -> Iterator[str]:
-        """Take the object that the file is; yield each key, whose value the caller takes before the next."""
+        """Read the object of the file; yield each key, and the caller reads its value before the next key."""
         self.expect(b"{")
         while self.peek() != b"}":
             key = self.value()
@@ -103,7 +102,7 @@ class JsonText:
         self.expect_end()
 
     def value(self) -> Any:
-        """Take the next value, parsed."""
+        """Return the next value, parsed."""
         self.peek()
         while (end := _value_end(self.text, self.at)) is None:
             if not self.more():

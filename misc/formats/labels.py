@@ -1,7 +1,7 @@
-"""Label files as the field has them: `.mat` (version 5 to 7.3) and `.npy`, checked for size before they are read.
+"""Label files: `.mat` (version 5 to 7.3) and `.npy`, checked for size before they are read.
 
-A file of ours may hold two keys more: what its types are called, and that it is a prediction. Truth that is one was
-swapped with it.
+Our files may have two more keys: the names of the types, and a mark for predictions. A "truth" with this mark is a
+prediction, given by mistake.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from misc.formats.nuclei_json import types_from_header, types_to_header
 from misc.machine import TooLargeError, check_fits
 from misc.type_info import TypeInfo
 
-# Keys of ours: the file holds predictions (value: what made them); names and colours of the types, as JSON.
+# Our keys: the file holds predictions (value: their source); names and colours of the types, as JSON.
 PREDICTION_KEY, TYPES_KEY = "predicted_by", "type_info"
 _MADE_BY = "HoVer-Net toolkit"
-# What scipy calls the versions: 5 to 7, which may compress, and 7.3, which is HDF5.
+# Version numbers in scipy: 5 to 7, which may compress, and 7.3, which is HDF5.
 _COMPRESSING, _HDF5 = 1, 2
 # Bytes of one element, by MATLAB's classes; the others are no larger.
 _LARGEST_ELEMENT = 8
-# Whatever is read is copied once on the way to whole numbers.
+# All arrays are copied once in the conversion to whole numbers.
 _COPIES = 2
 # MATLAB's classes that are read; cells, structures, objects and sparse arrays do not say how large they are.
 _READ_CLASSES = frozenset("int8 uint8 int16 uint16 int32 uint32 int64 uint64 single double logical char".split())
@@ -44,7 +44,7 @@ def types_text(type_info: TypeInfo) -> str:
 
 
 def says_prediction(path: str | Path) -> bool:
-    """Whether a label file says that it was predicted; a broken one says nothing."""
+    """Whether a label file is marked as a prediction; False for a broken one."""
     try:
         return any(name == PREDICTION_KEY for name, *_ in scipy.io.whosmat(path))
     except Exception:  # a damaged file, or one of another kind, can make scipy raise almost anything
@@ -58,7 +58,7 @@ def types_of(content: dict) -> TypeInfo | None:
     try:
         return types_from_header({"types": json.loads(str(np.asarray(content[TYPES_KEY]).ravel()[0]))})
     except (ValueError, IndexError, TypeError) as error:
-        raise ValueError(f"{TYPES_KEY} is not as it should be: {error}") from error
+        raise ValueError(f"{TYPES_KEY} is not valid: {error}") from error
 
 
 def read_label(path: str | Path) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def read_label(path: str | Path) -> dict[str, Any]:
 
 
 def _read_mat(path: Path, version: int) -> dict[str, Any]:
-    """Read what is numbers or text in a file of MATLAB 4 to 7; other classes are left out."""
+    """Read numbers and text of a file of MATLAB 4 to 7; other classes are left out."""
     if version == _COMPRESSING:
         check_unpacked(path)
     listed = [entry for entry in scipy.io.whosmat(path) if entry[2] in _READ_CLASSES]
@@ -118,7 +118,7 @@ def _read_npy(path: Path) -> dict[str, np.ndarray]:
 
 def _read_hdf5(path: Path) -> dict[str, np.ndarray]:
     """Read MATLAB 7.3, which is HDF5 with the axes in the other order; cells and structures are left out."""
-    import h5py  # here, as hardly a label needs it
+    import h5py  # here, since few labels need it
 
     try:
         with h5py.File(path, "r") as file:
@@ -147,7 +147,7 @@ def types_by_id(content: dict, ids: np.ndarray, type_key: str, uid_key: str) -> 
     """Return a list of types, and the ids of the instances that it belongs to.
 
     Args:
-        content: of the label file.
+        content: the arrays of the label file.
         ids: (N,) of the instances in the map, rising: what the types belong to where there is no list of ids.
         type_key, uid_key: names of the two lists.
 
@@ -182,11 +182,11 @@ def check_points(points: np.ndarray, key: str, nr: int) -> np.ndarray:
     if points.size == 0 and nr == 0:
         return np.zeros((0, 2), np.float32)
     if points.shape != (nr, 2):
-        turned = "; it is turned" if points.shape == (2, nr) else ""
+        turned = "; it is transposed" if points.shape == (2, nr) else ""
         raise ValueError(f"{key} has shape {points.shape} for {nr} nuclei; ({nr}, 2), x then y, is needed{turned}")
     return points.astype(np.float32)
 
 
 def keys_of(content: Collection[str]) -> str:
-    """Return what a file holds, for messages."""
+    """Describe the content of a file, for messages."""
     return ", ".join(sorted(content)) or "nothing"

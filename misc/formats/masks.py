@@ -1,6 +1,6 @@
 """From contours to label maps: every pixel whose centre lies in or on a contour belongs to it.
 
-Where a contour crosses itself even-odd decides, as in the programs that drew it.
+Contours that cross themselves are filled by the even-odd rule, as in the programs that drew them.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from misc.machine import check_fits
 from misc.runs import find_regions, find_runs
 from misc.type_info import TypeInfo
 
-# What painting and saving take at their peak: maps of ids and types, and what counting and finding regions copy.
+# Peak memory of painting and saving: maps of ids and types, and copies for counting and finding regions.
 _BYTES_PER_PX = 24
 
 
 @dataclass(frozen=True)
 class LabelMask:
-    """A label map, and what became of the contours.
+    """A label map, and the fate of each contour.
 
     Attributes:
         inst_map: (H, W) int32, 0 background, 1..N without gaps.
@@ -34,7 +34,7 @@ class LabelMask:
         centroids_xy: (N, 2) float64, px.
         source: (N,) int64, which contour each instance is.
         hidden_px: px of contours that lie under smaller ones.
-        buried: contours of which nothing is left, since smaller ones cover them or they equal another.
+        buried: contours without a visible pixel, since smaller ones cover them or they equal another.
         outside: contours that reach over the image's edge, without a pixel in it.
         clipped: contours that reach over the image's edge, with pixels in it.
         too_small: contours within the image that no centre of a pixel lies in.

@@ -1,4 +1,4 @@
-"""What a `.mat` of version 5 unpacks to, found out before it is unpacked into memory.
+"""Find the unpacked size of a `.mat` of version 5 before it is unpacked into memory.
 
 MATLAB compresses each variable by itself, and 4 MB can hold 4 GB. (MathWorks, MAT-File Level 5 File Format.)
 """
@@ -20,7 +20,7 @@ _MAX_DIMS = 32
 # Classes whose dimensions say how large they are: text, and numbers that are not sparse.
 _NUMBERS_AND_TEXT = frozenset({4, *range(6, 16)})
 _LARGEST_ELEMENT = 16  # bytes: a complex double
-# What stands in a variable beside its numbers: tags, class, dimensions, name.
+# Bytes of a variable besides its numbers: tags, class, dimensions, name.
 _HEAD_BYTES = 4096
 _BLOCK_BYTES = 1 << 20
 

@@ -1,7 +1,7 @@
 """The JSON file of nuclei, written and read as a stream.
 
 The layout is upstream's, `{"mag": ..., "nuc": {"1": {"bbox", "centroid", "contour", "type_prob", "type"}}}`, plus
-top-level keys of ours that upstream's readers pass over. A slide has a million nuclei and its file a gigabyte:
+our own top-level keys, which upstream's readers ignore. A slide has a million nuclei and its file a gigabyte:
 neither the writer nor the reader ever holds more than a piece of it.
 
 Keys of ours, all optional:
@@ -38,10 +38,10 @@ SEPARATOR, TAIL = b",", b"}}"
 
 # Coordinates are int32.
 MAX_PX = np.iinfo(np.int32).max
-# No nucleus is larger, nor is what a network takes for one; drawing one would take a gigabyte.
+# No nucleus, real or predicted, is larger; drawing one would take a gigabyte.
 MAX_NUCLEUS_PX = 20_000
 
-# What values of a wrong kind or size raise on their way into arrays.
+# Errors of values with a wrong kind or size, when they are converted to arrays.
 _WRONG_VALUES = (KeyError, TypeError, ValueError, OverflowError, AttributeError)
 _DUMP = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
 # Where the last nucleus and the object around it close, in files whose nuclei hold no objects.
@@ -91,7 +91,7 @@ def write_json(
 
 
 def head_text(mag: float | None, header: dict | None = None) -> bytes:
-    """Return how a file begins; texts of nuclei follow, with `SEPARATOR` between them, and `TAIL`."""
+    """Return the start of a file; after it come texts of nuclei, with `SEPARATOR` between them, and `TAIL`."""
     header = dict(header or {})
     if taken := {"mag", "nuc"} & header.keys():
         raise ValueError(f"header may not hold {sorted(taken)}: they have their own place in the file")
@@ -148,7 +148,7 @@ def types_from_header(header: dict) -> TypeInfo | None:
     try:
         return {None: UNTYPED, **types_of_json(types)}
     except ValueError as error:
-        raise ValueError(f'"types" is not as it should be: {error}') from error
+        raise ValueError(f'"types" is not valid: {error}') from error
 
 
 # ---------------------------------------------------------------------------------------------- reading
@@ -233,7 +233,7 @@ def _walk_nuclei(text: JsonText) -> Iterator[Nuclei]:
     fast = True
     while text.peek() != b"}":
         nuclei = _read_block(text, make) if fast else None
-        if nuclei is None:  # not as upstream and we write it: read by the grammar, here and from here on
+        if nuclei is None:  # another layout than upstream's and ours: parse as general JSON from here on
             fast = False
             nuclei = _read_plainly(text, make)
         yield nuclei
@@ -247,9 +247,8 @@ def _walk_nuclei(text: JsonText) -> Iterator[Nuclei]:
 def _read_block(text: JsonText, make: _Maker) -> Nuclei | None:
     """Read every nucleus that is whole in the block, or return `None` and leave the text where it was.
 
-    Two thirds of the time of reading would go into a Python list per point, so the contours are cut out of the text
-    and turned into numbers by numpy. That is right for nuclei as upstream and we write them; whatever the counts do
-    not confirm is left to `_read_plainly`.
+    A Python list per point would take two thirds of the reading time, so numpy parses the contours from the text. That
+    works for upstream's and our own layout; where the counts do not agree, `_read_plainly` reads instead.
     """
     closes = _CLOSES.search(text.text, text.at)
     stop = closes.start() + 1 if closes else text.text.rfind(b"}", text.at) + 1
@@ -276,7 +275,7 @@ def _read_block(text: JsonText, make: _Maker) -> Nuclei | None:
 
 
 def _read_plainly(text: JsonText, make: _Maker) -> Nuclei:
-    """Read one nucleus, whatever else its object holds."""
+    """Read one nucleus; other keys of its object are ignored."""
     key = text.value()
     text.expect(b":")
     info = text.value()
@@ -284,7 +283,7 @@ def _read_plainly(text: JsonText, make: _Maker) -> Nuclei:
         ring = np.asarray(info["contour"], np.float64).reshape(len(info["contour"]), 2)
         return make({key: info}, np.rint(ring), np.array([len(ring)]))
     except _WRONG_VALUES as error:
-        text.fail(f"nucleus {key!r} is not as it should be: {type(error).__name__} {error}")
+        text.fail(f"nucleus {key!r} is not valid: {type(error).__name__} {error}")
 
 
 class _Maker:
@@ -297,7 +296,7 @@ class _Maker:
 
     def __call__(self, infos: dict, points_xy: np.ndarray, lengths: np.ndarray) -> Nuclei:
         if not (np.abs(points_xy) <= MAX_PX).all():
-            self.text.fail(f"a contour leaves the range of +-{MAX_PX} px")
+            self.text.fail(f"a contour exceeds the range of +-{MAX_PX} px")
         starts = (np.cumsum(lengths) - lengths)[lengths > 0]
         if len(starts):
             sides = np.maximum.reduceat(points_xy, starts) - np.minimum.reduceat(points_xy, starts)
@@ -306,7 +305,7 @@ class _Maker:
         try:
             return self._nuclei(infos, points_xy, lengths)
         except _WRONG_VALUES as error:
-            self.text.fail(f"a nucleus from here on is not as it should be: {type(error).__name__} {error}")
+            self.text.fail(f"a nucleus from here on is not valid: {type(error).__name__} {error}")
 
     def _nuclei(self, infos: dict, points_xy: np.ndarray, lengths: np.ndarray) -> Nuclei:
         values = list(infos.values())

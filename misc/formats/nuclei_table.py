@@ -1,7 +1,7 @@
-"""What tables of nuclei hold, whatever their format: one row a nucleus, units in the names, at level 0.
+"""Tables of nuclei, for all formats: one row a nucleus, units in the column names, at level 0.
 
-Positions in px are pixel centres, as in the JSON; positions in um count from the corner of the image. What is not
-known (no pixel size, no type) has its column all the same, so that tables of several images have the same columns.
+Positions in px are pixel centres, as in the JSON; positions in um count from the corner of the image. Unknown values
+(no pixel size, no type) keep their columns, so that tables of several images have the same columns.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from misc.nuclei_features import nuclear_densities, shapes
 from misc.slides.image import SlideImage
 from misc.type_info import TypeInfo
 
-# Nuclei measured at once, which take some 20 MB meanwhile, and the threads that do so.
+# Nuclei measured at once, in about 20 MB, and the number of threads.
 PIECE_NUCLEI = 2_000
 THREADS = 2
 # Decimals of lengths and areas, and of the numbers between 0 and a few that shares and densities are.
@@ -40,7 +40,7 @@ Columns = dict[str, list | np.ndarray]
 
 @dataclass(frozen=True)
 class NucleiTable:
-    """Nuclei, and all that it takes to make a table of them.
+    """Nuclei, and all data for a table of them.
 
     Attributes:
         nuclei: nuclei, or an iterable of them, which serves once.

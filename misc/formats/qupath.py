@@ -2,11 +2,11 @@
 
 QuPath counts from the corner of the image: the pixel in column 10 reaches from x = 10 to x = 11. Contours and
 centroids of ours are pixel centres, so half a pixel is added on the way out, x -> (x + 0.5) * scale. At scale 1 that
-is exact (10 becomes 10.5), and `x / scale - 0.5` gives the integers back. Whoever draws these outlines again as
-pixels takes the half off first.
+is exact (10 becomes 10.5), and `x / scale - 0.5` gives the integers back. To draw these outlines as pixels again,
+subtract the half first.
 
-Of a slide that says which part of level 0 was scanned (`openslide.bounds-*`: MIRAX, Leica and others) QuPath shows that
-part alone, and counts from its corner: `origin_xy`, which is taken off here and nowhere else.
+If a slide says which part of level 0 was scanned (`openslide.bounds-*`: MIRAX, Leica and others), QuPath shows only
+that part, and counts from its corner, `origin_xy`. Only this module subtracts it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from misc.nuclei import Nuclei
 from misc.nuclei_features import pixel_areas, touches_itself
 from misc.type_info import RGB, TypeInfo
 
-# Decimals of a level-0 px: a hundredth is far below what a contour knows.
+# Decimals of a level-0 px: a hundredth is far below the precision of a contour.
 COORDINATE_DECIMALS = 2
 MEASUREMENT_DECIMALS = 4
 # A polygon has at least three corners.
@@ -38,7 +38,7 @@ FINE = 4
 WRITE_NUCLEI = 5_000
 # Outlines shrink to about a fifth; higher levels take several times as long for a few per cent.
 GZIP_LEVEL = 4
-# Names of objects are made of this, the image's name and the id: the same nucleus has the same name in every run.
+# UUIDs are made from this, the image's name and the id: the same nucleus has the same UUID in every run.
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "hovernet-toolkit/nucleus")
 
 
@@ -203,7 +203,7 @@ def valid_outlines(
 
 
 def simple_ring(contour_xy: np.ndarray) -> np.ndarray:
-    """Draw the two sides of a contour apart where they touch, which a valid polygon may not do.
+    """Separate the two sides of a contour where they touch, since a valid polygon must not touch itself.
 
     One nucleus in a hundred has a part one pixel wide. Its outline moves out by 1 / `FINE` px and encloses the same
     pixel centres; holes that the contour closes around are filled.

@@ -1,4 +1,4 @@
-"""Filling rings row by row: the cost goes with the points and the filled pixels, not with their product.
+"""Fill rings row by row: the cost grows with the points plus the filled pixels, not with their product.
 
 scikit-image tests every pixel of the box against every edge. OpenCV rounds corners to pixel centres, or draws thick
 edges: neither gives the pixels whose centre lies in or on the ring.
@@ -12,7 +12,7 @@ import numpy as np
 
 from misc.machine import check_fits
 
-# How far beside an edge a pixel centre may lie, px, and be on it: rounding of the crossing of edge and row.
+# Largest distance, px, at which a pixel centre counts as on an edge: rounding of the crossing of edge and row.
 ON_EDGE_PX = 1e-9
 # Bytes for each crossing of an edge and a row while they are sorted and paired.
 _CROSSING_BYTES = 96

@@ -2,7 +2,7 @@
 
 A session names one image, its size and pixel size, and holds graphics in level-0 px. Sedeen ties a session to a
 slide by the slide's full file name, so size, pixel size and name must be the slide's own. It shows the whole of level
-0, where QuPath shows the scanned part alone: nothing is taken off here (see `misc.formats.qupath`).
+0, while QuPath shows only the scanned part: so nothing is subtracted here (see `misc.formats.qupath`).
 
 Nuclei are written by their pixel centres, unshifted, so that a contour comes back to the pixel.
 """
@@ -27,25 +27,26 @@ from misc.formats.qupath import MIN_POINTS, check_types
 from misc.nuclei import Nuclei
 from misc.type_info import RGB, TypeInfo
 
-# Graphics that outline nothing: no nuclei, whatever their colour.
+# Graphics without an outline: never nuclei, whatever their colour.
 NOT_NUCLEI = frozenset({"text", "point", "ruler", "arrow", "polyline"})
-# Pens of the seed's lab (#rrggbbaa): staining class of a nucleus, the tumour bed, and hot spots by rank.
+# Default pens (#rrggbbaa): staining class of a nucleus, the tumour bed, and hot spots by rank.
 LAB_PENS: dict[int, str] = {1: "#ff0000ff", 2: "#0000ffff", 3: "#aa00ffff", 4: "#00ff00ff"}
 LAB_CLASSES: dict[int, str] = {1: "negative", 2: "weak", 3: "moderate", 4: "strong"}
 LAB_TYPES: TypeInfo = {key: (name, tuple(bytes.fromhex(LAB_PENS[key][1:7]))) for key, name in LAB_CLASSES.items()}
 TUMOUR_BED_PEN = "#00ffffff"
 TUMOUR_BED = "tumour bed"
-# What hot spots are described as, with their rank; and how the description of a region's hole ends, as Sedeen has none.
+# Description of hot spots, with their rank; and the end of the description of a region's hole, since Sedeen has no
+# holes.
 _TOP = re.compile(r"top(\d+)")
 HOT_SPOT = "Hot spot"
-# What Sedeen calls graphics that nobody named.
+# Sedeen's default names of graphics.
 DEFAULT_NAME = re.compile(r"(Region \d+)?")
 HOLE = " (hole)"
 RANK_PENS = ("#ffff00ff", "#ff0000ff", "#0000ffff", "#aa00ffff", "#00ff00ff", "#000000ff")
-# What Sedeen's own files say of themselves; it opens files that say the same.
+# Software and version as in Sedeen's own files; it opens files with the same values.
 SOFTWARE, VERSION = "PathCore Session Printer", "0.1.0"
 PEN_WIDTH, FONT = 3, "Arial;12"
-# What XML 1.0 cannot hold, not even escaped (section 2.2), and what stands for it.
+# Characters that XML 1.0 cannot hold, not even escaped (section 2.2), and their replacement.
 _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _INSTEAD = "\ufffd"
 
@@ -58,7 +59,7 @@ class Graphic:
         type: Sedeen's word: `polygon`, `rectangle`, `ellipse`, `polyline`, `text`, `point`, `ruler`, `arrow`.
         points_xy: (N, 2) float64, level-0 px; `ellipse` and `rectangle` have four, the corners of their box.
         pen_colour: `#rrggbbaa` in lower case, empty where the file gives none.
-        name, description: free text; people put the class into the description.
+        name, description: free text; users put the class into the description.
     """
 
     type: str
@@ -84,7 +85,7 @@ class Graphic:
 
 @dataclass(frozen=True)
 class Session:
-    """What a session file holds.
+    """The content of a session file.
 
     Attributes:
         image_name: the file name of the slide it belongs to.
@@ -180,7 +181,7 @@ def _pair(text: str | None, what: str) -> tuple[float, float]:
 
 
 def region_label(graphic: Graphic) -> str | None:
-    """Return the class of a graphic that outlines a region, and `None` for one that the lab draws around a nucleus.
+    """Return the class of a graphic that outlines a region, and `None` for one around a nucleus.
 
     The description is the class. Without one the pen decides: the tumour bed's, a nucleus', or none of these.
     """
@@ -264,7 +265,7 @@ description={_attribute(graphic.description)}>
 
 
 def _attribute(text: str) -> str:
-    """Return a quoted attribute; what no XML can hold is replaced, lest nobody can read the session."""
+    """Return a quoted attribute; characters that XML cannot hold are replaced, so that the session stays readable."""
     return quoteattr(_NO_XML.sub(_INSTEAD, text))
 
 

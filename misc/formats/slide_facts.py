@@ -1,4 +1,4 @@
-"""What the header of a JSON file and its image say of a slide: name, size, pixel size, and the way to level 0."""
+"""The facts of a slide from the header of a JSON file and its image: name, size, pixel size, and scale to level 0."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from misc.slides.image import SlideImage
 from misc.slides.resolution import MPP_TIMES_MAG
 from misc.type_info import TypeInfo
 
-# What a pixel of a slide measures, um, and what a scale between two of its levels is: beyond is a broken number.
+# Possible pixel sizes of a slide, um, and scales between two of its levels; other numbers are wrong.
 MPP_UM = (1e-4, 1e4)
 SCALE = (1e-4, 1e4)
 
 
 @dataclass(frozen=True)
 class SlideFacts:
-    """What is known of a slide.
+    """The known facts of a slide.
 
     Attributes:
         name: full file name, empty where nothing says it.
         width, height: level-0 px; both 0 where nothing says them.
         scale: level-0 px per px of the file's coordinates.
         mpp_xy: um per level-0 px along x and y, or `None`.
-        notes: what a person should know about how the scale was found.
+        notes: how the scale was found, for the user.
         bounds_xywh: the part of level 0 that was scanned, px, or `None` where nothing says it.
         tissue_share: share of the slide that is tissue, 0 to 1, or `None` where the header does not say it.
     """
@@ -43,14 +43,14 @@ class SlideFacts:
 
     @property
     def origin_xy(self) -> tuple[int, int]:
-        """Corner of what QuPath shows of level 0, px."""
+        """Corner of the part of level 0 that QuPath shows, px."""
         return (0, 0) if self.bounds_xywh is None else self.bounds_xywh[:2]
 
 
 def slide_facts(
     path: Path, header: dict, image: SlideImage | None = None, scale: float | None = None, mpp: float | None = None
 ) -> SlideFacts:
-    """Gather the facts; an option goes before the header. Name and size are the image's where there is one.
+    """Collect the facts; an option overrides the header. Name and size are the image's where there is one.
 
     Args:
         path: the JSON file, for messages.
@@ -115,7 +115,7 @@ def level0_xy(nuclei: Nuclei, scale: float) -> np.ndarray:
 
 
 def says_all(header: dict) -> bool:
-    """Whether the header says the way to level 0 and to what QuPath shows, or is of an image, where both are one."""
+    """Whether the header gives the scale to level 0 and QuPath's corner, or is of an image, which needs neither."""
     slide = header.get("slide")
     return header.get("mag") is None or (
         isinstance(slide, dict) and slide.get("scale") is not None and "bounds" in slide
@@ -141,8 +141,8 @@ def level0_scale(
         factor, own = MPP_TIMES_MAG / mag / mpp, f"{mpp:.4g} um/px"
     else:
         return 1.0, (
-            f"found at {mag:g}x, and nothing says the slide's own magnification: coordinates are taken as level-0 px; "
-            "give --scale",
+            f"found at {mag:g}x, and nothing says the slide's own magnification: coordinates are assumed to be "
+            "level-0 px; give --scale",
         )
     if factor == 1:
         return 1.0, ()

@@ -1,8 +1,8 @@
 """Nuclei as SpatialData (`.zarr`): outlines as shapes `nuclei`, measurements as the table `table` that annotates them.
 
 Outlines are in level-0 px: the coordinate system `global`, as of an image of level 0 without a transformation; `um` is
-the same in um. The table is that of `h5ad.py`. Neither lies in memory as a whole: the library writes a store of one
-nucleus, whose arrays and file of shapes are then exchanged for the streamed ones.
+the same in um. The table is that of `h5ad.py`. To save memory, the library writes a store of one nucleus; then streamed
+arrays and shapes replace its own.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 SHAPES, TABLE = "nuclei", "table"
 _REGION = "region"
-# What has a row a nucleus; the codes of `_REGION` are all 0.
+# The arrays with one row per nucleus; the codes of `_REGION` are all 0.
 _ROWS = ("X", "obs/_index", "obs/instance_id", "obs/type_prob", "obs/cell_type/codes", "obsm/spatial")
 
 
@@ -76,7 +76,7 @@ def _shapes(table: NucleiTable, rows: TableRows, schema: pyarrow.Schema) -> Iter
 
 @contextlib.contextmanager
 def _new_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; what is then in its `store` takes the place of `path`."""
+    """Yield a temporary folder beside `path`; its `store` then replaces `path`."""
     with tempfile.TemporaryDirectory(prefix=f".{path.stem}.", dir=path.parent) as name:
         yield Path(name)
         if path.exists():
@@ -108,7 +108,7 @@ def _write_store(store: Path, file: h5py.File, mpp: float) -> None:
 
 
 def _first_row(file: h5py.File) -> anndata.AnnData:
-    """Return the first row, of the region `SHAPES`, with all categories and all that is not by row."""
+    """Return the first row, of the region `SHAPES`, with all categories and all data not stored by row."""
     import anndata
     import pandas as pd
 
@@ -128,7 +128,7 @@ def _first_row(file: h5py.File) -> anndata.AnnData:
 
 
 def _exchange(group, name: str, rows: h5py.Dataset | np.ndarray) -> None:
-    """Put rows in the place of the one of an array of a zarr group; kind and attributes stay."""
+    """Replace the single row of an array of a zarr group; type and attributes stay."""
     one = group[name]
     chunk = (min(CHUNK_NUCLEI, len(rows)), *rows.shape[1:])
     options = {"attributes": dict(one.attrs), "dtype": one.dtype, "overwrite": True}

@@ -1,4 +1,4 @@
-"""Which class names and colours of drawn contours mean which type."""
+"""Map class names and colours of drawn contours to types."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from misc.formats import sedeen
 from misc.formats.contours import Contour
 from misc.type_info import MAX_TYPE_ID, TypeInfo, find_ids
 
-# What --mapping calls contours without a class.
+# Name in --mapping for contours without a class.
 UNCLASSIFIED = "unclassified"
 
 
 class TypeMapping:
-    """Which class names and colours mean which type.
+    """The map from class names and colours to types.
 
     Args:
-        types: name or `#rrggbb` to type id, or to `None` for what is to be left out; upper and lower case are the same.
-        shared: names and colours that mean several types, and so decide nothing.
-        chosen: names and colours that a person gave a type: such a colour decides for classes by name, too.
+        types: name or `#rrggbb` to type id, or to `None` to leave it out; upper and lower case are the same.
+        shared: names and colours of several types, which do not decide.
+        chosen: names and colours that the user chose; such a colour also decides for named classes.
     """
 
     def __init__(self, types: dict[str, int | None], shared: Collection[str] = (), chosen: Collection[str] = ()):
@@ -42,7 +42,7 @@ class TypeMapping:
 
     @classmethod
     def of_lab(cls) -> TypeMapping:
-        """Take the seed lab's pens and names: negative, weak, moderate, strong; the tumour bed is left out."""
+        """Take the pens and names of `LAB_PENS`: negative, weak, moderate, strong; the tumour bed is left out."""
         types = {name: key for key, name in sedeen.LAB_CLASSES.items()}
         return cls(types | {pen: key for key, pen in sedeen.LAB_PENS.items()} | {sedeen.TUMOUR_BED_PEN: None})
 
@@ -50,7 +50,7 @@ class TypeMapping:
     def read(
         cls, path: str | Path, known: Collection[int | None] | None = None, names: TypeInfo | None = None
     ) -> TypeMapping:
-        """Read `{"tumour": 1, "#00ff00": "weak", "bed": null}`; 0 is no nucleus, and left out as null is.
+        """Read `{"tumour": 1, "#00ff00": "weak", "bed": null}`; 0 is not a nucleus, and is left out like null.
 
         Args:
             path: the file.
@@ -75,7 +75,7 @@ class TypeMapping:
 
         Args:
             contours: what was drawn.
-            unknown: type of those of which neither name nor colour is known; `None` makes them an error.
+            unknown: type of contours with unknown name and colour; `None` makes them an error.
 
         Raises:
             ValueError: there are such; all are listed with their number.
@@ -102,7 +102,7 @@ class TypeMapping:
 
 
 def _keys(contour: Contour) -> Iterator[str]:
-    """Yield what a contour is looked up by, the first that is known decides."""
+    """Yield the keys of a contour; the first known one decides."""
     yield from (key for key in (contour.label.lower(), contour.colour.lower()) if key)
     if not contour.label:
         yield UNCLASSIFIED

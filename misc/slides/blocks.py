@@ -1,4 +1,4 @@
-"""Regions put together from blocks of a fixed grid (strips, tiles), which are kept while neighbours may want them."""
+"""Regions assembled from the tiles or strips of a fixed grid; a cache keeps those used last."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Callable, Hashable
 
 import numpy as np
 
-CACHE_BYTES = 64 << 20  # decoded blocks that are kept, since neighbouring regions share them
+CACHE_BYTES = 64 << 20  # size of the cache; neighbouring regions share blocks
 
 
 class BlockCache:
-    """The blocks that were used last, `CACHE_BYTES` of them and at least one; for several threads."""
+    """The blocks used last, up to `CACHE_BYTES` but at least one; thread-safe."""
 
     def __init__(self):
         self._lock = threading.Lock()
@@ -20,7 +20,7 @@ class BlockCache:
         self._bytes = 0
 
     def get(self, key: Hashable, make: Callable[[], np.ndarray | None]) -> np.ndarray | None:
-        """Return a block; one that is not there is made outside the lock, so that threads decode side by side."""
+        """Return a block; a missing one is made outside the lock, so that threads decode in parallel."""
         with self._lock:
             if key in self._blocks:
                 self._blocks.move_to_end(key)

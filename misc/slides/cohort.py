@@ -1,4 +1,4 @@
-"""A cohort: the slides of a folder or of a table, and what is said of each."""
+"""A cohort: the slides of a folder or of a table, and the data of each."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from misc.text import counted
 
 logger = logging.getLogger(__name__)
 
-# Columns of a table that say how a slide is read; all others are carried into the summary.
+# Columns of a table that say how to read a slide; all others are copied to the summary.
 PATH, NUMBERS, FILES = "path", ("mpp", "mag"), ("mask", "regions")
 
 
 @dataclass(frozen=True)
 class CohortSlide:
-    """A slide that is to be done.
+    """A slide of the cohort.
 
     Attributes:
         path: the file, or the folder of a DICOM slide.
-        uri: what is to be fetched to `path` first; empty where the slide is there.
-        mpp, mag: um/px and objective power of level 0, where the file is silent or wrong.
-        mask: image whose black px are no tissue.
-        regions: file of annotations; what lies outside of all of them is left out.
+        uri: address to fetch to `path` first; empty where the slide is a local file.
+        mpp, mag: um/px and objective power of level 0, where the file has none or a wrong one.
+        mask: image; its black px are not tissue.
+        regions: file of annotations; tissue outside all of them is left out.
         extra: further columns of its line in the summary.
     """
 
@@ -54,8 +54,8 @@ def find_cohort(
 ) -> tuple[list[CohortSlide], dict[Path, str]]:
     """Return the slides of a table, or else of a folder, in a fixed order, and why others cannot be opened.
 
-    Slides that the table names by a URI are to be fetched to `scratch`. Thumbnails and masks that a run wrote to
-    `output_dir`, where that lies in the folder, are no slides.
+    Slides that the table names by a URI get a path in `scratch`. If `output_dir` lies in the folder, its thumbnails and
+    masks are not slides.
 
     Raises:
         FileNotFoundError: no such table or folder, or no slide in it.
@@ -76,11 +76,11 @@ def find_cohort(
 def read_cohort(table: Path, scratch: Path | None = None) -> list[CohortSlide]:
     """Read a CSV file with a line for each slide; paths are relative to its folder.
 
-    Slides that it names by a URI are to be fetched to `scratch`, see `local_path`.
+    Slides that it names by a URI get a path in `scratch`, see `local_path`.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it has no slide, no column `path` or one that the summary fills in, or a number is none.
+        ValueError: it has no slide, no column `path`, a column of the summary, or a wrong number.
     """
     if not table.is_file():
         raise FileNotFoundError(f"no such table: {table} (--slides)")
@@ -129,7 +129,7 @@ def _positive(text: str, what: str) -> float:
 
 
 def write_cohort(table: Path, slides: Iterable[CohortSlide]) -> None:
-    """Write a table that `read_cohort` reads, from whatever folder."""
+    """Write a table that `read_cohort` reads; works from any folder."""
     slides = list(slides)
     extra = dict.fromkeys(name for slide in slides for name in slide.extra)
     text = io.StringIO()

@@ -18,7 +18,7 @@ _M_UM = 1e6  # um in a metre
 
 
 class CziSource:
-    """Levels of a CZI file, which its own pyramid is read for; all scenes together.
+    """Levels of a CZI file, read from its own pyramid; all scenes together.
 
     Attributes: see `misc.slides.sources`.
 
@@ -53,7 +53,7 @@ class CziSource:
     def read(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
         """Return a region that lies inside the level, (height, width, 3) uint8.
 
-        The library leaves pixels out where a file has no pyramid, so a level is the mean of what is twice as fine.
+        The library skips pixels where a file has no pyramid, so a level is averaged from twice its resolution.
         """
         scale = 2**level
         left, top = self._corner_xy[0] + x * scale, self._corner_xy[1] + y * scale

@@ -19,7 +19,8 @@ class Instance:
 
     Attributes:
         series: its SeriesInstanceUID.
-        is_volume: whether it is a level of the slide; one that does not say it counts, so that opening it tells why.
+        is_volume: whether it is a level of the slide; `True` also where it does not say, so that opening it reports the
+            reason.
         width: of the level, px.
     """
 
@@ -30,7 +31,7 @@ class Instance:
 
 
 def read_instance(path: Path) -> Instance | None:
-    """Return what a file says of its series, or `None` where it is no DICOM file, or a damaged one."""
+    """Return the series data of a file, or `None` where it is not a DICOM file or damaged."""
     try:
         stat = path.stat()
         return _read_instance(path, stat.st_size, stat.st_mtime_ns)
@@ -48,9 +49,9 @@ def _read_instance(path: Path, size: int, mtime_ns: int) -> Instance | None:
     names = ["ImageType", "SeriesInstanceUID", "TotalPixelMatrixColumns"]
     try:
         header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=names)
-        # the bytes as they are: turned into values, those that the standard forbids would be warned of
+        # raw bytes: converting them would log a warning for each value that the standard forbids
         kind, series, width = (header.get_item(name).value if name in header else b"" for name in names)
-    except Exception:  # whatever a damaged header makes pydicom raise: OpenSlide will name the reason
+    except Exception:  # a damaged header can raise any error in pydicom; OpenSlide reports the reason
         return None
     kinds = kind.split(b"\\")
     is_volume = len(kinds) <= _KIND_AT or kinds[_KIND_AT].strip() == _VOLUME
@@ -60,8 +61,8 @@ def _read_instance(path: Path, size: int, mtime_ns: int) -> Instance | None:
 def group_series(files: Iterable[Path]) -> list[list[Instance]]:
     """Return the instances among files by folder and series, each group with its largest volume first.
 
-    A group may have no volume, as where a scanner writes labels as a series of their own; files that are no DICOM, or
-    that do not name their series, are in none.
+    A group may have no volume, for example if a scanner writes labels as their own series. Files that are not DICOM, or
+    that do not name their series, are in no group.
     """
     groups: dict[tuple[Path, bytes], list[Instance]] = {}
     for path in files:

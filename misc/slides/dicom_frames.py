@@ -1,8 +1,8 @@
 """A DICOM slide that OpenSlide refuses, such as one that says no ImageType: one instance, read frame by frame.
 
-It is read as it is stored, as OpenSlide reads the others: ImageOrientationSlide says how the picture lies on the glass,
-and turns nothing. Where frames lie is said by their positions, or by TILED_FULL, which is row by row. Some files say
-neither: of row by row and column by column that one is taken in which the borders of the frames fit together.
+It is read as it is stored, as OpenSlide reads other DICOM slides: ImageOrientationSlide does not rotate it. The places
+of frames follow from their positions, or from TILED_FULL, which means row by row. If a file has neither, the reader
+tries row by row and column by column, and takes the order in which the borders of the frames fit together.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from misc.slides.pixels import WHITE, ImageError, to_rgb
 # transfer syntaxes: little endian with and without the types of values, JPEG, JPEG 2000
 _NATIVE, _JPEG = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1"), "1.2.840.10008.1.2.4.50"
 _JPEG_2000 = ("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91")
-_COLOURS = ("RGB", "MONOCHROME2", "YBR_ICT", "YBR_RCT")  # what pixels are, or are decoded to; a JPEG says its own
+_COLOURS = ("RGB", "MONOCHROME2", "YBR_ICT", "YBR_RCT")  # colours of the decoded pixels; a JPEG has its own entry
 SEAMS = 32  # pairs of frames whose borders are compared
-ASPECT = 1.1  # pixels of a slide are square: where one side is longer than this, the imaged volume was not measured
+ASPECT = 1.1  # largest ratio of a pixel's sides; beyond it, the size of the imaged volume is not a real measurement
 
 
 class DicomSource:
@@ -33,7 +33,7 @@ class DicomSource:
     Attributes: see `misc.slides.sources`.
 
     Raises:
-        ImageError: it is no level of a slide, is cut short, or is stored in a way that is not read.
+        ImageError: it is not a level of a slide, is cut short, or has an unsupported encoding.
     """
 
     vendor = "dicom"
@@ -103,7 +103,7 @@ class DicomSource:
 
 
 def _check_pixels(header) -> None:
-    """Raise an `ImageError` where pixels are stored in a way that is not read."""
+    """Raise an `ImageError` for unsupported encodings of pixels."""
     syntax, bits, colour = header.file_meta.TransferSyntaxUID, header.BitsAllocated, header.PhotometricInterpretation
     if syntax not in (*_NATIVE, _JPEG, *_JPEG_2000):
         raise ImageError(f"has pixels in {syntax.name}; JPEG, JPEG 2000 or little endian is needed")
@@ -144,7 +144,7 @@ def _said_places(header, number: int) -> dict[tuple[int, int], int] | None:
     """Return the frame at each row and column of the grid, or `None` where the header does not say it.
 
     Raises:
-        ImageError: frames lie on each other or on no grid, or are more or fewer than one picture has.
+        ImageError: frames overlap or lie on no grid, or their number does not fit one picture.
     """
     groups = header.get("PerFrameFunctionalGroupsSequence") or ()
     positions = [_first(group, "PlanePositionSlideSequence") for group in groups]
@@ -174,7 +174,7 @@ def _grid_shape(header) -> tuple[int, int]:
 
 
 def _mpp(header) -> tuple[tuple[float, float] | None, str]:
-    """Return um a pixel (x, y) and where it comes from; the size of the volume only where it makes pixels square."""
+    """Return um a pixel (x, y) and where it comes from; uses the size of the volume only if pixels are then square."""
     spacing = _first(_first(header, "SharedFunctionalGroupsSequence"), "PixelMeasuresSequence").get("PixelSpacing")
     if spacing:
         return (1000 * float(spacing[1]), 1000 * float(spacing[0])), "the scanner"

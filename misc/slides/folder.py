@@ -1,4 +1,4 @@
-"""Which files of a folder are slides, what a slide is called, and which files it is made of."""
+"""The slides in a folder: which files they are made of, and their names."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from misc.slides.sources import MIRAX_SUFFIX, SLIDE_SUFFIXES, SlideError, is_sli
 
 @dataclass
 class FoundSlides:
-    """What a folder holds.
+    """The content of a folder.
 
     Attributes:
         slides: files, and folders that are one DICOM slide or OME-Zarr; all of different names, see `slide_name`.
-        unusable: what has a slide's name or its stem and cannot be opened, and why.
-        others: files that are no slides.
+        unusable: paths that look like slides but cannot be opened, and why.
+        others: files that are not slides.
     """
 
     slides: list[Path] = field(default_factory=list)
@@ -33,14 +33,14 @@ def find_slides(
 ) -> FoundSlides:
     """Look through a folder.
 
-    The DICOM files of one series are one slide, also where they lie in a folder of the folder; labels, overviews and
-    thumbnails among them are none.
+    The DICOM files of one series are one slide, also in a sub-folder; its labels, overviews and thumbnails are not
+    slides.
 
     Args:
         folder: the folder.
         pattern: shell pattern that a file's name must match.
         recursive: look into sub-folders too.
-        leave_out: tells which files do not count at all.
+        leave_out: tells which files to ignore.
 
     Raises:
         FileNotFoundError: `folder` is none.
@@ -66,7 +66,7 @@ def find_slides(
 
 
 def slides_called(name: str, folder: Path) -> list[Path]:
-    """Return what of a folder may be the slide of that name; unlike `find_slides`, no other file is looked into."""
+    """Return the paths of a folder that may be the slide of that name; unlike `find_slides`, opens no other file."""
     return [path for path in _candidates(Path(folder))[0] if full_stem(path) == name]
 
 
@@ -82,7 +82,7 @@ def slide_files(path: Path) -> list[Path]:
 
 
 def _candidates(folder: Path, pattern: str = "*", recursive: bool = False) -> tuple[list[Path], list[Path]]:
-    """Return what may be a slide, DICOM series and OME-Zarr as one path each; and DICOM files that are no level."""
+    """Return possible slides, with one path per DICOM series or OME-Zarr; and DICOM files that are not levels."""
     files = [path for path in list_files(folder, pattern, recursive) if not _in_zarr(path, folder)]
     if not recursive:  # one folder a slide, as viewers and archives export DICOM
         files += [path for path in sorted(folder.glob(f"[!.]*/{pattern}")) if path.match(PATTERN) and path.is_file()]
@@ -107,7 +107,7 @@ def _series_path(first: Path, folder: Path) -> Path:
 
 
 def _no_files(folder: Path, pattern: str, recursive: bool, slides: list[Path]) -> dict[Path, str]:
-    """Return what has a slide's name and is no file; a folder is none where its content is looked through anyway."""
+    """Return paths named like slides that are not files; with `recursive`, folders do not count."""
     search = folder.rglob if recursive else folder.glob
     named = [path for path in search(pattern) if path.suffix.lower() in SLIDE_SUFFIXES and path.name[0] != "."]
     reasons = {}
@@ -129,7 +129,7 @@ def _unreadable(path: Path) -> str | None:
 
 
 def _sort_out_names(found: FoundSlides) -> None:
-    """Refuse slides of one name; of a slide and broken files of its name, the slide stays."""
+    """Refuse two slides of one name; a slide goes before broken files of its name."""
     by_name: dict[str, list[Path]] = {}
     for path in found.slides:
         by_name.setdefault(full_stem(path), []).append(path)

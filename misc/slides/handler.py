@@ -1,8 +1,8 @@
 """Reading whole slides by region, at any magnification or resolution, with bounded memory.
 
 Planes: level 0 is the slide as it was scanned; `prepare_reading` chooses the plane that `read_region` reads from. Its
-pixels come from the next larger level, resized region by region on a grid that is fixed for the whole slide, so that
-a pixel is the same whichever way the region around it was cut.
+pixels come from the next larger level, resized region by region on a grid that is fixed for the whole slide. So a
+pixel does not depend on the region that was asked for.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from misc.slides.sources import SlideError, is_slide, open_source
 
 __all__ = ["FileHandler", "SlideError", "get_file_handler", "is_slide", "read_reflect"]
 
-SAME_LEVEL_PX = 2  # px by which a level may differ from the size asked for and still be it (levels are rounded)
+SAME_LEVEL_PX = 2  # px: largest difference to a level that is used as it is (levels are rounded)
 SAME_LEVEL_SHARE = 0.01  # and share of its size, for small levels
 PIECE_PX = 2048  # px: larger regions are read in pieces of that side, which bounds memory
 
@@ -43,7 +43,7 @@ class FileHandler:
         path: the file, or the folder of a DICOM series.
         metadata: `base_shape` (2,) int64 width and height of level 0 in px; `base_mpp` (2,) float64 x, y in um/px, or
             `None`; `base_mag` float or `None`; `available_mag` one float a level, largest first, or `None`; `vendor`;
-            `mpp_from` who says the mpp; `notes` lines on what was not believed or is not read; `bounds_xywh` the part
+            `mpp_from` source of the mpp; `notes` lines on ignored values and parts; `bounds_xywh` the part
             of level 0 that was scanned (four int, px), or `None` where nothing says it.
 
     Raises:
@@ -83,7 +83,7 @@ class FileHandler:
         self._source.close()
 
     def check_unchanged(self) -> None:
-        """Refuse to go on with a slide whose files are no longer those that were opened; call it after the last read.
+        """Raise an error if the slide's files have changed since they were opened; call it after the last read.
 
         Raises:
             SlideError: a file has another size or date, is gone, or is new.
@@ -94,7 +94,7 @@ class FileHandler:
             raise SlideError(self.path, f"was changed while it was read ({', '.join(names[:3])}); run it again")
 
     def reopen(self) -> FileHandler:
-        """Open the same slide anew, prepared for the same plane.
+        """Open the same slide again, prepared for the same plane.
 
         Raises:
             SlideError: it cannot be opened, or is not what it was.
@@ -125,7 +125,7 @@ class FileHandler:
         return height / self.shape_yx[0], width / self.shape_yx[1]
 
     def get_dimensions(self, read_mag: float | None = None, read_mpp=None) -> np.ndarray:
-        """Return (width, height) in px at a magnification, or at um/px (one number or x, y), which goes first.
+        """Return (width, height) in px at a magnification, or at um/px (one number or x, y); um/px has priority.
 
         Raises:
             SlideError: the slide does not say its resolution, and no option does.
@@ -171,7 +171,7 @@ class FileHandler:
 
     def _choose(self, read_mag: float | None, read_mpp) -> _Plane:
         scale_xy = self._scale(read_mag, read_mpp)
-        # a tiny share more, lest 0.99999999 px be none
+        # a tiny share more, so that 0.99999999 px count as one
         wanted = np.maximum(np.floor(self.metadata["base_shape"] * scale_xy * (1 + 1e-9)), 1).astype(np.int64)
         for level, size in enumerate(self._source.sizes_xy):
             off = np.abs(np.array(size) - wanted)
@@ -217,7 +217,7 @@ class FileHandler:
         left, right = plane.axis_x.span(x0, x1)
         try:
             pixels = self._source.read(plane.level, left, top, right - left, bottom - top)
-        except Exception as error:  # whatever OpenSlide or a codec raises on damaged data
+        except Exception as error:  # OpenSlide and codecs raise any error on damaged data
             where = f"level {plane.level}, x {left} to {right}, y {top} to {bottom}"
             raise SlideError(self.path, f"cannot be read at {where} ({error})") from error
         return resample(pixels, plane.axis_y, plane.axis_x, (y0, x0, y1, x1))
@@ -226,16 +226,16 @@ class FileHandler:
 def get_file_handler(
     path: str | Path, backend: str | None = None, mpp: float | None = None, mag: float | None = None
 ) -> FileHandler:
-    """Open a slide by what it holds.
+    """Open a slide by its content.
 
     Args:
         path: OpenSlide's formats, TIFF and OME-TIFF, PNG, JPEG.
-        backend: an extension, as the reference implementation wants it; not needed and not looked at.
+        backend: an extension, as in the reference implementation; ignored.
         mpp: um/px of level 0, overrides what the file says.
         mag: objective power of level 0, overrides what the file says.
 
     Raises:
-        SlideError: the file is no slide, damaged, or may not be read.
+        SlideError: the file is not a slide, is damaged, or cannot be read.
     """
     return FileHandler(path, mpp, mag)
 
@@ -255,7 +255,7 @@ def read_reflect(handler: FileHandler, y: int, x: int, height: int, width: int) 
     top, left = int(rows.min()), int(cols.min())
     region = handler.read_region((left, top), (int(cols.max()) + 1 - left, int(rows.max()) + 1 - top))
     if region.shape[:2] == (height, width) and rows[0] == top and cols[0] == left:
-        return region  # nothing is turned round: a window that needs no reflection
+        return region  # a window inside the plane needs no reflection
     return region[rows - top][:, cols - left]
 
 
@@ -267,7 +267,7 @@ def reflected(start: int, length: int, size: int) -> np.ndarray:
 
 
 def _stamps(path: Path) -> dict[Path, tuple[int, int]]:
-    """Return size and date (ns) of the files of a slide; of those that cannot be looked at, -1."""
+    """Return size and date (ns) of the files of a slide; -1 where that fails."""
     stamps = {}
     for file in slide_files(path):
         try:
@@ -279,7 +279,7 @@ def _stamps(path: Path) -> dict[Path, tuple[int, int]]:
 
 
 def _pieces(axis: Axis, start: int, stop: int) -> list[tuple[int, int]]:
-    """Cut a range of the plane so that neither the pieces nor what they are computed from is long."""
+    """Cut a range of the plane so that both the pieces and their source ranges are short."""
     step = max(min(PIECE_PX, PIECE_PX * axis.target // axis.source), 1)
     cuts = [start, *range((start // step + 1) * step, stop, step), stop]
     return list(itertools.pairwise(cuts))

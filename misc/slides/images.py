@@ -1,4 +1,4 @@
-"""Reading an image whole, through the same code as a slide: the same pixels whichever way a file is read."""
+"""Read a whole image with the same code as a slide, so that both give the same pixels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from misc.slides.sources import TIFF, SlideError, file_head, open_source
 
 __all__ = ["ImageError", "no_image_because", "probe_mpp", "probe_size", "read_image", "resize"]
 
-# A 16-bit image whose brightest value comes out as this or less (what a 12-bit camera's 4095 becomes) is dark.
+# A 16-bit image is dark if its brightest 8-bit value is this or less (4095, the maximum of a 12-bit camera, gives it).
 DARK_OF_255 = 16
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ def probe_size(path: Path) -> tuple[int, int] | None:
 
 
 def probe_mpp(path: Path) -> tuple[float | None, str]:
-    """Return um a pixel from a file's header, and who says it; or `None`, and what was not believed, if anything."""
+    """Return um a pixel from a file's header, and its source; or `None`, and the ignored value, if any."""
     try:
         if not file_head(path).startswith(TIFF):
             source = _Header(*picture_mpp(path))
@@ -51,7 +51,7 @@ def probe_mpp(path: Path) -> tuple[float | None, str]:
 
 
 class _Header(NamedTuple):
-    """What the header of a picture says of its resolution, as a source."""
+    """The resolution in a picture's header, as a source."""
 
     mpp_xy: tuple[float, float] | None
     mpp_from: str
@@ -74,9 +74,9 @@ def read_image(path: Path) -> np.ndarray:
     """Read an image.
 
     16-bit images are scaled to 8 bits, grey ones get three equal channels, transparent ones are shown on white
-    (where nothing was scanned there is glass, not tissue). The log says where a file has more pages than the one that
-    is read, and where 16 bits are mostly dark. A JPEG is turned as its EXIF entry says; all others, TIFF among them,
-    are read as they are stored.
+    (where nothing was scanned there is glass, not tissue). A warning is logged if a file has more pages than the one
+    that is read, and if a 16-bit image is mostly dark. A JPEG is turned as its EXIF entry says; all others, TIFF among
+    them, are read as they are stored.
 
     Returns:
         (H, W, 3) uint8, RGB.
@@ -112,7 +112,7 @@ def _read_whole(source) -> np.ndarray:
 
 @functools.cache
 def _note(text: str) -> None:
-    """Say it once: validation reads the same files after every epoch."""
+    """Log it once: validation reads the same files after every epoch."""
     logger.warning("%s", text)
 
 

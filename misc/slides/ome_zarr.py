@@ -32,7 +32,7 @@ def is_ome_zarr(path: Path) -> bool:
 
 
 def ome_zarr_files(path: Path) -> list[Path]:
-    """Return the files that tell what an image is, without those of its pixels, of which a slide has many thousands."""
+    """Return the metadata files of an image, without the many thousand files of its pixels."""
     image = _image(path)
     levels = [image / str(level["path"]) for level in _multiscale(image)["datasets"]]
     files = [path / name for name in _ATTRIBUTES] + [level / name for level in levels for name in _ARRAYS]

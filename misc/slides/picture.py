@@ -1,4 +1,4 @@
-"""Pictures that are decoded whole: PNG, JPEG, BMP, WebP and whatever else OpenCV knows."""
+"""Pictures that are decoded whole: PNG, JPEG, BMP, WebP and other formats of OpenCV."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from misc.slides.resolution import INCH_UM
 
 PNG, JPEG = b"\x89PNG", b"\xff\xd8\xff"
 _JPEG_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
-# What Pillow calls the formats whose EXIF entry is followed.
+# Pillow's names of the formats whose EXIF orientation is applied.
 _TURNED = ("JPEG", "MPO")
 _TAG_ORIENTATION = 0x0112
 
@@ -57,8 +57,8 @@ class ImageSource:
 
 
 def _check_png(data: bytes) -> None:
-    """Refuse a PNG that is cut short, or whose header or chunks are not what was written: decoders make room for any
-    size that they say, and fill what is missing with grey."""
+    """Refuse a PNG that is cut short or has a wrong checksum: decoders trust any size in a header, and fill
+    missing parts with grey."""
     at = len(PNG) + 4  # of the signature
     while (kind := data[at + 4 : at + 8]) != b"IEND":
         length = int.from_bytes(data[at : at + 4], "big")
@@ -72,7 +72,7 @@ def _check_png(data: bytes) -> None:
 
 def is_picture(path: Path) -> bool:
     """Tell from its first bytes whether a file is one that `ImageSource` may decode."""
-    # OpenCV cannot open every name on Windows, and ends in a fault with one that is no UTF-8; Pillow can open all
+    # OpenCV cannot open every name on Windows, and crashes with a name that is not UTF-8; Pillow can open all
     return (not unusable_name(path) and cv2.haveImageReader(str(path))) or picture_size(path) is not None
 
 
@@ -84,7 +84,7 @@ def picture_size(path: Path) -> tuple[int, int] | None:
             # EXIF orientations 5 to 8 turn the image by a quarter; to look for them in a PNG, Pillow decodes it
             turned = image.format in _TURNED and image.getexif().get(_TAG_ORIENTATION, 1) >= 5
             return (width, height) if turned else (height, width)
-    except Exception:  # whatever a damaged header makes Pillow raise: decoding will name the reason
+    except Exception:  # a damaged header can raise any error in Pillow; decoding reports the reason
         return None
 
 
@@ -103,7 +103,7 @@ def _decode(data: bytes) -> np.ndarray:
     """Return (H, W) or (H, W, C) samples, RGB; a PNG keeps its depth and alpha, a JPEG is turned as its EXIF says."""
     if not data:
         raise ImageError("is empty (0 bytes)")
-    # decoders fill what is missing with grey and say nothing
+    # decoders fill missing parts with grey, without an error
     if data.startswith(JPEG) and data.rfind(_JPEG_END) < data.rfind(_JPEG_SCAN):
         raise ImageError("is a truncated JPEG (no end marker)")
     flags = cv2.IMREAD_COLOR_RGB if data.startswith(JPEG) else cv2.IMREAD_UNCHANGED
@@ -119,9 +119,9 @@ def _decode(data: bytes) -> np.ndarray:
 
 
 class _AnySize:
-    """Lets Pillow open images of more than 179 million pixels, which it takes for an attack, in a block.
+    """Lets Pillow open images of more than 179 million pixels in a block; it would refuse them as an attack.
 
-    Its limit is one for all threads: the first one to enter lifts it, the last one to leave puts it back.
+    All threads share Pillow's limit: the first thread to enter lifts it, the last one to leave restores it.
     """
 
     def __init__(self):

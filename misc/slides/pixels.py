@@ -1,4 +1,4 @@
-"""What a stored pixel looks like: any depth, number of channels and transparency as 8-bit RGB."""
+"""Convert stored pixels of any depth, number of channels and transparency to 8-bit RGB."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import numpy as np
 
 from misc.machine import check_fits
 
-WHITE = 255  # where nothing was scanned there is glass, not tissue
+WHITE = 255  # areas that were not scanned count as glass
 
 
 class ImageError(ValueError):
     """A file that cannot be used as an image; the message says why, and does not name the file."""
 
 
-# Bytes a pixel that reading a picture whole takes, at the least: 8-bit RGB as it is decoded, and as it is handed over.
+# Least memory for reading a whole picture, bytes a pixel: the decoded 8-bit RGB and the returned copy.
 _WHOLE_BYTES_PX = 6
 
 
@@ -22,7 +22,7 @@ def check_size(size_xy: tuple[int, int]) -> None:
     """Refuse a picture that is larger than the free memory, before anything is decoded.
 
     Raises:
-        TooLargeError: it is; what a header says costs nothing to write.
+        TooLargeError: it is larger; a damaged header may claim any size.
     """
     width, height = size_xy
     check_fits(_WHOLE_BYTES_PX * width * height, f"its {width} x {height} px")
@@ -44,7 +44,7 @@ def to_8_bits(samples: np.ndarray) -> np.ndarray:
 
 
 def on_white(rgba: np.ndarray) -> np.ndarray:
-    """Lay (..., 4) uint8 pixels, colour not multiplied by alpha, on white; returns (..., 3) uint8."""
+    """Blend (..., 4) uint8 pixels with straight alpha over white; returns (..., 3) uint8."""
     if rgba.size and cv2.minMaxLoc(cv2.extractChannel(rgba, 3))[0] == WHITE:
         return cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB)
     alpha = rgba[..., 3:]

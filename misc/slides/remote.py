@@ -1,4 +1,4 @@
-"""Files that lie elsewhere: slides are fetched when they are read, results are uploaded; both are then removed here."""
+"""Remote files: fetch slides, upload results, and remove the local copies afterwards."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from misc.batch import recorded
 from misc.extras import require
 
 EXTRA = "storage"
-# Bytes of a result file that hold all that it says before its nuclei.
+# Bytes at the start of a result file that hold all keys before its nuclei.
 HEADER_BYTES = 1 << 16
 
 
@@ -24,7 +24,7 @@ def is_uri(text: str) -> bool:
 
 
 def local_path(uri: str, scratch: Path | None) -> Path:
-    """Return where a slide is fetched to: in a folder of this process alone, since it is removed afterwards.
+    """Return the local path of a fetched slide, in a folder of this process only, since it is removed afterwards.
 
     Args:
         uri: of the slide; its last part is its name.
@@ -56,7 +56,7 @@ def upload(files: Mapping[str, Path], uri: str) -> None:
     """Copy files to `<uri>/<kind>/<name>`, in their order, and remove them here once all are there.
 
     Raises:
-        OSError: one cannot be copied; all stay, and are named.
+        OSError: one cannot be copied; all local files stay, and the message names them.
     """
     failed: dict[str, str] = {}
     with recorded(failed, uri):
@@ -77,7 +77,7 @@ def upload(files: Mapping[str, Path], uri: str) -> None:
 
 
 def read_uploaded_header(uri: str) -> dict[str, Any] | None:
-    """Return what an uploaded JSON file says before its nuclei; `None` where there is none."""
+    """Return the keys of an uploaded JSON file before its nuclei; `None` where there is no file."""
     system, there = _system(uri)
     try:
         head = system.cat_file(there, end=HEADER_BYTES)
@@ -87,7 +87,7 @@ def read_uploaded_header(uri: str) -> dict[str, Any] | None:
 
 
 def _system(uri: str) -> tuple[Any, str]:
-    """Return who holds a file, by fsspec, and the file's path there."""
+    """Return the fsspec file system of a file, and the file's path there."""
     try:
         return require("fsspec.core", EXTRA).url_to_fs(uri)
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Resizing by region: every pixel of the result depends on its absolute position alone, never on how it was cut out.
+"""Resizing by region: every pixel of the result depends only on its absolute position, not on the region.
 
 `cv2.resize` on a piece of an image places its sampling grid by the piece's own size, so pieces do not fit together.
 Here the weights of each result pixel are computed from the sizes of the two whole images and applied in integers,

@@ -1,4 +1,4 @@
-"""What can be read as a slide, opened by content: OpenSlide first, ours for what it refuses or misreads, pictures.
+"""Open slides by content: OpenSlide first, then our own readers for what it refuses or misreads, and pictures.
 
 OpenSlide (4.0.1, as `openslide-bin` brings it) reads Aperio, Hamamatsu, Leica, MIRAX, Philips, Sakura, Trestle,
 Ventana, generic tiled TIFF, DICOM (from one file all levels of its series), and Zeiss CZI (raw or Zstandard). Other
@@ -8,12 +8,12 @@ installed.
 A source has
 
     sizes_xy     (width, height) of each level, the largest first
-    vendor       who made it; `None` where nothing says it
-    mpp_xy       um a pixel of level 0 along x and y, or `None`; `mpp_from` says whence
+    vendor       maker of the scanner; `None` if unknown
+    mpp_xy       um a pixel of level 0 along x and y, or `None`; `mpp_from`: its source
     power        of the objective, or `None`
     bounds_xywh  the part of level 0 that was scanned, px, or `None` where nothing says it
     is_deep      whether it has 16 bits that come out as 8
-    notes        what a person should know of it
+    notes        remarks for the user
 
 and `read(level, x, y, width, height)`, which returns (height, width, 3) uint8 of a region inside the level, and may be
 called from several threads.
@@ -40,7 +40,7 @@ from misc.slides.picture import JPEG, PNG, ImageSource, is_picture
 from misc.slides.pixels import ImageError, on_white
 from misc.slides.tiff import RESOLUTION_UM, TAGS_SAY, TiffSource, unread_pages
 
-# Files that are taken for slides whatever they hold, so that a broken one is reported and not left out.
+# Files with these suffixes count as slides whatever their content, so that broken ones are reported, not left out.
 SLIDE_SUFFIXES = frozenset(
     ".svs .tif .tiff .ndpi .vms .vmu .scn .mrxs .svslide .bif .czi .dcm .qptiff .png .jpg .jpeg".split()
 )
@@ -49,14 +49,14 @@ MIRAX_SUFFIX = ".mrxs"
 _GENERIC_TIFF, _DICOM, _NDPI, _CZI = "generic-tiff", "dicom", "hamamatsu", "zeiss"
 _TAG_ORIENTATION = 274
 _RGB, _YCBCR = 2, 6  # tag PhotometricInterpretation
-# in what OpenSlide says of DICOM that may be read without it: no ImageType, other bits or channels, another JPEG
+# OpenSlide's errors for DICOM that our reader may read: no ImageType, other bits or channels, another JPEG
 _OFF_DICOM = ("get image flavor", "Attribute", "Unsupported")
 _ALPHA = 2  # tag ExtraSamples: alpha that colours are not multiplied by
 BLOCK_PX = 512  # px, side of the pieces in which levels off the pixel grid are read
 # px in a tile (256 MB). Scanners' have at most 4096 x 4096; OpenSlide ends the process when it cannot get the memory.
 MAX_TILE_PX = 1 << 26
 MAX_SIDE_PX = 1 << 21  # px, half a metre at 0.25 um/px
-# Opens a slide and reads a px of each level; ends with the reason where OpenSlide has one.
+# Opens a slide and reads a px of each level; crashes on some damaged headers.
 _TRY_OUT = """
 import sys, openslide
 try:
@@ -66,7 +66,7 @@ try:
 except openslide.OpenSlideError:
     pass  # opening it here will say why
 """
-_EXCEPTION = 1  # code with which Python ends after an exception
+_EXCEPTION = 1  # exit code of Python after an exception
 
 
 class SlideError(ValueError):
@@ -84,7 +84,7 @@ class SlideError(ValueError):
 def is_slide(path: str | Path) -> bool:
     """Tell whether a file is to be read as a slide; side files (text, `.dat`, `.ini`, masks as `.npy`...) are not.
 
-    Files with a slide's name but broken content count, so that opening them says what is wrong.
+    Files with a slide's suffix but broken content count, so that opening them reports what is wrong.
     """
     path = Path(path)
     if not path.is_file():
@@ -98,13 +98,13 @@ def is_slide(path: str | Path) -> bool:
 
 
 def open_source(path: Path) -> Source:
-    """Open a slide by what it holds; its name does not matter.
+    """Open a slide by its content; its name does not matter.
 
     Args:
         path: a file, or a folder: OME-Zarr, or the files of one DICOM series.
 
     Raises:
-        SlideError: it is no slide, is damaged, or may not be read.
+        SlideError: it is not a slide, is damaged, or cannot be read.
     """
     try:
         source = _open(_first_file(path))
@@ -117,7 +117,7 @@ def open_source(path: Path) -> Source:
         raise SlideError(path, error) from error
     except OSError as error:
         raise SlideError(path, f"cannot be read ({error.strerror or error})") from error
-    except Exception as error:  # whatever a damaged file makes OpenSlide, tifffile or OpenCV raise
+    except Exception as error:  # damaged files raise any error in OpenSlide, tifffile or OpenCV
         raise SlideError(path, f"cannot be opened ({error})") from error
 
 
@@ -168,13 +168,13 @@ def _open(path: Path) -> Source:
 
 
 class _TiffHeader:
-    """What is looked at in a TIFF before it is opened.
+    """The properties of a TIFF that decide how to open it.
 
     Attributes:
         nr_pages: 0 where tifffile cannot read it; OpenSlide may.
-        is_misread: whether OpenSlide would misread it as a generic TIFF. It turns each tile of a turned file where it
-            lies (we read it as it is stored, in which its coordinates mean the same to other programs), sees neither
-            resolution nor levels of OME-TIFF, and takes channels and pages for what they are not.
+        is_misread: whether OpenSlide would misread it as a generic TIFF. It rotates each tile of a rotated file in
+            place (we read the stored pixels, so that coordinates agree with other programs), ignores resolution and
+            levels of OME-TIFF, and confuses channels and pages.
 
     Raises:
         ImageError: tiles are of a size that ends the process.
@@ -192,7 +192,7 @@ class _TiffHeader:
                 self.nr_pages = len(top)
         except ImageError:
             raise
-        except Exception:  # whatever tifffile raises on what it does not know, or on a damaged file
+        except Exception:  # unknown or damaged files raise any error in tifffile
             return
 
     @staticmethod
@@ -203,7 +203,7 @@ class _TiffHeader:
 
 
 def _is_plain(page) -> bool:
-    """Tell whether OpenSlide gets a page of a generic TIFF right: RGB, alpha at most, as it is stored."""
+    """Tell whether OpenSlide reads a page of a generic TIFF correctly: RGB, maybe alpha, not rotated."""
     turned = page.tags.get(_TAG_ORIENTATION)
     upright = turned is None or turned.value == 1
     return upright and page.photometric in (_RGB, _YCBCR) and tuple(page.extrasamples) in ((), (_ALPHA,))
@@ -211,7 +211,7 @@ def _is_plain(page) -> bool:
 
 @functools.lru_cache
 def _try_out(path: Path, size: int, mtime_ns: int) -> None:
-    """Let another process open a slide whose header nothing here reads: a crafted one ends that process alone.
+    """Try to open a slide with an unchecked header in another process, so that a crash does not end this one.
 
     Raises:
         ImageError: it ended.

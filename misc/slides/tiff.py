@@ -118,7 +118,7 @@ class _Level:
     Attributes:
         size_xy: width and height.
         pages: the page, or three grey ones that are red, green and blue.
-        depth: how many pages of one kind the file has there; where they are no colours, the first one is read.
+        depth: number of pages of one kind; the first is read, unless they are colours.
     """
 
     def __init__(self, series):

@@ -1,4 +1,4 @@
-"""Where there is tissue on a slide, so that empty glass is neither read nor sent to the network."""
+"""Find tissue on a slide, so that the network does not read empty glass."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ PX_UM2 = 64.0
 
 # Optical densities are over glass, log10 of glass / pixel; the colour of a px is its largest less its least channel.
 # What follows was chosen on some seventy slides and fields, H&E and DAB, of six scanners and cameras.
-# Glass is at least so bright in all channels, and grey. (Fields without any glass, of a camera: 216 at most.)
+# Glass is at least this bright in all channels, and grey. (Fields without any glass, of a camera: 216 at most.)
 GLASS_FROM = 215
 GLASS_COLOUR = 0.02
 # A slide with a smaller share of such px is tissue from edge to edge.
 MIN_GLASS = 0.01
 # Otsu's threshold on density + colour lies between the first two: seams and smears on glass have less, pale stroma has
-# more. From the third on all is tissue alike. What touches tissue is tissue from the fourth on: pale fat.
+# more. From the third on, every px is tissue. Next to tissue, px are tissue from the fourth on: pale fat.
 SCORE_FROM, SCORE_TO, SCORE_TOP, SCORE_BESIDE = 0.03, 0.06, 0.30, 0.02
 SMOOTH_PX = 0.7
-# A large nucleus, 20 um across: smaller pieces are dust, smaller holes are none.
+# A large nucleus, 20 um across: smaller pieces are dust, smaller holes are filled.
 SPECK_UM2 = 314.0
 
 # Ink. Stains absorb green most (haematoxylin and eosin) or blue (DAB), pens red: what red absorbs more than green, in
@@ -41,10 +41,10 @@ SPECK_UM2 = 314.0
 INK_RED, INK_RED_AROUND = 0.10, 0.05
 # A dark blue pen absorbs red and green alike, as haematoxylin does, but more than nuclei that are averaged over a px.
 DARK_BLUE, DARK_BLUE_AROUND, DARK_BLUE_ALIKE, DARK_BLUE_SHARE = 0.60, 0.35, 0.03, 0.50
-# Black: every channel absorbs so much, and the colour is so small a share of it (strong DAB: 0.4).
+# Black: every channel absorbs at least this much, and the colour is at most this share of it (strong DAB: 0.4).
 BLACK, BLACK_COLOUR = 0.50, 0.30
-# um2 that a stroke has at least; px by which ink is widened; and the share of what is no glass beyond which it is a
-# stain.
+# Smallest stroke, um2; px by which ink is widened; and the share of all px but glass beyond which it is a stain, not
+# ink.
 MIN_INK_UM2 = 4000.0
 INK_RIM_PX = 2
 MAX_INK = 0.5
@@ -112,7 +112,7 @@ def save_png(path: str | Path, image: np.ndarray) -> None:
         image: (H, W) or (H, W, 3) RGB uint8.
 
     Raises:
-        OSError: it cannot be written; why is the system's reason, which `cv2.imwrite` keeps to itself.
+        OSError: it cannot be written; with the system's reason, which `cv2.imwrite` does not give.
     """
     ordered = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     good, data = cv2.imencode(".png", ordered)
@@ -139,9 +139,9 @@ def find_tissue(rgb: np.ndarray, mpp_xy: tuple[float, float]) -> TissueMask:
 
 
 def otsu_mask(rgb: np.ndarray) -> TissueMask:
-    """Find tissue: what Otsu's threshold on optical density and colour together parts from glass, and is no ink.
+    """Find tissue: px that Otsu's threshold on optical density plus colour separates from glass, and that are not ink.
 
-    Density alone takes grey dirt for tissue, colour alone the seams of pale glass. Holes larger than a nucleus stay.
+    Density alone finds grey dirt, colour alone the seams of pale glass. Holes larger than a nucleus stay.
 
     Args:
         rgb: (h, w, 3) uint8, the slide at 1.25x.
@@ -169,7 +169,7 @@ def _densities(rgb: np.ndarray) -> tuple[np.ndarray, bool]:
     darkest = channels.min(axis=0)
     glass = (darkest >= GLASS_FROM) & (channels.max(axis=0) < darkest * np.float32(10**GLASS_COLOUR))
     has_glass = bool(glass.mean() >= MIN_GLASS)
-    # where nothing was scanned it is white, which glass seldom is
+    # areas that were not scanned are white; glass seldom is
     scanned = glass & (darkest < WHITE - 1)
     glass = scanned if scanned.mean() >= MIN_GLASS else glass
     white = np.median(channels[:, glass], axis=1) if has_glass else np.full(3, WHITE)
@@ -204,7 +204,7 @@ def whole_mask() -> TissueMask:
 
 
 def load_mask(path: str | Path, slide_yx: tuple[int, int]) -> TissueMask:
-    """Read a mask image; whatever is not black is tissue, in any channel and of any depth; alpha says nothing.
+    """Read a mask image; every px that is not black is tissue, in any channel and of any depth; alpha is ignored.
 
     Raises:
         FileNotFoundError, ValueError: there is no such file, it is no image, or its proportions are not the slide's.
@@ -219,7 +219,7 @@ def load_mask(path: str | Path, slide_yx: tuple[int, int]) -> TissueMask:
         image = image[..., : 3 if image.shape[2] >= 3 else 1].max(axis=2)
     (height, width), (slide_h, slide_w) = image.shape, slide_yx
     expected = slide_w * height / slide_h
-    # half a px of rounding in the height moves the width by so much
+    # the change of width for half a px of rounding in the height
     slack = max(ASPECT_TOLERANCE_PX, 0.5 * slide_w / slide_h + 0.5, ASPECT_TOLERANCE * width)
     if abs(width - expected) > slack:
         raise ValueError(
@@ -230,7 +230,7 @@ def load_mask(path: str | Path, slide_yx: tuple[int, int]) -> TissueMask:
 
 
 def within_regions(tissue: TissueMask, path: str | Path, slide_width: int) -> TissueMask:
-    """Leave out what lies outside of hand-drawn regions; a px of the mask lies where its centre does.
+    """Remove tissue outside hand-drawn regions; a px of the mask is inside if its centre is.
 
     Args:
         tissue: the mask.

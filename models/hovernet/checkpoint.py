@@ -1,6 +1,6 @@
 """Reading checkpoints: the original repository's, TensorFlow's, tiatoolbox's, MONAI's, those of users, and our own.
 
-What a checkpoint is (mode, number of types, width) is read off its tensors; nobody has to remember it.
+Mode, number of types and width are read from the tensors, so nobody has to remember them.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _KSIZE_TO_MODE = {5: "original", 3: "fast"}
 _STEM_CHANNELS = 64  # of conv0 at width 1
 MAX_NAMES = 100  # characters of the names that a message lists
 _WIDTH_1_BYTES = 150e6  # of all weights at width 1, float32
-MPP_UM = (0.01, 100)  # um/px that a network may say it reads: from beyond oil immersion to a thumbnail
+MPP_UM = (0.01, 100)  # range of um/px for a network: from finer than oil immersion to a thumbnail
 MAX_WINDOW = 1 << 14  # px
-MAX_UNPACKED = 20  # times its size that an archive of weights may unpack to; numbers hardly compress
+MAX_UNPACKED = 20  # largest ratio of unpacked to packed size; weights hardly compress
 
 
 class CheckpointError(ValueError):
@@ -40,13 +40,13 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights and what they say.
+    """Weights and what is known about them.
 
     Attributes:
         path: where they came from.
         family: `hovernet`, `tensorflow` or `monai`.
         state_dict: tensors under the original repository's names, float32.
-        mode, nr_types, width: read off the tensors; `nr_types` is `None` without a TP branch.
+        mode, nr_types, width: read from the tensors; `nr_types` is `None` without a TP branch.
         meta: what our own checkpoints say of themselves (`mpp`, `types`, `licence`, ...); empty for others.
     """
 
@@ -64,7 +64,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 
     Raises:
         FileNotFoundError: there is no such file.
-        CheckpointError: it is no checkpoint, or not one of a whole HoVer-Net.
+        CheckpointError: it is not a checkpoint of a complete HoVer-Net.
     """
     path = Path(path)
     raw, meta = read_tensors(path)
@@ -132,13 +132,13 @@ def load_strict(net: HoVerNet, state_dict: dict[str, torch.Tensor], path: str | 
 
 
 def save_weights(path: str | Path, state_dict: dict[str, torch.Tensor], meta: dict[str, Any] | None = None) -> None:
-    """Write `{"desc": state_dict, "meta": meta}` so that the file is whole or not there."""
+    """Write `{"desc": state_dict, "meta": meta}` atomically: the file is complete or does not exist."""
     with atomic_path(path) as temporary:
         torch.save({"desc": dict(state_dict), **({"meta": meta} if meta else {})}, temporary)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Return the weights of a file of any kind under the names that they have there, and what it says of itself.
+    """Return the weights of a file of any kind, under the file's own names, and its `meta`.
 
     Raises:
         FileNotFoundError, CheckpointError: see `load_checkpoint`.
@@ -160,7 +160,7 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
     try:
         return load_file(path)
-    except Exception as error:  # its own class, besides those of a file that cannot be opened
+    except Exception as error:  # its own error class, or that of a file that cannot be opened
         raise CheckpointError(f"{path}: is damaged or no .safetensors file ({first_line(error)})") from error
 
 
@@ -189,19 +189,19 @@ def _read_torch(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
             f"{path}: no weights in it, but {found}; they are looked for there and under {', '.join(WEIGHT_KEYS)}"
         )
     if not all(isinstance(name, str) for name in tensors):
-        raise CheckpointError(f"{path}: holds tensors whose names are no text, so no weights of a network")
+        raise CheckpointError(f"{path}: holds tensors whose names are not text: these are not weights of a network")
     return tensors, meta
 
 
 def _check_archive(path: Path) -> None:
-    """Refuse an archive that unpacks to more than the free memory; what is no archive is for others to refuse."""
+    """Refuse an archive that unpacks to more than the free memory; does nothing for other files."""
     try:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
     except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error):
         return
     if unpacked > MAX_UNPACKED * path.stat().st_size:
-        raise CheckpointError(f"{path}: unpacks to {unpacked / 1e9:.3g} GB, which no weights do; is it damaged?")
+        raise CheckpointError(f"{path}: unpacks to {unpacked / 1e9:.3g} GB, too much for weights; is it damaged?")
     check_fits(unpacked, f"{path}: what it holds")
 
 
@@ -212,28 +212,28 @@ def _check_kinds(path: Path, tensors: dict[str, torch.Tensor]) -> None:
 
 
 def _check_meta(path: Path, meta: dict[str, Any]) -> None:
-    """Refuse what a checkpoint says of itself where it makes no sense; what is not known here is let through."""
+    """Check the known entries of a checkpoint's `meta`; all others pass unchecked."""
     mpp, window, precision = (meta.get(name) for name in ("mpp", "window", "precision"))
     try:
         types_from_header(meta)
         if not (mpp is None or (isinstance(mpp, int | float) and MPP_UM[0] <= mpp <= MPP_UM[1])):
-            raise ValueError(f"`mpp` is no number of um from {MPP_UM[0]} to {MPP_UM[1]}: {mpp!r}")
+            raise ValueError(f"`mpp` must be from {MPP_UM[0]} to {MPP_UM[1]} um/px, got {mpp!r}")
         if not (window is None or (isinstance(window, int) and 0 < window <= MAX_WINDOW)):
-            raise ValueError(f"`window` is no number of px up to {MAX_WINDOW}: {window!r}")
+            raise ValueError(f"`window` must be a whole number of px up to {MAX_WINDOW}, got {window!r}")
         if not (precision is None or isinstance(precision, str)):
-            raise ValueError(f"`precision` is no name: {precision!r}")
+            raise ValueError(f"`precision` must be a name, got {precision!r}")
     except ValueError as error:
-        raise CheckpointError(f"{path}: what it says of itself (`meta`) is not as it should be: {error}") from error
+        raise CheckpointError(f"{path}: its `meta` is not valid: {error}") from error
 
 
 def first_line(error: Exception) -> str:
-    """Return what an error says, in at most one line; its class where it says nothing."""
+    """Return the first line of an error's message; its class where there is none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:120]
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:
     if tarfile.is_tarfile(path):
-        return "is a tar archive; a HoVer-Net checkpoint is a file of torch.save that only happens to be named .tar"
+        return "is a tar archive; a HoVer-Net checkpoint is a file of torch.save that is only named .tar"
     if path.name == "data.pkl" or (zipfile.is_zipfile(path) and not _has_pickle(path)):
         return "is one file of an unpacked checkpoint, or an archive of something else; name the file of torch.save"
     if "weights_only" in str(error).lower() or isinstance(error, pickle.UnpicklingError):
@@ -246,7 +246,7 @@ def _why_unreadable(path: Path, error: Exception) -> str:
 
 
 def _has_pickle(path: Path) -> bool:
-    """Tell whether an archive is torch's; one whose list of files is damaged may be."""
+    """Tell whether an archive may be torch's; `True` also where its list of files is damaged."""
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith("data.pkl") for name in archive.namelist())
@@ -271,7 +271,7 @@ def _rename(path: Path, raw: dict[str, torch.Tensor]) -> tuple[str, dict[str, to
         else:
             family, weights = "hovernet", dict(raw)
     except KeyError as error:
-        raise CheckpointError(f"{path}: looks like {family} weights, but nothing known is named {error}") from error
+        raise CheckpointError(f"{path}: looks like {family} weights, but holds an unknown name {error}") from error
     weights = {n: v.float().contiguous() if v.is_floating_point() else v for n, v in weights.items()}
     return family, _with_buffers(weights)
 

@@ -1,4 +1,4 @@
-"""Devices and precisions: what the options name, and how to compute in it."""
+"""Devices and precisions: what the options mean, and how to compute with them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 _PRECISIONS = {"tf32": torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# How PyTorch, cuBLAS and cuDNN say that memory ran out where they raise no exception of a class of its own, lower case:
+# Messages of PyTorch, cuBLAS and cuDNN for "out of memory" that have no exception class of their own, in lower case:
 # the allocator of the CPU, "CUDA error: out of memory", CUBLAS_STATUS_ALLOC_FAILED and CUDNN_STATUS_ALLOC_FAILED,
 # CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED.
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "_alloc_failed", "_allocation_failed")
@@ -18,7 +18,7 @@ def parse_devices(gpu: str) -> list[torch.device]:
     """Turn `--gpu` into devices.
 
     Args:
-        gpu: comma-separated ids; `mps` for Apple's; empty for the CPU. Without CUDA it is the CPU whatever the ids.
+        gpu: comma-separated ids; `mps` for Apple's; empty for the CPU. Without CUDA, ids mean the CPU.
 
     Raises:
         ValueError: an id is no number, or this machine has no such GPU.
@@ -43,7 +43,7 @@ def parse_devices(gpu: str) -> list[torch.device]:
 
 
 def device_names(devices: Sequence[torch.device], gpu: str) -> str:
-    """Return what messages call the devices of `--gpu`; a GPU that was asked for in vain is said."""
+    """Return the name of the devices of `--gpu` for messages; says so if a GPU was asked for and there is none."""
     names = ", ".join(str(device) for device in devices)
     return f"{names} (no CUDA device here, --gpu={gpu} has no effect)" if names == "cpu" and gpu.strip() else names
 
@@ -54,11 +54,11 @@ def choose_precision(asked: str, recommended: str | None, device: torch.device) 
     Args:
         asked: `--precision`.
         recommended: what the checkpoint recommends for `auto`, if anything; taken where the device has it in hardware.
-        device: where it is computed. `auto` is what the original does there: on CUDA PyTorch's default, which is TF32
-            for convolutions; elsewhere fp32.
+        device: the device. `auto` does what the original does: on CUDA PyTorch's default, TF32 for convolutions;
+            elsewhere fp32.
 
     Raises:
-        ValueError: unknown precision, or one that the device cannot do.
+        ValueError: unknown precision, or the device does not support it.
     """
     if asked == "auto":
         if recommended in _PRECISIONS and _has(device, recommended):
@@ -78,7 +78,7 @@ def _has(device: torch.device, precision: str) -> bool:
     if device.type == "cuda":
         return precision != "bf16" or torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu" and precision == "bf16":
-        names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # not public; without them the answer is no
+        names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # private; if missing: no
         return any(getattr(torch.cpu, name, bool)() for name in names)
     return False
 
@@ -94,7 +94,7 @@ def computing_in(precision: str, device: torch.device) -> contextlib.AbstractCon
 
 @contextlib.contextmanager
 def full_fp32() -> Iterator[None]:
-    """Compute in whole float32 while the block runs; by default CUDA convolutions keep 10 of its 23 bits (TF32)."""
+    """Compute in full float32 while the block runs; by default CUDA convolutions keep 10 of its 23 bits (TF32)."""
     places = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [place.allow_tf32 for place in places]
     try:
@@ -107,6 +107,6 @@ def full_fp32() -> Iterator[None]:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Tell whether the network ran out of memory; only some of those who notice have an exception class for that."""
+    """Tell whether the network ran out of memory; only some libraries have an exception class for that."""
     said = str(error).lower()
     return isinstance(error, torch.cuda.OutOfMemoryError) or any(words in said for words in _OUT_OF_MEMORY)

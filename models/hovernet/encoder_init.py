@@ -2,7 +2,7 @@
 
 Two families of pre-activation ResNet50 weights are known: the file the original recipe names
 (`ImageNet-ResNet50-Preact_pytorch.tar`, our own tensor names without decoders), and timm's `resnetv2_50`.
-Loading is strict: what may be missing or left over is declared here and said aloud, anything else is an error.
+Loading is strict: the tensors that may be missing or left over are listed here and logged; all others are errors.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from .checkpoint import Checkpoint, CheckpointError, load_checkpoint, read_tenso
 from .net_desc import HoVerNet, create_model
 from .widen import widened
 
-# What an ImageNet encoder cannot know of HoVer-Net.
+# Tensors of HoVer-Net that an ImageNet encoder does not have.
 _NOT_IN_ENCODER = ("decoder.", "conv_bot.", "upsample2x.")
-# The ImageNet classifier and TensorPack's counters, which HoVer-Net has no place for.
+# Tensors that HoVer-Net does not use: the ImageNet classifier and TensorPack's counters.
 _CLASSIFIER = ("head.", "fc.", "linear.", "classifier.")
 # The layer of the TP branch whose shape is the number of types.
 _TP_HEAD = "decoder.tp.u0.conv."
@@ -35,7 +35,7 @@ _RENAMES_IN_TIMM_BLOCK = {
     "norm1": "preact/bn",
 }
 _NAMES_OF_WAYS_ON = (
-    "ways on: put the file there; or name another one in `pretrained` of the recipe (the original "
+    "what to do: put the file there; or name another one in `pretrained` of the recipe (the original "
     "Preact-ResNet50 file, timm's resnetv2_50 as .pth, .bin or .safetensors, or any HoVer-Net checkpoint); "
     "or `pretrained: None` to start from random weights"
 )
@@ -45,7 +45,7 @@ def check_pretrained(path: str | Path) -> Path:
     """Return `path` if there is such a file.
 
     Raises:
-        FileNotFoundError: there is none; the message says what to do.
+        FileNotFoundError: the file does not exist; the message says what to do.
     """
     path = Path(path)
     if not path.is_file():
@@ -63,7 +63,7 @@ def load_pretrained(
         path: `.tar`, `.pth`, `.bin`, `.safetensors` or `.npz`.
         normalisation: (mean, std), three numbers each, of RGB from 0 to 1 that an encoder expects; `None` takes 0.5 for
             timm's, and nothing for the original file, as upstream does.
-        say: told in one line what was loaded and what stays random.
+        say: called with one line on what was loaded and what stays random.
 
     Raises:
         FileNotFoundError: no such file.
@@ -83,7 +83,7 @@ def load_pretrained(
 
 
 def _weights_for(net: HoVerNet, checkpoint: Checkpoint) -> tuple[dict[str, Tensor], str]:
-    """Return a checkpoint's tensors, grown to the width of `net` where it is the wider one, and a note on that."""
+    """Return a checkpoint's tensors, widened if `net` is wider, and a note on that."""
     if checkpoint.mode != net.mode or checkpoint.width >= net.width:
         return checkpoint.state_dict, ""
     narrow = create_model(mode=checkpoint.mode, nr_types=checkpoint.nr_types, width=checkpoint.width)
@@ -123,7 +123,7 @@ def fold_normalisation(state: dict[str, Tensor], mean, std) -> dict[str, Tensor]
     """Fold `(x - mean) / std` into `conv0` and its batch norm, so that the network takes x from 0 to 1.
 
     conv(( x - m) / s) = conv'(x) + b with conv' = conv / s and b = -sum(conv' * m); the batch norm after it subtracts
-    its running mean, which takes up b. Exact wherever the convolution sees no zero padding.
+    its running mean, and b goes into that. Exact wherever the convolution sees no zero padding.
     """
     mean = torch.as_tensor(mean, dtype=torch.float64).view(1, -1, 1, 1)
     std = torch.as_tensor(std, dtype=torch.float64).view(1, -1, 1, 1)
@@ -175,7 +175,7 @@ def load_for_finetuning(net: HoVerNet, state: dict[str, Tensor]) -> str:
     """Load a HoVer-Net checkpoint; only a TP head that does not fit is left as it is.
 
     Returns:
-        One line that says what was loaded and what was not.
+        One line on what was loaded and what was not.
 
     Raises:
         CheckpointError: anything but the TP branch differs.

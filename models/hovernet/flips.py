@@ -1,4 +1,4 @@
-"""Flips at test time: what a network says of an image and of its three mirror images, turned back and averaged."""
+"""Test-time flips: the predictions for an image and its three mirror images, mirrored back and averaged."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ _FLIPS = ((), (3,), (2,), (2, 3))
 
 
 class Flipped(nn.Module):
-    """A network that predicts what `net` does of four mirror images, averaged.
+    """A network that averages the predictions of `net` for an image and its three mirror images.
 
-    It returns what `net` returns; of `tp` and `np` the logarithms of the mean probabilities, whose softmax they are.
+    It returns the same maps as `net`. `tp` and `np` are logarithms of the mean probabilities, so that their softmax is
+    the mean.
 
     Args:
         net: a `HoVerNet`, or anything that returns the same.

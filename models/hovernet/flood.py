@@ -1,17 +1,17 @@
-"""Watershed of the components that hold several markers, as part of a map it would be slow to flood whole.
+"""Watershed of only those components of a map that hold several markers; flooding the whole map would be slow.
 
 The result is that of `skimage.segmentation.watershed` on the whole map, pixel for pixel. That function takes pixels
-from a queue by height, then by the time they were reached; a pixel belongs to whoever of its neighbours is taken first.
-Components do not touch, so each is flooded among others as it is alone. Two things make this fast:
+from a queue by height, then by the time they were reached; a pixel gets the marker of the neighbour that is taken
+first. Components do not touch, so each can be flooded alone. Two things make this fast:
 
-- Most pixels need no queue. None is taken before the water stands as high as it is. Where the way down, each time to
-  the lowest neighbour, ends in a marker, all pixels on it are taken at their own height, before any other neighbour:
-  the water comes up this very way (`_settle`).
-- What is left, basins without a marker, is flooded one component at a time: a short queue is a fast one.
+- Most pixels need no queue. No pixel is taken before the water has its height. Follow the path from a pixel to its
+  lowest neighbour, and so on. If the path ends in a marker, all its pixels belong to that marker: the water rises
+  along this path and takes each pixel at its own height, before any other neighbour does (`_settle`).
+- The remaining pixels, basins without a marker, are flooded one component at a time, since a short queue is fast.
 
-Pixels of equal height are taken in an order that depends on the rest of the queue. A component with such pixels where
-it is left to be flooded is flooded from its markers; there only the order of marker pixels is open, and
-`_order_matters` finds where it could decide anything.
+The order of pixels of equal height depends on the rest of the queue. If the remaining pixels of a component have equal
+heights, the whole component is flooded from its markers. Then only the order of marker pixels is open, and
+`_order_matters` finds whether it could change the result.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ import numpy as np
 from skimage.segmentation import watershed
 
 try:
-    from skimage.segmentation._watershed_cy import watershed_raveled  # not public: the tests compare with what is
+    from skimage.segmentation._watershed_cy import watershed_raveled  # private: tests check it against the public one
 except ImportError:
     watershed_raveled = None
 
 INSIDE = (slice(1, -1), slice(1, -1))  # an image without its frame of one pixel
 _BLUR = np.array([0.25, 0.5, 0.25])  # OpenCV's 3 px Gaussian at "sigma 0"
-_PART_PX = 2**14  # px that are looked at at a time: so many stay in the processor's cache
+_PART_PX = 2**14  # px per step: this many fit the processor's cache
 _CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))  # a pixel and its four neighbours
 
 
 def flood_rest(owner: np.ndarray, mask: np.ndarray, labels: np.ndarray, edges: np.ndarray, height: np.ndarray) -> bool:
-    """Give the pixels of a mask that have no owner yet to the owned pixels that reach them.
+    """Assign the free pixels of a mask to the owners whose pixels reach them first.
 
     Args:
-        owner: (H + 2, W + 2) int32, the owners, with a frame of 0: a pixel of the border has four neighbours, too.
+        owner: (H + 2, W + 2) int32, the owners, with a frame of 0, so that border pixels have four neighbours, too.
         mask: (H, W) uint8 0/1.
         labels: (H, W) int32, the 4-connected components of the mask.
-        edges: (H, W) float32, 0..1; used up.
+        edges: (H, W) float32, 0..1; overwritten.
         height: (H + 2, W + 2) float64, receives the relief.
 
     Returns:
-        False where only `flood_all` finds the answer of the whole map; `owner` is then incomplete.
+        False where only `flood_all` gives the result of the whole map; `owner` is then incomplete.
     """
     write_relief(edges, mask, height[INSIDE])
     if watershed_raveled is None:
@@ -68,14 +68,14 @@ def flood_rest(owner: np.ndarray, mask: np.ndarray, labels: np.ndarray, edges: n
 
 
 def _settle(height: np.ndarray, owner: np.ndarray, places: np.ndarray, mask: np.ndarray) -> None:
-    """Give the free pixels at `places` (flat) to the marker that the way down leads to; the others stay 0.
+    """Assign the free pixels at `places` (flat) to the marker at the end of their path down; the others stay 0.
 
     `height` becomes infinite outside the mask.
     """
     np.copyto(height[INSIDE], np.inf, where=mask == 0)
     height[[0, -1]] = height[:, [0, -1]] = np.inf
     heights, owners = height.ravel(), owner.ravel()
-    # an owner below 0 names the place further down; a pixel without one names itself
+    # an owner below 0 is the place of the next lower pixel; a pixel without one points to itself
     for part in np.split(places, range(_PART_PX, len(places), _PART_PX)):
         owners[part] = -_lower_neighbour(heights, part, height.shape[1])
     moving = places
@@ -88,7 +88,7 @@ def _settle(height: np.ndarray, owner: np.ndarray, places: np.ndarray, mask: np.
 
 
 def _lower_neighbour(heights: np.ndarray, places: np.ndarray, row: int) -> np.ndarray:
-    """Return the place of the lowest neighbour, or the place itself where none is lower or two are as low."""
+    """Return the place of the lowest neighbour; the place itself where none is lower or two are equally low."""
     steps = (-row, -1, 1, row)
     around = [heights.take(places + step) for step in steps]
     lowest = np.minimum(np.minimum(around[0], around[1]), np.minimum(around[2], around[3]))
@@ -114,7 +114,7 @@ def _near_free(
 
 
 def flood_all(mask: np.ndarray, markers: np.ndarray, height: np.ndarray) -> np.ndarray:
-    """Give every pixel of a mask that a marker reaches to that marker.
+    """Assign every pixel of a mask to the marker that reaches it.
 
     Args:
         mask: (H, W) uint8 0/1.
@@ -128,10 +128,10 @@ def flood_all(mask: np.ndarray, markers: np.ndarray, height: np.ndarray) -> np.n
 
 
 def write_relief(edges: np.ndarray, mask: np.ndarray, height: np.ndarray) -> None:
-    """Write the landscape that is flooded to `height`, (H, W) float64: -1..0, nuclei are basins; `edges` is used up.
+    """Write the relief to flood to `height`, (H, W) float64: -1..0, nuclei are basins; `edges` is overwritten.
 
-    Exact: edges are multiples of 2**-24 and the blur adds four bits, so that neither the type they are kept in nor the
-    order of the sums matters.
+    Exact: edges are multiples of 2**-24 and the blur adds four bits, so the type of the arrays and the order of the
+    sums do not matter.
     """
     depth = np.subtract(1, edges, out=edges)
     np.minimum(depth, 1, out=depth)
@@ -153,9 +153,9 @@ def _order_matters(
 ) -> bool:
     """Tell whether the order among owned pixels of equal height could decide who gets a pixel.
 
-    The order within one owner cannot: whatever it reaches, it reaches for the same owner. Pixels of several owners of
-    one component are safe when all that they reach is higher than they are and no two of these heights are equal:
-    then what they reach is ordered by height, whoever came first. Anything else counts as unsafe.
+    The order within one owner cannot: all pixels reached get the same owner. Pixels of several owners in one component
+    are safe if all pixels that they reach are higher and no two of these heights are equal: then the heights alone
+    give the order. All other cases count as unsafe.
 
     Args:
         height: (H, W) relief; `owner` alike, int32.

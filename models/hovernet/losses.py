@@ -13,13 +13,13 @@ from torch import Tensor
 
 # Probabilities are kept this far from 0 and 1 before the logarithm (upstream writes it as 10e-8).
 XENTROPY_EPSILON = 1e-7
-# Added to both sides of the Dice fraction, in px; an empty map predicted as empty costs nothing.
+# Added to both sides of the Dice fraction, in px; an empty map predicted as empty has loss 0.
 DICE_SMOOTH = 1e-3
 # Side of the gradient kernel of `msge`, px (upstream).
 SOBEL_SIZE = 5
 _SOBEL_EPSILON = 1e-15
 _FOCUS_EPSILON = 1e-8
-# Least sum of the weights of a batch's pixels that a weighted mean divides by: pixels of weight 0 alone cost nothing.
+# Smallest divisor of a weighted mean: if all pixels of a batch have weight 0, the loss is 0.
 _LEAST_WEIGHT = 1e-12
 # Along which axis `msge` differentiates channel 0 (x, grows to the right) and channel 1 (y, grows downwards).
 MSGE_AXES = ("upstream", "paper")
@@ -115,5 +115,5 @@ def sobel_kernels(size: int, axis: str, device: torch.device) -> Tensor:
 
 
 LOSSES = {"bce": xentropy_loss, "dice": dice_loss, "mse": mse_loss, "msge": msge_loss}
-# The terms that make sense for each branch. `any_type` is of nuclei without a type, the others of all other pixels.
+# The possible terms of each branch. `any_type` is for nuclei without a type, the others are for all other pixels.
 BRANCH_LOSSES = {"np": ("bce", "dice", "mse"), "hv": ("mse", "msge"), "tp": ("bce", "dice", "mse", "any_type")}

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from .net_utils import BN_EPS, DenseBlock, Net, ResidualBlock, TFSamepaddingLayer, UpSample2x, crop_op, grad_if
 
-# Patch side in px: what goes in, what comes out.
+# Side of a patch, px: input and output.
 PATCH_SHAPES: dict[str, tuple[int, int]] = {"original": (270, 80), "fast": (256, 164)}
 # The encoder halves its input three times: windows differ by multiples of it.
 WINDOW_STEP = 8
-# What is cut off the skip connections d0 and d1, px, both sides together; follows from the valid convolutions.
+# Px cut off the skip connections d0 and d1, both sides together; follows from the valid convolutions.
 _SKIP_CROP = {"original": (184, 72), "fast": (92, 36)}
 _DECODER_KSIZE = {"original": 5, "fast": 3}
 # The narrowest layer has 32 channels in 4 groups: widths are multiples of an eighth.
@@ -31,7 +31,7 @@ def output_size(mode: str, input_size: int) -> int:
     first convolution takes 6 px).
 
     Raises:
-        ValueError: the network cannot take that window; the message names the nearest ones that it can.
+        ValueError: the network cannot take that window; the message names the nearest possible ones.
     """
     patch_in, patch_out = PATCH_SHAPES[mode]
     lost = patch_in - patch_out

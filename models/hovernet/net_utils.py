@@ -150,7 +150,7 @@ class ResidualBlock(Net):
 class UpSample2x(nn.Module):
     """Repeat every pixel 2x2 (TensorPack's FixedUnPooling).
 
-    The buffer is part of the checkpoint format; nothing computes with it, since multiplying by ones is the identity.
+    The buffer is part of the checkpoint format only; multiplying by its ones would change nothing.
     """
 
     def __init__(self):

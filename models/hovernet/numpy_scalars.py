@@ -1,7 +1,7 @@
-"""NumPy's numbers in a checkpoint, as people keep their scores beside the weights.
+"""NumPy scalars in a checkpoint, such as scores that people save beside the weights.
 
-`torch.load` refuses them, since NumPy's own functions would have to be called with what a stranger's file says. They
-are read by these stand-ins instead, which make plain numbers of bytes and nothing else.
+`torch.load` refuses them, since it would have to call NumPy's functions with arguments from an untrusted file. These
+stand-ins only turn bytes into plain numbers.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class _Kind:
 
 
 def _number(kind: _Kind, data: bytes) -> float | int | bool | None:
-    """Stands in for the function that makes a scalar of NumPy's; `None` for what is no number."""
+    """Stands in for NumPy's function that makes a scalar; `None` for anything but a number."""
     return np.frombuffer(data, kind.order + kind.code)[0].item() if _NUMBER.fullmatch(kind.code) else None
 
 

@@ -29,7 +29,7 @@ from .net_desc import PATCH_SHAPES, create_model
 from .targets import gen_targets, prep_sample
 from .train_step import proc_valid_step_output, train_step, valid_step, viz_step_output
 
-# Where the ImageNet encoder lies; a path relative to the folder of `config.py`, or an absolute one.
+# The file of the ImageNet encoder; a path relative to the folder of `config.py`, or an absolute one.
 IMAGENET = "pretrained/ImageNet-ResNet50-Preact_pytorch.tar"
 _CONFIG_DIR = Path(__file__).resolve().parents[2]
 
@@ -39,7 +39,7 @@ class Shape:
     """Sides in px of the square patches of a mode.
 
     Attributes:
-        aug: patch on disk, which augmentation turns and scales before the centre is cut out.
+        aug: patch on disk; augmentation rotates and scales it before the centre is cut out.
         act: input of the network.
         out: output of the network.
         step: from one patch on disk to the next; equal to `out`, so that every pixel is a target about once.
@@ -51,7 +51,7 @@ class Shape:
     step: int
 
 
-# The one table of shapes: configuration, extraction and inference read it here.
+# The only table of shapes; configuration, extraction and inference use it.
 SHAPES: dict[str, Shape] = {mode: Shape(540, act, out, step=out) for mode, (act, out) in PATCH_SHAPES.items()}
 
 
@@ -79,10 +79,10 @@ def get_config(nr_type: int | None, mode: str) -> dict:
                 "clip_grad_norm": None,  # largest norm of the gradient, e.g. 5.0
                 "ema": None,  # or a decay, 0.999: validate and save the moving average of the weights
                 "amp": "bf16",  # precision of the forward pass on CUDA: "bf16", "fp16", None for float32
-                "amp_cpu": None,  # on a CPU: "bf16" halves the time where the processor knows it
+                "amp_cpu": None,  # on a CPU: "bf16" halves the time on processors with bfloat16 instructions
             },
-            # a file (ImageNet encoder, or a HoVer-Net of any number of types), -1 for the last checkpoint of the phase
-            # before, None for random weights
+            # a file (ImageNet encoder, or a HoVer-Net with any number of types), -1 for the last checkpoint of the
+            # previous phase, None for random weights
             "pretrained": pretrained,
             # (mean, std) of RGB from 0 to 1 that an encoder expects, 3 numbers each; None: timm's 0.5, or none at all
             "pretrained_norm": None,
@@ -104,11 +104,11 @@ def get_config(nr_type: int | None, mode: str) -> dict:
 
 
 def get_engines(nr_type: int | None, keep_every: int = 10) -> dict:
-    """Return what runs in every phase: the steps, and the callbacks in the order in which they run.
+    """Return the engines of every phase: the steps, and the callbacks in the order in which they run.
 
     Args:
         nr_type: as in `get_config`.
-        keep_every: checkpoints of every k-th epoch stay, of the others the last one.
+        keep_every: keep the checkpoint of every k-th epoch, and the last one.
     """
     return {
         "train": {
@@ -133,9 +133,9 @@ def get_engines(nr_type: int | None, keep_every: int = 10) -> dict:
                     TriggerEngine("valid"),
                     ValidateImages(per_n_epoch=5),
                     ScheduleLr(),
-                    # nuclei, and types where there are any, count alike; whole images, where they are given, decide
+                    # nuclei and (if any) types count equally; scores of whole images decide, if there are any
                     ConditionalSaver(("valid-img_pq", "valid-np_dice"), types=("valid-img_f1", "valid-tp_dice")),
-                    PeriodicSaver(keep_every=keep_every),  # last: what a kill interrupts before it is done again
+                    PeriodicSaver(keep_every=keep_every),  # last: after a kill, the callbacks before it run again
                 ],
             },
         },

@@ -1,7 +1,7 @@
 """The recipe of the checkpoints that ship: a narrow network from random weights, affordable on a CPU.
 
-AdamW with warm-up and cosine decay, clipped gradients, twice the HV error, and `msge` along the paper's axes, with
-which the HV branch learns at once. Made for patches of 0.5 um/px.
+AdamW with warm-up and cosine decay, clipped gradients, twice the HV error, and `msge` along the paper's axes: with
+these the HV branch learns from the start. Made for patches of 0.5 um/px.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from .opt import Events, ScheduleLr, get_engines
 from .targets import gen_targets, prep_sample
 
 WIDTH = 0.25  # of HoVer-Net's channels
-# (epochs, learning rate) of each phase; the learning rate falls to 0 in each, and a further phase goes on from the
-# weights of the one before. Made for the 784 patches of Kumar's 16 training images at 20x with a step of 82 px.
+# (epochs, learning rate) of each phase; the learning rate falls to 0 in each, and each phase starts with the weights of
+# the previous one. Made for the 784 patches of Kumar's 16 training images at 20x with a step of 82 px.
 PHASES = ((20, 2.0e-3),)
 WARMUP_STEPS = 60
 KEEP_EVERY = 2  # epochs between checkpoints that stay, for a learning curve
@@ -35,7 +35,7 @@ def get_config(
     Args:
         nr_type, mode: as in `opt.get_config`.
         width: share of HoVer-Net's channels; `WIDTH` if left out.
-        phases: as `PHASES`, which is taken if left out.
+        phases: as `PHASES`; `PHASES` if left out.
         ema: decay of the moving average of the weights.
         restain: as in `opt.get_engines`; validation is re-stained as training is.
     """
@@ -71,7 +71,7 @@ def get_config(
     engines = get_engines(nr_type, KEEP_EVERY)
     engines["train"]["stain_jitter"] = True
     engines["train"]["restain"] = engines["valid"]["restain"] = restain
-    # by step, not by epoch: the schedule is the same for any number of patches
+    # per step, not per epoch: the schedule is the same for any number of patches
     events = engines["train"]["callbacks"]
     events[Events.EPOCH_COMPLETED] = [c for c in events[Events.EPOCH_COMPLETED] if not isinstance(c, ScheduleLr)]
     events[Events.STEP_COMPLETED].insert(0, ScheduleLr())
@@ -82,12 +82,12 @@ def get_config(
 
 
 def warmup_cosine(optimizer: optim.Optimizer, nr_steps: int, warmup: int) -> optim.lr_scheduler.LambdaLR:
-    """Rise linearly over `warmup` steps to the optimizer's learning rate, then fall along half a cosine to zero.
+    """Warm up linearly over `warmup` steps to the optimizer's learning rate, then decay along half a cosine to zero.
 
     Args:
         optimizer: what to schedule.
         nr_steps: steps of the whole run.
-        warmup: steps of the rise; at most a tenth of the run is taken.
+        warmup: steps of the warm-up; at most a tenth of the run.
     """
     warmup = min(warmup, nr_steps // 10)
 

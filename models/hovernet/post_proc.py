@@ -1,12 +1,12 @@
 """Network maps to nuclei.
 
-Graham et al., "HoVer-Net", Medical Image Analysis 58 (2019) 101563, section 3.2: nuclear pixels come from the NP map;
-the gradients of the HV maps are steep where nuclei touch, so what is left of the nuclei without these edges marks one
-nucleus each, and a watershed from the markers gives every nuclear pixel to one of them.
+Graham et al., "HoVer-Net", Medical Image Analysis 58 (2019) 101563, section 3.2. Nuclear pixels come from the NP map.
+The gradients of the HV maps are steep where nuclei touch: these edges are removed from the nuclear pixels, and each
+remaining piece is the marker of a nucleus. A watershed from the markers assigns every nuclear pixel to one of them.
 
-The values are the reference implementation's, bit for bit, in one pass over the map instead of one per nucleus:
+The results equal the reference implementation's, bit for bit, in one pass over the map instead of one per nucleus:
 
-- a component that holds one marker belongs to it whole, one without a marker is dropped, and only components with
+- a component with one marker belongs to that marker, one without a marker is dropped, and only components with
   several markers are flooded (`flood.py`);
 - sizes, boxes, centroids and types are sums over runs of pixels (`misc/runs.py`); contours are traced in one image
   where the nuclei lie apart.
@@ -27,7 +27,7 @@ from misc.runs import Regions, Runs, find_mask_runs, find_regions, find_runs, pa
 from models.hovernet import flood
 
 # The reference implementation's values (tuned at 40x, 0.25 um/px). Results are equal to its results only with these.
-NP_THRESHOLD = 0.5  # probability, inclusive: from here on a pixel is nuclear, where nobody asks for another
+NP_THRESHOLD = 0.5  # default probability, inclusive, from which a pixel is nuclear
 MIN_SIZE_PX = 10  # px, inclusive: smallest component of nuclear pixels
 SOBEL_KSIZE = 21  # px, odd: window of the HV gradients
 MARKER_THRESHOLD = 0.4  # 0..1, exclusive: edges from this strength on are cut out of the markers
@@ -36,12 +36,12 @@ MIN_MARKER_PX = 10  # px, inclusive: smallest marker
 MIN_CONTOUR_POINTS = 3  # points: with fewer, a nucleus is a dot or a line and is not reported
 TYPE_PROB_EPS = 1.0e-6  # px: added to a nucleus' size in `type_prob`
 
-# Rows and columns that `_slope` filters at a time: so many fit the processor's cache. With 512 columns (rows of 4096
-# bytes) they would all lie in the same part of it, and the filter takes twice as long.
+# Rows and columns that `_slope` filters at a time: this many fit the processor's cache. With 512 columns (rows of 4096
+# bytes) all rows would share a part of the cache, and the filter would take twice as long.
 _FILTER_YX = (256, 384)
 _FILTER_ALIGN_PX = 16  # divides the columns; at least as many pixels as one step of the filter computes
 _STRETCH = {"alpha": 0, "beta": 1, "norm_type": cv2.NORM_MINMAX, "dtype": cv2.CV_32F}  # to 0..1
-_KEPT_BYTES = 2**25 - 2**13  # just below 32 MiB, the largest freed block that glibc takes as a measure (mallopt(3))
+_KEPT_BYTES = 2**25 - 2**13  # just below 32 MiB, the largest block to which glibc adapts (mallopt(3))
 _OUTSIDE = 2  # marks the outer background in `_fill_holes`; neither 0 nor 1
 
 
@@ -68,14 +68,14 @@ def process(
     Args:
         pred_map: (H, W, 4) [type, np, h, v] when `nr_types` is given, else (H, W, 3) [np, h, v]; any float type.
         nr_types: number of types of the network, background included; `None` for an untyped one.
-        return_centroids: ask for the dictionary of an untyped network too.
+        return_centroids: return the dictionary for an untyped network, too.
         np_threshold: see `segment`.
 
     Returns:
         The instance map as `segment` returns it; and `{id: {"bbox": [[rmin, cmin], [rmax, cmax]], "centroid": [x, y],
         "contour": (M, 2) int32 x, y, "type_prob": float, "type": int}}` in px, or `None` when neither `nr_types` nor
-        `return_centroids` is given. Nuclei that `measure` drops stay in the map. Where no pixel at all is background
-        the reference takes the first nucleus for it and leaves it out of the dictionary, and so does this function;
+        `return_centroids` is given. Nuclei that `measure` drops stay in the map. If no pixel is background, the
+        reference treats the first nucleus as background and leaves it out of the dictionary; so does this function.
         `process_nuclei`, which the pipeline uses, does not.
 
     Raises:
@@ -97,7 +97,7 @@ def process_nuclei(
     core: Window | None = None,
     np_threshold: float = NP_THRESHOLD,
 ) -> tuple[np.ndarray, Nuclei]:
-    """Do what `process` does and return the nuclei as arrays; arguments as in `process`, `measure` and `segment`."""
+    """Do the same as `process`, but return the nuclei as arrays; arguments as in `process`, `measure` and `segment`."""
     type_map, np_hv = _split(pred_map, nr_types)
     inst_map = segment(np_hv, core, np_threshold)
     return inst_map, measure(inst_map, type_map, nr_types, class_probs_map)
@@ -108,10 +108,10 @@ def segment(np_hv: np.ndarray, core: Window | None = None, np_threshold: float =
 
     Args:
         np_hv: (H, W, 3) [np 0..1, h, v], any float type and memory layout.
-        core: the part (not empty) by whose extremes the HV maps and their slopes are stretched; `None`: all of it. The
-            pixels around a tile are there for the nuclei on its border, and must not change those inside.
-        np_threshold: probability, inclusive, from which on a pixel is nuclear; the reference's unless a checkpoint or a
-            user wants smaller or larger outlines.
+        core: the part (not empty) whose extremes stretch the HV maps and their slopes; `None`: all of it. Pixels around
+            a tile complete the nuclei on its border, and must not change the nuclei inside.
+        np_threshold: probability, inclusive, from which a pixel is nuclear; other values than the reference's give
+            smaller or larger outlines.
 
     Returns:
         (H, W) int32, 0 background, nuclei numbered in raster order of their markers; numbers may be missing.
@@ -126,8 +126,8 @@ def segment(np_hv: np.ndarray, core: Window | None = None, np_threshold: float =
     _keep_freed_memory()
     prob = np_hv[..., 0].astype(np.float32, copy=False)
     blob = _label((prob >= np.float32(np_threshold)).view(np.uint8), MIN_SIZE_PX)
-    # Fresh memory costs more than the arithmetic: one image for both slopes and, framed, for the relief; another for
-    # the second edges and the labels.
+    # New memory costs more time than the arithmetic, so arrays are shared: one for both slopes and (with a frame) the
+    # relief, another for the second edges and the labels.
     work = np.zeros((prob.shape[0] + 2, prob.shape[1] + 2), np.float64)
     spare = np.empty(prob.shape, np.float32)
     edges = _edges(np_hv[..., 1], np_hv[..., 2], core, work[flood.INSIDE], spare)
@@ -146,11 +146,11 @@ def measure(
     Args:
         inst_map: (H, W) integers, 0 background.
         type_map: (H, W) type of every pixel, whole numbers >= 0 of any dtype; `None` leaves the nuclei untyped.
-        nr_types: number of types, background included; `None`, or one too small: as many as `type_map` holds.
+        nr_types: number of types, background included; if `None` or too small, as many as `type_map` holds.
         class_probs_map: (H, W, T) softmax of the TP branch; its mean over a nucleus is its `class_probs`.
 
     Returns:
-        The nuclei by ascending id, but for those whose contour has fewer than `MIN_CONTOUR_POINTS` points (see
+        The nuclei by ascending id, without those whose contour has fewer than `MIN_CONTOUR_POINTS` points (see
         `count_dropped`). A nucleus has the type that most of its pixels have or, where that is background, the
         next most frequent one, if any. Between equally frequent types the smaller number wins.
 
@@ -194,20 +194,20 @@ def _split(pred_map: np.ndarray, nr_types: int | None) -> tuple[np.ndarray | Non
     channels = 3 if nr_types is None else 4
     if pred_map.ndim != 3 or pred_map.shape[2] != channels:
         names = "[np, h, v]" if nr_types is None else "[type, np, h, v]"
-        raise ValueError(f"nr_types={nr_types} wants maps (H, W, {channels}) {names}, got shape {pred_map.shape}")
+        raise ValueError(f"nr_types={nr_types} needs maps (H, W, {channels}) {names}, got shape {pred_map.shape}")
     return (None, pred_map) if nr_types is None else (pred_map[..., 0], pred_map[..., 1:])
 
 
 def _keep_freed_memory() -> None:
-    """Let the C library keep up to 64 MB of what is freed: for small maps, fresh pages cost half of the arithmetic.
+    """Let the C library keep up to 64 MB of freed memory: for small maps, new pages take half as long as the sums.
 
-    glibc keeps twice the largest block that it saw freed. The pages of this one are never touched.
+    glibc keeps twice the size of the largest block freed so far. The pages of this block are never used.
     """
     np.empty(_KEPT_BYTES, np.uint8)
 
 
 def _trace(runs: Runs, region_of_run: np.ndarray, regions: Regions) -> tuple[np.ndarray, np.ndarray]:
-    """Trace all regions in one image in which they do not touch.
+    """Trace all regions, drawn apart in one image.
 
     Returns:
         (P, 2) int32 x, y: the contours one after the other, as traced in each region's own box; and their (N,) lengths.
@@ -220,7 +220,7 @@ def _trace(runs: Runs, region_of_run: np.ndarray, regions: Regions) -> tuple[np.
     region_at[moved.y, moved.x0] = region_of_run
     contours = cv2.findContours(packed, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)[0] if packed.size else ()
     starts_xy = np.array([contour[0, 0] for contour in contours], np.int64).reshape(-1, 2)
-    # a contour starts where a run does; a nucleus in pieces has several contours, of which the first counts
+    # a contour starts where a run does; a nucleus in pieces has several contours, and the first counts
     first = np.unique(region_at[starts_xy[:, 1], starts_xy[:, 0]], return_index=True)[1]
     chosen = [contours[i][:, 0] for i in first.tolist()]
     lengths = np.fromiter(map(len, chosen), np.int64, len(chosen))
@@ -246,10 +246,10 @@ def _label(mask: np.ndarray, min_size: int, labels: np.ndarray | None = None) ->
 
 
 def _edges(h: np.ndarray, v: np.ndarray, core: Window | None, slope: np.ndarray, spare: np.ndarray) -> np.ndarray:
-    """Return how strong the border between nuclei is at each pixel, (H, W) float32, in the core 0..1 up to rounding.
+    """Return the strength of the border between nuclei at each pixel, (H, W) float32, in the core 0..1 up to rounding.
 
     Across a border the distances fall from +1 to -1. Both maps and both slopes are stretched to 0..1 over the core; a
-    constant one becomes 0, which makes everything an edge. `slope` (H, W) float64 and `spare` (H, W) float32 are work
+    constant map becomes 0, so that every pixel is an edge. `slope` (H, W) float64 and `spare` (H, W) float32 are work
     arrays.
     """
     fall = _stretched_slope(h, np.empty_like(spare), slope, core, 1, 0)
@@ -276,7 +276,7 @@ def _stretched_slope(
 def _slope(plane: np.ndarray, slope: np.ndarray, dx: int, dy: int) -> None:
     """Write the derivative of a map along one axis to `slope`.
 
-    The filter goes over pieces that start at multiples of `_FILTER_ALIGN_PX` columns: vector instructions group the
+    The filter works on pieces that start at multiples of `_FILTER_ALIGN_PX` columns. So vector instructions group the
     pixels as in the whole map, and every bit is the same.
     """
     rows, columns = _FILTER_YX
@@ -306,7 +306,7 @@ def _stretch(source: np.ndarray, target: np.ndarray, core: Window | None) -> np.
 
 def _marker_pixels(blob: np.ndarray, edges: np.ndarray) -> np.ndarray:
     """Return the (H, W) uint8 mask of nuclei without their edges, holes filled, opened."""
-    threshold = np.float32(MARKER_THRESHOLD)  # rounds up: the same numbers are below it as below 0.4
+    threshold = np.float32(MARKER_THRESHOLD)  # rounds up, so the same float32 numbers are below it as below 0.4
     core = blob & (edges < threshold).view(np.uint8)
     ellipse = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (OPENING_KSIZE, OPENING_KSIZE))
     return cv2.morphologyEx(_fill_holes(core), cv2.MORPH_OPEN, ellipse)
@@ -320,9 +320,9 @@ def _fill_holes(mask: np.ndarray) -> np.ndarray:
 
 
 def _grow(blob: _Layer, markers: _Layer, edges: np.ndarray, work: np.ndarray) -> np.ndarray:
-    """Give every nuclear pixel of a component with markers to one of them; (H, W) int32, values of the markers.
+    """Assign every nuclear pixel of a component with markers to one of them; (H, W) int32, values of the markers.
 
-    `edges` and `markers` are used up; `work` (H + 2, W + 2) float64 is a work array.
+    `edges` and `markers` are overwritten; `work` (H + 2, W + 2) float64 is a work array.
     """
     inside = cv2.bitwise_and(markers.mask, blob.mask)
     # a filled hole can lie outside the nuclear pixels
@@ -345,7 +345,7 @@ def _grow(blob: _Layer, markers: _Layer, edges: np.ndarray, work: np.ndarray) ->
 
 
 def _count_types(type_map: np.ndarray, pixels: np.ndarray, region: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Return how many of the `pixels` (flat, of a `region` each) have each type, int64 of `shape` or more columns."""
+    """Count the `pixels` (flat, each of a `region`) by type; int64 of `shape` or with more columns."""
     type_map = np.ascontiguousarray(type_map)
     lowest = type_map.min(initial=0)
     if not lowest > -1:  # nor NaN
@@ -367,6 +367,6 @@ def _majority(counts: np.ndarray, areas: np.ndarray) -> tuple[np.ndarray, np.nda
     others = counts.copy()
     others[:, 0] = 0
     best = counts.argmax(axis=1)
-    # without any other type all of them are zero, and argmax says 0 again
+    # without any other type all counts are zero, and argmax gives 0 again
     best = np.where(best == 0, others.argmax(axis=1), best).astype(np.int32)
     return best, counts[np.arange(len(areas)), best] / (areas + TYPE_PROB_EPS)

@@ -1,4 +1,4 @@
-"""What happens to one batch: the inference step, and the steps of training under the names that people call."""
+"""The steps for one batch: inference, and training under upstream's names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the network is to predict: nucleus or not, and the distance of each pixel to its nucleus' centre of mass.
+"""The targets of the network: nucleus or not, and the distance of each pixel to its nucleus' centre of mass.
 
 Graham et al. (2019), section 2.1: within a nucleus the horizontal and the vertical distance to the centre, each scaled
 so that it runs from -1 to 1; 0 outside. The numbers are upstream's.
@@ -16,13 +16,13 @@ from misc.viz_utils import colorize, colorize_types
 
 # A nucleus with fewer px in the crop than this gets no distances (upstream).
 MIN_CROP_PX = 30
-# px around a nucleus' box (upstream). A nucleus nearer than that to the top or left edge gets no distances: it is cut
-# by the window, and where its centre of mass lies is not known.
+# px around a nucleus' box (upstream). A nucleus nearer to the top or left edge gets no distances: the window cuts it,
+# so its centre of mass is not known.
 BOX_MARGIN_PX = 2
 
 
 def fix_mirror_padding(ann: np.ndarray) -> np.ndarray:
-    """Give each piece of a nucleus an id of its own, as reflection at the border makes copies with the same id.
+    """Give each piece of a nucleus its own id, since reflection at the border makes copies with the same id.
 
     Args:
         ann: (H, W) integers, 0 background.
@@ -38,7 +38,7 @@ def fix_mirror_padding(ann: np.ndarray) -> np.ndarray:
     start = np.flatnonzero(np.diff(ids[order], prepend=0))  # where a nucleus begins among its pieces
     counts = np.diff(start, append=nr_pieces)
     place = np.arange(nr_pieces) - np.repeat(start, counts)  # of each piece in its nucleus
-    # upstream counts a nucleus' pieces from the largest id so far on, the first one included
+    # upstream numbers a nucleus' pieces from the largest id so far on, the first piece included
     used = np.where(counts > 1, counts, 0)
     base = int(ann.max(initial=0)) + np.cumsum(used) - used
     new_ids = np.zeros(nr_pieces + 1, ann.dtype)
@@ -88,7 +88,7 @@ def _scaled_distance(position: np.ndarray, which: np.ndarray, edges: np.ndarray)
     first = edges[:, 0] - BOX_MARGIN_PX
     area = np.maximum(np.bincount(which, minlength=len(edges)), 1)
     centre = np.bincount(which, position - first[which], minlength=len(edges)) / area
-    # pixels are counted from 1 and the rounded centre from 0, in upstream: every distance is larger by one
+    # upstream counts pixels from 1 and the rounded centre from 0, so every distance is larger by one
     zero = first + (centre + 0.5).astype(np.int64) - 1
     distance = (position - zero[which]).astype(np.float32)
     low, high = (edges[:, 0] - zero).astype(np.float32), (edges[:, 1] - 1 - zero).astype(np.float32)
@@ -97,7 +97,7 @@ def _scaled_distance(position: np.ndarray, which: np.ndarray, edges: np.ndarray)
 
 
 def gen_targets(ann: np.ndarray, crop_shape, **kwargs) -> dict[str, np.ndarray]:
-    """Return what NP and HV are to predict for a patch.
+    """Return the targets of NP and HV for a patch.
 
     Args:
         ann: (H, W) integers, instances of the whole patch.
@@ -115,7 +115,7 @@ def gen_targets(ann: np.ndarray, crop_shape, **kwargs) -> dict[str, np.ndarray]:
 
 
 def prep_sample(data: dict, is_batch: bool = False, type_info: TypeInfo | None = None, **kwargs) -> np.ndarray:
-    """Draw what the loader makes: the image, then NP, HV x, HV y in rainbow colours, and maybe TP in the types' own.
+    """Draw samples of the loader: the image, then NP, HV x, HV y in rainbow colours, and maybe TP in the types' own.
 
     Args:
         data: `img` (H, W, 3), `np_map` (h, w), `hv_map` (h, w, 2), maybe `tp_map` (h, w); with `is_batch`, a batch of

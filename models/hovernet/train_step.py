@@ -1,7 +1,7 @@
-"""One training step, one validation step, and what is reported of them.
+"""One training step, one validation step, and what they report.
 
 Batches are what `FileLoader` makes: `img` (B, H, W, 3) uint8, `np_map` (B, h, w), `hv_map` (B, h, w, 2), and for a
-typed network `tp_map` (B, h, w), of which pixels of `UNKNOWN_TYPE` take no part in loss and scores. `run_info` is
+    typed network `tp_map` (B, h, w), whose pixels of `UNKNOWN_TYPE` do not count in loss and scores. `run_info` is
 `(nets, where)` as `RunEngine` passes it.
 """
 
@@ -22,24 +22,24 @@ from misc.viz_utils import colorize, colorize_types
 from .losses import LOSSES, any_type_loss
 from .net_utils import unwrapped
 
-# Probability of "nucleus" above which validation counts a pixel (upstream), unless the run has another.
+# Probability above which validation counts a pixel as nuclear (upstream), unless the run has another one.
 NP_THRESHOLD = 0.5
 # How many samples of a training batch, and of a validation run, are drawn.
 NR_TRAIN_PICTURES = 2
 NR_VALID_PICTURES = 8
 _AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-# What a recipe may ask for, by the name of its value.
+# Precisions that a recipe may ask for, by the name of its entry.
 PRECISIONS = {"amp": ("bf16", "fp16"), "amp_cpu": ("bf16",)}
 _DICE_EPSILON = 1e-8
 
 
 def autocast(device: torch.device, extra: dict):
-    """Return the context for a forward pass in the precision that a recipe asks for.
+    """Return the context for a forward pass in the recipe's precision.
 
     Args:
         device: where the network is.
-        extra: `amp` on CUDA and `amp_cpu` on a CPU: `bf16`, `fp16` (CUDA only) or `None`. A processor without bfloat16
-            instructions computes in float32, since it would be slower.
+        extra: `amp` on CUDA and `amp_cpu` on a CPU: `bf16`, `fp16` (CUDA only) or `None`. Processors without bfloat16
+            instructions compute in float32, which is faster there.
 
     Raises:
         ValueError: unknown precision.
@@ -87,7 +87,7 @@ def train_step(batch_data: dict, run_info) -> dict:
     loss, terms = weighted_loss(true, pred, extra)
     _update(model, optimizer, loss, net_info.get("scaler"), extra.get("clip_grad_norm"))
 
-    # one transfer for all terms, so that a GPU is waited for once a step
+    # one transfer for all terms, so that the program waits for the GPU once a step
     values = torch.stack([*terms.values(), loss]).detach().tolist()
     tracked = dict(zip([*terms, "overall_loss"], values, strict=True))
     if not math.isfinite(tracked["overall_loss"]):
@@ -112,7 +112,7 @@ def weighted_loss(true: dict[str, Tensor], pred: dict[str, Tensor], extra: dict)
     """
     focus = (true["np"] > 0).float()
     total, terms = 0.0, {}
-    if "known" in true:  # the TP branch sees a row of the pixels that have a type, (1, 1, M)
+    if "known" in true:  # the TP branch gets a row of the pixels with a known type, (1, 1, M)
         known = true["known"]
         weight = extra["loss"]["tp"].get("any_type", 0)
         if weight:
@@ -127,7 +127,7 @@ def weighted_loss(true: dict[str, Tensor], pred: dict[str, Tensor], extra: dict)
         weights = {name: w for name, w in extra["loss"][branch].items() if w != 0 and name != "any_type"}
         if not pred[branch].numel():  # not one known type in the batch
             weights = {}
-        if not weights:  # DistributedDataParallel waits for the gradients of every branch
+        if not weights:  # DistributedDataParallel needs gradients of every branch
             total = total + 0.0 * pred[branch].sum()
         for name, weight in weights.items():
             options = {}
@@ -142,7 +142,7 @@ def weighted_loss(true: dict[str, Tensor], pred: dict[str, Tensor], extra: dict)
 
 
 def valid_step(batch_data: dict, run_info) -> dict:
-    """Predict one batch and count; nothing of the size of a picture is kept but a few samples.
+    """Predict one batch and count; keeps no images but a few samples.
 
     Returns:
         `raw`: lists with one entry an image, to be appended over the batches: pixel counts of NP and TP, summed squared
@@ -155,7 +155,7 @@ def valid_step(batch_data: dict, run_info) -> dict:
     device = next(net.parameters()).device
     imgs, true = _to_device(batch_data, device, net.nr_types)
 
-    # DistributedDataParallel has nothing to do without gradients, DataParallel shares out the batch
+    # DistributedDataParallel does nothing without gradients; DataParallel splits the batch
     forward = model if isinstance(model, nn.DataParallel) else net
     forward.eval()
     with torch.no_grad(), autocast(device, net_info["extra_info"]):
@@ -169,7 +169,7 @@ def valid_step(batch_data: dict, run_info) -> dict:
 
 
 def proc_valid_step_output(raw_data: dict, nr_types: int | None = None) -> dict:
-    """Turn what `valid_step` counted over a data set into scores.
+    """Turn the counts of `valid_step` over a data set into scores.
 
     Returns:
         `scalar`: `np_acc`, `np_dice`, `tp_dice_<type>` for every type (0 included; none where all nuclei are of unknown
@@ -182,7 +182,7 @@ def proc_valid_step_output(raw_data: dict, nr_types: int | None = None) -> dict:
         return 2 * total[f"{branch}_overlap"] / (total[f"{branch}_area"] + _DICE_EPSILON)
 
     scalar = {"np_acc": float(total["np_correct"] / total["pixels"]), "np_dice": float(dice("np"))}
-    # where no nucleus has a type, there is nothing to score
+    # no nucleus has a type: nothing to score
     is_untyped = total.get("tp_unknown", 0) > 0 and total["tp_nuclear"] == 0
     if nr_types is not None and not is_untyped:
         scalar.update({f"tp_dice_{type_id}": float(value) for type_id, value in enumerate(dice("tp"))})
@@ -232,7 +232,7 @@ def _to_device(batch_data: dict, device: torch.device, nr_types: int | None) -> 
     true = {"np": batch_data["np_map"].to(device, non_blocking=True).long().reshape(plane), "hv": hv}
     if nr_types is not None:
         true["tp"] = batch_data["tp_map"].to(device, non_blocking=True).long().reshape(plane)
-        if (batch_data["tp_map"] == UNKNOWN_TYPE).any():  # asked where the batch came from: no GPU is waited for
+        if (batch_data["tp_map"] == UNKNOWN_TYPE).any():  # checked before the copy to the GPU, so nothing waits for it
             true["known"] = true["tp"] != UNKNOWN_TYPE
     return imgs, true
 
@@ -271,7 +271,7 @@ def _count(true: dict[str, Tensor], pred: dict[str, Tensor], np_threshold: float
     if "tp" in pred:
         nr_types = pred["tp"].shape[-1]
         known = true["tp"] != UNKNOWN_TYPE
-        # (B, h, w, T), all 0 where the type is unknown
+        # (B, h, w, T), 0 where the type is unknown
         chosen, wanted = (
             F.one_hot(types * known, nr_types) * known[..., None] for types in (pred["tp"].argmax(-1), true["tp"])
         )

@@ -1,4 +1,4 @@
-"""Names that HoVer-Net's weights have in other repositories, mapped to ours by rule.
+"""Rules that map the names of HoVer-Net's weights in other repositories to ours.
 
 TensorFlow (`.npz`, the authors' first repository): `group0/block1/conv1/bn/gamma:0`.
 MONAI (`monai.networks.nets.HoVerNet`): `res_blocks.d0.layers.denselayer_1.layers.conv1/bn.weight`.
@@ -10,12 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-# Keys under which people keep the weights in a checkpoint; the first that is there counts.
+# Keys for the weights in a checkpoint; the first one that is there counts.
 WEIGHT_KEYS = ("desc", "state_dict", "model_state_dict", "model", "network", "net", "ema")
 _NESTED = 3  # how deep, e.g. model, then state_dict
-# Tensors of a wrapper of the network, beside its own: torch's averaged models count with it.
+# Extra tensors of a wrapper of the network: the counter of torch's averaged models.
 NO_WEIGHTS = ("n_averaged",)
-# What DataParallel, torch.compile, Lightning and averaged models put before the names of weights.
+# Prefixes that DataParallel, torch.compile, Lightning and averaged models add to the names of weights.
 _WRAPPERS = re.compile(r"((module|model|network|net|ema|_orig_mod)\.)*")
 _STEMS = ("conv0./.weight", "conv0.conv.weight")  # ours and MONAI's
 
@@ -48,7 +48,7 @@ _TF_RULES = [
         (r"conv_out_" + _BRANCH, "decoder.{branch}.u0.conv"),
     )
 ]
-# What TensorPack dumps beside the network: ImageNet's classifier, counters, optimiser slots.
+# Tensors that TensorPack saves besides the network: ImageNet's classifier, counters, optimiser slots.
 _TF_NOT_WEIGHTS = re.compile(r"^linear/|global_step|learning_rate|beta\d_power|/Adam(_\d)?$|^EMA/|-summary")
 
 _MONAI_BRANCHES = {"nucleus_prediction": "np", "horizontal_vertical": "hv", "type_prediction": "tp"}
@@ -80,14 +80,14 @@ _MONAI_RULES = [
 
 
 def find_weights(content: dict) -> dict:
-    """Return the dictionary with the weights, of what a checkpoint holds; itself where none of the keys is there."""
+    """Return the dictionary with the weights in a checkpoint's content; the content itself where no key is known."""
     for _ in range(_NESTED):
         content = next((content[key] for key in WEIGHT_KEYS if isinstance(content.get(key), dict)), content)
     return content
 
 
 def wrappers(names: Iterable[str]) -> list[str]:
-    """Return what stands before the names of each network among tensors: `module.`, `model._orig_mod.`, or nothing."""
+    """Return the prefix of each network among the tensors: `module.`, `model._orig_mod.`, or nothing."""
     heads = {name.removesuffix(stem) for name in names for stem in _STEMS if name.endswith(stem)}
     return sorted(head for head in heads if _WRAPPERS.fullmatch(head))
 

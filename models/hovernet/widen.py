@@ -1,7 +1,7 @@
-"""Grow a trained network: a wider HoVer-Net that predicts what the narrow one does, with new channels to learn with.
+"""Widen a trained network: the wider HoVer-Net predicts the same, and has new channels for further training.
 
 After Chen et al. (2016), Net2Net, with random new channels instead of copies: the weights from a new channel to an old
-one start at 0, so that the prediction does not change, and training gives the new channels a use.
+one start at 0, so the prediction does not change until training uses the new channels.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def widened(narrow: HoVerNet, width: float) -> HoVerNet:
 
 
 def _dense_channels(name: str, old: DenseBlock, new: DenseBlock) -> dict[str, tuple[Tensor | None, Tensor | None]]:
-    """Return where the channels of the layers of a dense block, and of the layer behind it, lie in the wide one."""
+    """Return the places, in the wide network, of the channels of a dense block's layers and of the layer after it."""
     found = {}
     middle = _in_groups(old.unit_ch[0], new.unit_ch[0])
     grown = _in_groups(old.unit_ch[1], new.unit_ch[1])

@@ -243,10 +243,10 @@ def test_each_image_says_its_own_pixel_size(weights, tmp_path, caplog):
         "silent": None,
     }
     assert said["fine"]["mpp_from"] == "the PNG's pHYs"
-    assert said["silent"]["mpp_from"] == "nothing; taken for 0.5"
+    assert said["silent"]["mpp_from"] == "nothing; assumed 0.5"
     found = scipy.io.loadmat(tmp_path / "out" / "mat" / "fine.mat")["inst_map"]
     assert ((found > 0) & (labels > 0)).sum() > 0.93 * ((found > 0) | (labels > 0)).sum()
-    assert report.warning.startswith("1 of 3 images do not say their pixel size (silent.png): taken for 0.5 um/px")
+    assert report.warning.startswith("1 of 3 images do not say their pixel size (silent.png): assumed to be 0.5 um/px")
     assert caplog.messages.count(report.warning) == 1  # the other time is when the run ends
     # as it was read before, it cannot stay where an option says otherwise
     again = run(manager, tmp_path, mpp=0.499)

@@ -27,7 +27,7 @@ def test_a_script_ends_with_one_line_and_its_exit_code(capsys):
         (ValueError("two\nlines"), 1, "a.py: two lines\n"),
         (FileNotFoundError("no such file: x"), 1, "a.py: no such file: x\n"),
         (MemoryError(), 1, "a.py: not enough memory\n"),
-        (KeyboardInterrupt(), 130, "a.py: stopped by Ctrl-C; files that were finished are whole and stay\n"),
+        (KeyboardInterrupt(), 130, "a.py: stopped by Ctrl-C; finished files are complete and stay\n"),
     ):
         assert run_script("a.py", raising(error)) == code
         assert capsys.readouterr().err == line
@@ -45,7 +45,7 @@ def test_whatever_goes_wrong_with_one_file_is_recorded(capsys):
         raise KeyboardInterrupt
     print_failed("s.py", failed)
     assert capsys.readouterr().err.splitlines() == [
-        "s.py: failed: a: not as it should be: KeyError: 'x'",
+        "s.py: failed: a: has unexpected content: KeyError: 'x'",
         "s.py: failed: b: not enough memory: 9 GB",
         "s.py: failed: c: is broken",
     ]
@@ -68,7 +68,7 @@ def test_ctrl_c_ends_every_script_with_130():
         text = code.format(name=name, work=work, argv=argv)
         done = subprocess.run([sys.executable, "-c", text], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 130, done.stderr
-        assert done.stderr == f"{name}.py: stopped by Ctrl-C; files that were finished are whole and stay\n"
+        assert done.stderr == f"{name}.py: stopped by Ctrl-C; finished files are complete and stay\n"
 
 
 def test_cells_that_a_spreadsheet_would_run_are_text():

@@ -42,7 +42,7 @@ def test_without_room_for_workers_this_process_does_the_work_and_it_is_said_once
 
     monkeypatch.setattr(misc.workers, "_Worker", start)
     assert values(run(WorkerPool(3), [Work(double, (n,)) for n in range(7)])) == [2 * n for n in range(7)]
-    assert caplog.text.count("1 worker processes, no more can be started ([Errno 12] Cannot allocate memory)") == 1
+    assert caplog.text.count("1 worker processes: no more can start ([Errno 12] Cannot allocate memory)") == 1
 
 
 def test_map_ahead_keeps_the_order_and_takes_few_items_ahead():

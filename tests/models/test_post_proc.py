@@ -295,9 +295,9 @@ def test_number_of_threads_does_not_matter():
 
 
 def test_wrong_input_is_named():
-    with pytest.raises(ValueError, match=r"nr_types=5 wants maps \(H, W, 4\) .* got shape \(8, 8, 3\)"):
+    with pytest.raises(ValueError, match=r"nr_types=5 needs maps \(H, W, 4\) .* got shape \(8, 8, 3\)"):
         post_proc.process(np.zeros((8, 8, 3)), nr_types=5)
-    with pytest.raises(ValueError, match=r"nr_types=None wants maps \(H, W, 3\)"):
+    with pytest.raises(ValueError, match=r"nr_types=None needs maps \(H, W, 3\)"):
         post_proc.process(np.zeros((8, 8, 4)))
     for bad in (np.nan, np.inf):
         maps = two_squares()

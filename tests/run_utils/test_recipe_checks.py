@@ -54,7 +54,7 @@ def test_the_recipes_that_ship_are_right():
 
 def test_the_start_of_a_phase(tmp_path):
     refused(recipe({"pretrained": -1}), "no phase before")
-    refused(recipe({"pretrained": "nowhere.tar"}), "nowhere.tar; ways on", FileNotFoundError)
+    refused(recipe({"pretrained": "nowhere.tar"}), "nowhere.tar; what to do", FileNotFoundError)
     check_recipe(recipe({"pretrained": "nowhere.tar"}), None, first_fresh=1)  # not needed any more
 
 

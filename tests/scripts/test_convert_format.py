@@ -182,8 +182,8 @@ def test_mag_of_the_json_against_that_of_the_slide(shared, tmp_path_factory, cap
 def test_mag_that_nobody_can_compare_is_said(tmp_path, capsys):
     write_json(tmp_path / "a.json", nuclei(), 40)
     assert run(tmp_path, source="a.json") == 0
-    said = "a.json: found at 40x, and nothing says the slide's own magnification: coordinates are taken as level-0 px; "
-    assert said + "give --scale" in capsys.readouterr().out
+    said = "a.json: found at 40x, and nothing says the slide's own magnification: coordinates are assumed to be "
+    assert said + "level-0 px; give --scale" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("target", ["sedeen", "csv"])

@@ -57,7 +57,7 @@ def test_without_a_pixel_size_the_first_and_the_last_line_say_what_was_assumed(s
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(warnings) == 2
     assert warnings[0] == warnings[1]
-    assert "1 of 1 images do not say their pixel size (a.png): taken for 0.5 um/px" in warnings[0]
+    assert "1 of 1 images do not say their pixel size (a.png): assumed to be 0.5 um/px" in warnings[0]
     assert "give --mpp=<um per px> (40x: 0.25" in warnings[0]
     assert caplog.records[-1].getMessage() == warnings[0]
     assert "; median nucleus diameter " in capsys.readouterr().out

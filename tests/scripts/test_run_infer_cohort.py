@@ -169,7 +169,7 @@ def test_results_are_moved_to_where_they_are_wanted(weights, tmp_path, capsys):
     assert call(weights, tmp_path / "other", where, upload) == 0
     assert "1 skipped" in capsys.readouterr().out
     assert call(weights, tmp_path / "other", where, upload, "--tile_shape=1000") == 1
-    assert "made otherwise" in capsys.readouterr().err
+    assert "made with other settings" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not shutil.which("snakemake"), reason="pip install snakemake, in an environment of its own")

@@ -109,7 +109,7 @@ def test_mistakes_are_found_before_anything_is_written(tmp_path_factory, subtest
     cases = [
         ("self.train_dir_list = ['nowhere']", FileNotFoundError, "no such folder: nowhere"),
         ("self.valid_dir_list = [{digest!r}]", ValueError, "no .npy patches"),
-        ("phases[0]['run_info']['net']['pretrained'] = 'ImageNet.tar'", FileNotFoundError, "ImageNet.tar; ways on"),
+        ("phases[0]['run_info']['net']['pretrained'] = 'ImageNet.tar'", FileNotFoundError, "ImageNet.tar; what to do"),
         ("phases[1]['batch_size'] = {'train': 0, 'valid': 1}", ValueError, "batch_size of `train`"),
         ("self.seed = -4", ValueError, "seed"),
         ("self.seed = '10'", ValueError, "a seed is a whole number"),

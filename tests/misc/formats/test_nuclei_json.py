@@ -197,7 +197,7 @@ def test_broken_files_say_where(tmp_path, subtests):
         ('{"mag": 1, "nuc": []}', r"byte 18: .*expected '\{'"),
         ('{"nuc": {}} x', "byte 12: more text after the end"),
         (json.dumps(UPSTREAM)[:-2] + ",}}", r"byte \d+: expected the next nucleus after the comma"),
-        ('{"nuc": {"1": {"centroid": [0, 0]}}}', "nucleus '1' is not as it should be: KeyError 'contour'"),
+        ('{"nuc": {"1": {"centroid": [0, 0]}}}', "nucleus '1' is not valid: KeyError 'contour'"),
     ]
     for text, reason in cases:
         with subtests.test(text=text, reason=reason):

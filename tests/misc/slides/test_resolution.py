@@ -50,7 +50,7 @@ def test_what_no_microscope_has_is_not_believed_and_said(tmp_path, subtests):
         with subtests.test(path.name):
             mpp, reason = probe_mpp(path)
             assert mpp is None
-            assert "um/px is no slide's and is ignored" in reason
+            assert "um/px is not plausible for a slide and is ignored" in reason
     image.save(tmp_path / "silent.png")
     tifffile.imwrite(tmp_path / "unitless.tif", RGB, resolution=(1, 1), resolutionunit="NONE")
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
@@ -61,5 +61,5 @@ def test_what_no_microscope_has_is_not_believed_and_said(tmp_path, subtests):
 def test_a_guess_is_said_with_the_way_out():
     text = say_guessed({"a.png": "", "b.jpg": "the JPEG density of 352.8 um/px"}, 3, 0.5)
     assert "2 of 3 images" in text
-    assert "(b.jpg: the JPEG density of 352.8 um/px): taken for 0.5 um/px" in text
+    assert "(b.jpg: the JPEG density of 352.8 um/px): assumed to be 0.5 um/px" in text
     assert "--mpp=<um per px>" in text
