@@ -276,7 +276,7 @@ def test_damaged_and_foreign_files_are_one_line(tmp_path, net):
             load_checkpoint(tmp_path / name)
         assert "\n" not in str(error.value)
     torch.save({0: torch.zeros(2)}, tmp_path / "numbers.pth")
-    with pytest.raises(CheckpointError, match=r"numbers\.pth: .* no text"):
+    with pytest.raises(CheckpointError, match=r"numbers\.pth: .* not text"):
         load_checkpoint(tmp_path / "numbers.pth")
     with pytest.raises(FileNotFoundError, match="missing.tar"):
         load_checkpoint(tmp_path / "missing.tar")
