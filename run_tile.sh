@@ -6,7 +6,7 @@
 # ------------------------------------------------------------------------------------------------ what to edit
 INPUT_DIR=dataset/sample_tiles/imgs/      # images; the sample is made here when the folder is not there
 OUTPUT_DIR=dataset/sample_tiles/pred/     # results: json/ mat/ overlay/ qupath/
-MODEL_PATH=pretrained/hovernet_fast_w025_20x.tar
+MODEL_PATH=pretrained/hovernet_he_fast_w025_30x.tar
 MODEL_MODE=                               # original | fast; empty: read off the checkpoint
 NR_TYPES=                                 # types with the background; empty: read off the checkpoint
 TYPE_INFO_PATH=                           # names and colours, for example type_info.json

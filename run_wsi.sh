@@ -6,7 +6,7 @@
 # ------------------------------------------------------------------------------------------------ what to edit
 INPUT_DIR=dataset/sample_wsis/wsi/        # slides; other files are left out
 OUTPUT_DIR=dataset/sample_wsis/out/       # results: json/ qupath/ thumb/ mask/ summary.csv
-MODEL_PATH=pretrained/hovernet_fast_w025_20x.tar
+MODEL_PATH=pretrained/hovernet_he_fast_w025_30x.tar
 MODEL_MODE=                               # original | fast; empty: read off the checkpoint
 NR_TYPES=                                 # types with the background; empty: read off the checkpoint
 TYPE_INFO_PATH=                           # names and colours, for example type_info.json
