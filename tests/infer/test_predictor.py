@@ -178,7 +178,7 @@ def test_a_device_that_computes_something_else_than_the_cpu_is_an_error_and_no_p
             assert predictor._unchecked is None  # once is enough
             continue
         for _ in range(2):  # also where the batch is tried once more
-            with pytest.raises(WrongResultError, match="than the CPU; use --gpu="):
+            with pytest.raises(WrongResultError, match="from the CPU; use --gpu="):
                 predictor(PATCHES)
 
 

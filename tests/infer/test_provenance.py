@@ -155,7 +155,7 @@ def test_p05_edited_constants_of_post_processing_are_told_apart(manager, tmp_pat
     paint(tmp_path, "a.png")
     run(manager, tmp_path)
     monkeypatch.setattr(post_proc, "MIN_SIZE_PX", 20)
-    assert "otherwise (MIN_SIZE_PX 10, now 20):" in run(manager, tmp_path).failed["a"]
+    assert "other settings (MIN_SIZE_PX 10, now 20):" in run(manager, tmp_path).failed["a"]
 
 
 def test_the_constants_are_those_that_may_be_edited():

@@ -201,13 +201,13 @@ def away(monkeypatch, times: int) -> list:
     return opened
 
 
-def test_p03_what_cannot_be_read_once_is_tried_again_with_the_slide_opened_anew(tmp_path, monkeypatch, caplog):
+def test_p03_what_cannot_be_read_once_is_tried_again_with_the_slide_opened_again(tmp_path, monkeypatch, caplog):
     write_slide(tmp_path / "a.tif")
     source = open_slide(tmp_path / "a.tif", 0.5)
     whole = source.read((0, 0, 160, 240))
     opened = away(monkeypatch, 1)
     assert np.array_equal(source.read((0, 0, 160, 240)), whole)
-    assert "the disk is away; opening it anew and trying once more" in caplog.text
+    assert "the disk is away; opening it again for a second try" in caplog.text
     assert len(opened) == 1
     assert source.handler is opened[0]
     opened = away(monkeypatch, 2)

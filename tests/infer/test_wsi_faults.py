@@ -70,12 +70,12 @@ def fail_below(monkeypatch, y: int, times: int, first=lambda: None) -> None:
     monkeypatch.setattr(infer.source, "read_reflect", failing)
 
 
-def test_p03_a_region_that_fails_once_is_read_again_with_the_slide_opened_anew(manager, tmp_path, monkeypatch, caplog):
+def test_p03_a_region_that_fails_once_is_read_again_with_the_slide_opened_again(manager, tmp_path, monkeypatch, caplog):
     paint(tmp_path, shape=(700, 300))
     run(manager, tmp_path, "whole", **BLOCKS)
     fail_below(monkeypatch, 300, times=1)
     assert run(manager, tmp_path, **BLOCKS).done == ["a"]
-    assert "Input/output error; opening it anew" in caplog.text
+    assert "Input/output error; opening it again" in caplog.text
     assert nuclei_set(tmp_path) == nuclei_set(tmp_path, out="whole")
 
 
@@ -126,9 +126,9 @@ def test_p17_p20_as_many_blocks_are_under_way_as_there_is_memory_for(manager, tm
     paint(tmp_path, shape=(300, 200))
     made, init = [], WorkerPool.__init__
 
-    def noted(self, nr_workers, limit):
+    def noted(self, nr_workers, limit, idle=None):
         made.append((nr_workers, limit))
-        init(self, nr_workers, limit)
+        init(self, nr_workers, limit, idle)
 
     monkeypatch.setattr(WorkerPool, "__init__", noted)
     with caplog.at_level("INFO"):

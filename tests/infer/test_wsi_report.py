@@ -265,7 +265,7 @@ def test_p05_edited_constants_of_post_processing_are_told_apart(manager, tmp_pat
     paint(tmp_path)
     run(manager, tmp_path)
     monkeypatch.setattr(post_proc, "MIN_SIZE_PX", 20)
-    assert "otherwise (MIN_SIZE_PX 10, now 20):" in run(manager, tmp_path).failed["a"]
+    assert "other settings (MIN_SIZE_PX 10, now 20):" in run(manager, tmp_path).failed["a"]
 
 
 def test_slides_that_do_not_say_how_they_were_made_are_done(manager, tmp_path):

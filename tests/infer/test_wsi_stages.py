@@ -68,7 +68,7 @@ def test_maps_of_other_settings_are_refused(manager, tmp_path):
     run(manager, tmp_path, **BLOCKS, stage="predict")
     said = run(manager, tmp_path, **options | {"ambiguous_size": 48}).failed["a"]
     assert "ambiguous_size 40, now 48" in said
-    assert "give the options that --stage=predict had" in said
+    assert "give the options of --stage=predict" in said
     said = run(manager, tmp_path, **BLOCKS | {"ambiguous_size": 48}, stage="predict").failed["a"]
     assert "ambiguous_size 40, now 48" in said
     assert "--overwrite" in said

@@ -50,7 +50,7 @@ def test_notes_say_what_was_found_or_what_is_not_known():
     assert "in a slide of 0.25 um/px" in slide_facts(PATH, {"mag": 20}, image(None, (0.25, 0.25))).notes[0]
     for opened in (None, image()):
         (note,) = slide_facts(PATH, {"mag": 20}, opened).notes
-        assert "taken as level-0 px; give --scale" in note
+        assert "assumed to be level-0 px; give --scale" in note
     for header, option in (({"mag": 40}, None), ({"mag": 20}, 2.0), ({}, None)):
         assert slide_facts(PATH, header, image(40.0), option).notes == ()
 
