@@ -20,7 +20,7 @@ from misc.locks import locked
 from misc.nuclei import Nuclei
 from misc.nuclei_features import pixel_areas
 
-VERSION = 1  # of the files; others are made anew
+VERSION = 1  # of the files; others are made again
 CELL_PX = 512
 # px, side of the smallest bins that are counted: 16 um at 40x. Each level above has bins of twice the side.
 BIN_PX = 64
@@ -32,7 +32,7 @@ MAX_CELLS = 1 << 24
 MAX_TYPES = 255
 # Nuclei whose contours are moved at once, which bounds memory.
 MOVED_NUCLEI = 200_000
-# Share of nuclei below the end of a slider, lest one giant make it useless.
+# Share of nuclei below the end of a slider: one giant would make it useless.
 RANGE_QUANTILE = 0.998
 
 # One nucleus. Its contour is `corner + (points[start:start + length] << shift)`: shift is 0 but for the odd object of
@@ -121,7 +121,7 @@ def build_index(folder: Path, key: dict, parts: Iterable[Nuclei], dab: np.ndarra
     """Make an index, or open the one that somebody else made meanwhile.
 
     Args:
-        folder: where it goes; made anew.
+        folder: where it goes; made again if it is there.
         key: what it is made from; see `open_index`.
         parts: the nuclei, in pieces.
         dab: (N,) float32 DAB density in the order of the parts, NaN where not known; `None` where nobody measured.

@@ -241,7 +241,7 @@ class Library:
             raise ValueError(f"{entry.name}: {entry.reason}")
         with self._locks[number]:
             found = self._open.pop(number, None)
-            if found is None or found.stamp != stamp_of(entry):  # or its files were written anew
+            if found is None or found.stamp != stamp_of(entry):  # or its files were written again
                 found = OpenSlide(entry, self.options)
             self._open[number] = found  # the last one used is the last one to go
             for other in list(self._open)[: -self.KEPT_OPEN]:

@@ -21,7 +21,7 @@ JPEG_QUALITY = 88
 KEPT_TILES = 100
 # Levels of a file are rounded to whole px.
 ROUNDED = 0.02
-# Beyond the slide's own px it is the page that enlarges; outlines are drawn anew up to here, so that they stay sharp.
+# Beyond the slide's own px it is the page that enlarges; outlines are drawn again up to here, so that they stay sharp.
 MAX_NUCLEI_ZOOM = 3
 # Nuclei are drawn as outlines where their mean diameter is so many screen px; farther out as density.
 MIN_OUTLINE_PX = 6.0

@@ -16,7 +16,7 @@ THRESHOLDS_OD = (0.1, 0.3, 0.5)
 FIELD_MM2 = 0.25
 SQUARE, CIRCLE = "square", "circle"
 BY_INDEX, BY_POSITIVE = "index", "positive"
-# Fewer nuclei than these are said: ASCO/CAP 2020 wants 100 for a receptor, the Ki67 Working Group 500 for an index.
+# Scores of fewer nuclei are flagged: ASCO/CAP 2020 wants 100 for a receptor, the Ki67 Working Group 500 for an index.
 FEW_NUCLEI = (100, 500)
 
 

@@ -103,7 +103,7 @@ def classify(
         dab: (N,) mean DAB density; NaN was not measured.
         thresholds: densities from which a nucleus is weak, moderate, strong.
         negative: (N,) bool, a person's word that a nucleus is negative. If given it decides between negative and
-            positive, and the thresholds only grade the positive ones (weak at least), as the seed's lab does.
+            positive, and the thresholds only grade the positive ones (weak at least).
 
     Returns:
         (N,) uint8: 1 negative, 2 weak, 3 moderate, 4 strong, 0 not measured.

@@ -27,7 +27,7 @@ from misc.type_info import TypeInfo, differing_names, positive_ids, say_types, t
 
 # Words that stand for a choice of positive nuclei other than by type.
 ALL, BY_DAB = "all", "dab"
-# Share by which a hot spot of whole bins may differ from the size asked for before it is said.
+# Share by which a hot spot of whole bins may differ from the size asked for without a note.
 HOT_SPOT_ROUNDING = 0.05
 # The names or numbers of types, or one of these words; `None`: the types whose names say that they are positive.
 PositiveTypes = tuple[int | str, ...] | str | None

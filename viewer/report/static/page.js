@@ -1,4 +1,4 @@
-// Rows of a table that hold what is typed; the count beside the field is read aloud.
+// Filter of a table: show the rows that contain the typed text; screen readers read the count beside the field aloud.
 for (const field of document.querySelectorAll("input[data-filters]")) {
   const table = document.getElementById(field.dataset.filters);
   const count = field.closest("p").querySelector("output");
