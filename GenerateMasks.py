@@ -11,27 +11,27 @@ Options:
                            .xml. An annotation belongs to the image of the same name (a.geojson or a.png.geojson to
                            a.png), or to the one that it names.
   --output_dir=<dir>       Where <image>.mat goes: inst_map, type_map, inst_type, inst_centroid.
-  --type_info_path=<file>  type_info.json: names and colours of the types, as used in the annotation. Left out: the pens
-                           of the seed's lab, 1 negative red, 2 weak blue, 3 moderate purple, 4 strong green; its
-                           outline of the tumour bed, cyan, is left out.
-  --mapping=<file>         JSON {"class name or #rrggbb": type, ...} on top of that, types by name or number; null
-                           leaves contours out, "unclassified" is what has no class.
+  --type_info_path=<file>  type_info.json: names and colours of the types, as used in the annotation. Left out: these
+                           pens: 1 negative red, 2 weak blue, 3 moderate purple, 4 strong green. Cyan outlines (tumour
+                           bed) are left out.
+  --mapping=<file>         JSON {"class name or #rrggbb": type, ...} for more classes; types by name or number. null
+                           leaves a class out. "unclassified" stands for contours without a class.
   --untyped                All contours are nuclei of type 1, whatever their class or colour.
   --scale=<f>              Multiply the contours' coordinates: 0.5 for images halved after annotation. [default: 1]
-  --intensity              Types from the staining instead: 1 negative, 2 weak, 3 moderate, 4 strong by the mean DAB
-                           density of each nucleus, unknown classes and colours included; what is left out above is
-                           left out here. Writes intensity.csv (nuclei), intensity_summary.csv (images) and
-                           intensity.png of all images, those whose label maps are there already included.
+  --intensity              Take the types from the staining: 1 negative, 2 weak, 3 moderate, 4 strong by the mean
+                           DAB density of each nucleus. Unknown classes and colours count too. Writes intensity.csv
+                           (nuclei), intensity_summary.csv (images) and intensity.png. They hold all images, also
+                           those whose label maps exist already.
   --thresholds=<a,b,c>     DAB densities from which a nucleus is weak, moderate, strong. [default: 0.2,0.4,0.6]
-  --kmeans                 Find moderate and strong by three-way k-means over all images, which may change the types
-                           of all: where label maps are there it needs --overwrite.
-  --keep_negative          What is annotated as type 1 stays negative; all others are positive, weak at least.
+  --kmeans                 Find the limits of moderate and strong by three-way k-means over all images. This may
+                           change the types of every image, so it needs --overwrite if label maps exist.
+  --keep_negative          Nuclei that are annotated as type 1 stay negative. All others are positive, at least weak.
   --pattern=<glob>         Which files of image_dir are images. [default: *]
-  --overwrite              Make anew what is there.
+  --overwrite              Replace results that exist.
 
-Of QuPath's objects the type decides: where a file holds detections or cells, annotations are regions; in a file of
-annotations alone an unclassified one that contains others is. What is no nucleus is counted and said. The exit code is
-1 where an image failed, or an image or an annotation has no partner.
+If a QuPath file has detections or cells, its annotations are regions. If it has only annotations, an unclassified one
+that contains others is a region. The run says how many objects are not nuclei. The exit code is 1 if an image failed,
+or if an image or an annotation has no partner.
 """
 
 from __future__ import annotations
@@ -311,7 +311,7 @@ def print_report(report: Report, options: Options) -> None:
     print(
         f"{counted(sum(report.nuclei.values()), 'nucleus')} in {counted(report.made, 'label map')}, "
         f"{len(report.skipped)} there already "
-        f"(--overwrite makes them anew), {len(report.failed)} failed; in {options.output_dir}"
+        f"(--overwrite replaces them), {len(report.failed)} failed; in {options.output_dir}"
     )
 
 

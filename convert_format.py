@@ -39,10 +39,10 @@ Options:
   --pattern=<glob>         Which files of the folder to convert. Left out: those called as --from has them; with auto
                            all JSON.
   --recursive              Look into the folders of the folder, too.
-  --overwrite              Redo results that are there; without it they are skipped.
+  --overwrite              Replace results that exist. Without it they are skipped.
 
-What is written is in level-0 pixels, whatever the magnification at which the nuclei were found. Of a slide that says
-which part of level 0 was scanned (MIRAX, Leica), QuPath shows that part alone: files for QuPath count from its corner.
+Results are in level-0 pixels, at whatever magnification the nuclei were found. If a slide says which part of level 0
+was scanned (MIRAX, Leica), QuPath shows only that part, and files for QuPath count from its corner.
 """
 
 from __future__ import annotations
@@ -204,7 +204,7 @@ def convert_all(options: Options) -> int:
                 done, total, left_out = done + 1, total + nuclei, left_out + without_outline
     print_failed("convert_format.py", failed)
     if left_out:
-        print(f"left out for want of an outline: {counted(left_out, 'nucleus')} with fewer than three contour points")
+        print(f"left out (no outline): {counted(left_out, 'nucleus')} with fewer than three contour points")
     print(
         f"{done} of {counted(len(files), 'file')} converted ({counted(total, 'nucleus')}, "
         f"{time.perf_counter() - start:.1f} s), {skipped} there already, {len(failed)} failed; in {options.output_dir}"
@@ -229,7 +229,7 @@ def convert(path: Path, targets: list[Path], options: Options, progress=lambda c
         **{".csv": _to_csv, ".parquet": _to_parquet, ".h5ad": _to_h5ad, ".zarr": _to_spatialdata, ".dcm": _to_dicom},
     }
     if path.resolve() in [target.resolve() for target in targets]:
-        raise ValueError("the result would take the place of the file itself; give another --output_dir")
+        raise ValueError("the result would overwrite the input; give another --output_dir")
     source = open_source(path, options, with_image=any(t.suffix in _WITH_IMAGE for t in targets))
     for note in (*source.nuclei.notes, *source.facts.notes):
         tqdm.write(f"{path.name}: {note}")

@@ -150,7 +150,7 @@ class PanNuke(Dataset):
             images: (N, H, W, 3), 0 to 255 of any type.
             masks: (N, H, W, 6).
             out_dir: folder to write to.
-            overwrite: write anew what is there; otherwise it stays, where it is of these arrays.
+            overwrite: replace files that exist; otherwise those of the same arrays stay.
             track: wraps the range of numbers, for a progress bar.
 
         Returns:

@@ -29,7 +29,7 @@ Options:
   --scale=<f>            Resize images and labels first; 0.5 makes 20x of 40x. [default: 1]
   --save_root=<dir>      Where to write. Left out: dataset/training_data/<dataset>.
                          Patches go to <save_root>/<dataset>/<split>/<window>_<step>/<image>_<number>.npy
-  --overwrite            Write anew what is there. Without it equal patches are skipped and different ones an error.
+  --overwrite            Replace files that exist. Without it equal patches are skipped; a different one is an error.
 
   --check=<dir>          Read the patches in a folder, and print what is in them and what is wrong with them.
   --nr_types=<n>         Number of types, background included, that the patches may have.
@@ -44,7 +44,7 @@ Options:
   --size=<px>            Side of a field. [default: 1000]
   --per_slide=<n>        Fields of each slide. [default: 5]
   --mpp=<um>             Micrometres per pixel of the fields. Left out: the slide's own.
-  --slide_mpp=<um>       Micrometres per pixel of the slides at level 0, where the files are silent or wrong.
+  --slide_mpp=<um>       Micrometres per pixel of the slides at level 0, if the files do not say it or are wrong.
   --seed=<n>             Another number, other fields. [default: 0]
   --pattern=<glob>       Which files of the folder are slides. [default: *]
   --recursive            Look into its folders too.
@@ -271,7 +271,7 @@ def check(args: dict) -> int:
         )
     print_table([["type", "nuclei", "share", "pixels", "share"], *rows])
     if report.nuclei[None]:
-        print("no types: beside typed patches, a typed network takes the types of these nuclei for unknown")
+        print("no types: beside typed patches, a typed network treats the types of these nuclei as unknown")
     for names, what in ((report.empty, "no nucleus"), *((names, what) for what, names in report.odd.items())):
         if names:
             print(f"{counted(len(names), 'patch')} with {what}: {first_names(names)}")
@@ -323,7 +323,7 @@ def rois(args: dict) -> int:
     there = set() if args["--overwrite"] else {row["slide"] for row in earlier_rows(table, ())}
     slides = [path for path in files.slides if path.name not in there]
     if not slides and not files.unusable:
-        raise ValueError(f"{table} has all slides; --overwrite crops anew, another --output_dir keeps both")
+        raise ValueError(f"{table} has all slides; --overwrite crops again, another --output_dir keeps both")
     out_dir.mkdir(parents=True, exist_ok=True)
     found, failed = [], {path.name: reason for path, reason in files.unusable.items()}
     for path in tqdm(slides, unit=" slides", disable=None):

@@ -1,4 +1,4 @@
-"""Make a page to look at of a folder of results: report.html, which opens from disk and needs no network.
+"""Make a page of a folder of results, to look at: report.html, which opens from disk and needs no network.
 
 Usage:
   make_report.py --results_dir=<path> [options]

@@ -8,12 +8,12 @@ Options:
   -h --help                 Show this text.
   --json_dir=<path>         Folder with the JSON files of run_infer.py (or one file).
   --output_dir=<path>       Folder to write to; made if it is not there.
-  --wsi_dir=<path>          Folder with the slides (or images) of the same names. Without it: no overlays, and the
-                            size of a slide is what its JSON says, or else what holds all of its nuclei.
+  --wsi_dir=<path>          Folder with the slides (or images) of the same names. Without it there are no
+                            overlays, and the size of a slide is what its JSON says, or else holds all its nuclei.
   --tile_size=<px>          Side of the square bins in which nuclei are counted, level-0 px. [default: 50]
   --positive_types=<list>   Types that are positive, by name or number: Positive or 2,3,4. `all`: every nucleus; `dab`:
                             by DAB density (needs --score). Left out: every type whose name says positive, weak,
-                            moderate or strong; in files that name no types, the lab's 2 weak, 3 moderate, 4 strong.
+                            moderate or strong; in files that name no types: 2 weak, 3 moderate, 4 strong.
                             Nuclei without types are all counted, with --score by DAB density.
   --type_info_path=<path>   JSON with the names of the types. Left out: what the JSON says.
   --top_k=<n>               Most hot spots of a slide. [default: 5]
@@ -32,14 +32,14 @@ Options:
                             nuclei of all slides together; the first of --thresholds still says what is positive.
   --pattern=<glob>          Which files of the folder to read. [default: *.[jJ][sS][oO][nN]]
   --no_report               Write no report.html, the page to look at in the output folder.
-  --overwrite               Redo pictures and sessions that are there; without it they are kept, and a run with other
-                            options than theirs is refused. Tables and what --score writes are always made anew.
+  --overwrite               Replace pictures and sessions. Without it they are kept, and a run with other options is
+                            refused. Tables and files of --score are always written again.
 
 For each slide: heatmap/<name>.png; overlay/<name>.png with --wsi_dir; xml/<name>.session.xml (Sedeen) where name, size
 and pixel size of the slide are known; ome_tiff/<name>.ome.tif with --ome_tiff; score/<name>.png and score/<name>.csv
 (one row a nucleus) with --score. For all of them: hotspots.csv and summary.csv, in which slides of earlier runs stay,
 and options.json. In the tables `positive` and its shares are by --positive_types; `dab_*`, `h_score` and `ki67_index`
-are by DAB density. By DAB, nuclei that could not be measured are in no share.
+are by DAB density. Nuclei without a measured density are not part of the DAB shares.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 
 # A hot spot of upstream's, in bins.
 UPSTREAM_WINDOW = (20, 20)
-# Sedeen wants a pixel size. Where none is known its unit is the px, as in the seed's files for images.
+# Sedeen wants a pixel size. Where none is known its unit is the px.
 UNKNOWN_PIXEL_UM = 1.0
 # What upstream's slides end with: the image's name in a session when nothing says it.
 UPSTREAM_SUFFIX = ".svs"

@@ -8,7 +8,7 @@ Options:
   -h --help                 Show this text.
   --input_dir=<path>        Folder with images and slides.
   --output_dir=<path>       Folder for the results; made if it is not there. The same command goes on where one was
-                            stopped; slides whose options or regions changed are scored anew.
+                            stopped; slides whose options or regions changed are scored again.
   --marker=<name>           Preset of thresholds, hot spots and categories: ki67, er, pr or generic. HER2 and PD-L1 are
                             scored on membranes, which this tool does not find. [default: generic]
   --stain=<vectors>         Colours of haematoxylin and DAB: auto (found on each slide), default (Ruifrok and
@@ -21,28 +21,28 @@ Options:
   --regions=<folder>        Outlines of regions by the name of the slide: QuPath's GeoJSON, or XML of Sedeen, ASAP,
                             ImageScope. Class `Tissue` says where there is tissue, `Hot spot` which fields are scored.
   --include=<list>          Classes of regions that are scored, as Tumor,Stroma. Left out: all but those excluded.
-  --exclude=<list>          Classes of regions whose nuclei count nowhere, as Necrosis.
+  --exclude=<list>          Classes of regions whose nuclei are not counted, for example Necrosis.
   --hotspot_field_mm2=<n>   Area of a hot spot. Left out: the marker's.
   --hotspot_shape=<shape>   square or circle. Left out: the marker's.
   --hotspot_by=<rank>       Hot spots are ranked by index or by the number of positive nuclei (positive). Left out: the
                             marker's.
   --min_nuclei=<n>          A hot spot grows until it holds so many. Left out: the marker's.
-  --min_tissue=<share>      Share of a hot spot that is tissue and no glass, at least: 0 to 1. Where no field has so
-                            much, the one with the most nuclei is given, and flagged. [default: 0.7]
+  --min_tissue=<share>      Least share of a hot spot that is tissue, not glass: 0 to 1. If no field has so much, the
+                            field with the most nuclei is taken and flagged. [default: 0.7]
   --top_k=<n>               Most hot spots of a slide. Left out: the marker's.
   --vmax=<n>                Positive nuclei per mm2 that have the last colour of all density maps. Left out: the highest
                             of the run.
   --compare=<csv>           scores.csv of another run, or a table with columns slide and positive_percent: limits of
                             agreement and intraclass correlation.
-  --mpp=<um>                Micrometres per px, where the files are silent or wrong. Images that do not say it are
-                            otherwise read as they are, and it is flagged.
+  --mpp=<um>                Micrometres per px, if the files do not say it or are wrong. Without it, images that do not
+                            say it are read as they are, and flagged.
   --json_dir=<path>         Nuclei that were found before, <slide>.json; the network does not run.
   --gpu=<id>                Comma-separated GPU ids; mps for Apple's; empty for the CPU. [default: 0]
   --model_path=<path>       Checkpoint. Left out: the one that ships for DAB.
   --type_info_path=<path>   JSON with the names of the network's types. Left out: what the checkpoint says.
   --nr_post_proc_workers=<n>  Processes that turn network maps into nuclei; 0 for none. [default: 16]
   --pattern=<glob>          Which files of the folder to read. [default: *]
-  --overwrite               Do again what is there.
+  --overwrite               Replace results that exist.
   --no_report               Write no report.html, the page to look at in the output folder.
 
 In the output folder: scores.csv (a row for each slide, region and hot spot), cohort_index.png, cohort_classes.png;

@@ -168,7 +168,7 @@ def print_failed(failed: dict[str, str]) -> None:
 
 
 def load(manager: type, method: dict, args: dict):
-    """Load the network; who makes nuclei of maps needs its settings alone, and the precision is that of the maps."""
+    """Load the network. --stage=segment needs only its settings, and takes the precision of the maps."""
     gpu, precision = args["--gpu"], args["--precision"] or "auto"
     if args.get("--stage") == "segment":
         gpu, precision = "", "auto"

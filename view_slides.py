@@ -19,14 +19,14 @@ Options:
   --mpp=<um>               Micrometres per level-0 px. Left out: what JSON or slide say.
   --scale=<n>              Level-0 px per px of the JSON. Left out: what the JSON says, else as plot_heat_map.py.
   --port=<n>               Where the server listens on 127.0.0.1; 0 is any port that is free. [default: 0]
-  --no_browser             Only say where the page is.
+  --no_browser             Print the address of the page, and open no browser.
   --export=<folder>        Start no server: write the hot spots and regions as a page that opens from disk, for somebody
                            who has neither the slide nor Python.
   --region=<x,y,w,h>       With --export: this field of the slides, level-0 px, instead of hot spots and regions.
 
 The first look at a slide makes an index of its nuclei in a hidden folder beside the JSON file (some 100 MB for a
-million nuclei; it may be removed at any time). Nothing else is written. Also on this machine, other users can open the
-page while the server runs.
+million nuclei; it may be removed at any time). Nothing else is written. Other users of this machine can open the page
+while the server runs.
 """
 
 from __future__ import annotations

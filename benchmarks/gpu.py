@@ -2,7 +2,7 @@
 
 Each step is a process with a time limit of its own. One that fails or takes too long is a row that says so, keeps the
 rows that it had, and the rest goes on. gpu.md, gpu.json and gpu.log come to be in the folder that the environment
-variable OUT names (logs/gpu without it), and are written anew after each step.
+variable OUT names (logs/gpu without it), and are written again after each step.
 
 Usage:
   gpu.py [options]

@@ -86,7 +86,7 @@ def pair_files(name: str, img: tuple[str, str | Path], ann: tuple[str, str | Pat
 
     Raises:
         FileNotFoundError: a folder is missing.
-        ValueError: two files would be taken for one image, or nothing pairs.
+        ValueError: two files have the name of one image, or nothing pairs.
     """
     found = []
     for ending, folder in (img, ann):

@@ -1,7 +1,7 @@
 """Re-staining: an H&E patch becomes one of haematoxylin and DAB, whose positive nuclei are known.
 
 The stains are unmixed (Ruifrok and Johnston, see `misc.ihc.stain`); eosin is dropped but for a shadow, haematoxylin is
-drawn anew as a counterstain, and a part of the nuclei, clustered as in tissue, gets DAB with the texture of its own
+drawn again as a counterstain, and a part of the nuclei, clustered as in tissue, gets DAB with the texture of its own
 chromatin. A network that trains on such patches learns immunohistochemistry without one label of it. What is not in
 nuclei is drawn by `dataloader.restain_scene`.
 

@@ -60,7 +60,7 @@ def remove_small_objects(pred: np.ndarray, min_size: int = 64, connectivity: int
 
 
 def rm_n_mkdir(dir_path: str | Path) -> None:
-    """Delete a folder with all it holds and make it anew.
+    """Delete a folder with all it holds, and make an empty one.
 
     Kept for downstream code that calls it by name. The toolkit itself never does: it deletes nothing that
     the running process did not create.

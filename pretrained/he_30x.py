@@ -1,12 +1,13 @@
 """The configuration of the typed H&E checkpoint at 0.3333 um/px: python run_train.py --config=pretrained/he_30x.py
 
-The recipe of he.py goes on at a finer pixel size. At 0.5 um/px even perfect maps give back only PQ .82 on Kumar and .68 on
-CoNSeP; at 0.3333 it is .92 and .82 (`benchmarks/resolution.py`), for 2.25 times the work. The patches:
+The recipe of he.py goes on at a finer pixel size. At 0.5 um/px even perfect maps give back only PQ .82 on Kumar and
+.68 on CoNSeP; at 0.3333 it is .92 and .82 (`benchmarks/resolution.py`), for 2.25 times the work. The patches:
 
     python extract_patches.py --dataset=kumar --no_type --scale=0.75 --mode=fast --step_size=164 \
         --save_root=dataset/training_30x/kumar --img_dir=kumar/Train/Images --ann_dir=kumar/Train/Labels
     python extract_patches.py --dataset=consep --type --type_info=pretrained/he_types.json --scale=0.75 --mode=fast \
-        --save_root=dataset/training_30x/consep --step_size=164 --img_dir=consep/Train/Images --ann_dir=consep/Train/Labels
+        --step_size=164 --save_root=dataset/training_30x/consep \
+        --img_dir=consep/Train/Images --ann_dir=consep/Train/Labels
 
 Validation images are those of he.py: looked at, nothing is chosen by them.
 """

@@ -65,7 +65,7 @@ def find_moment(root: Path, folders: list[Path], resume: bool, writes: bool) -> 
     if found:
         raise ValueError(
             f"{root} holds another run ({min(found)}, ...): go on with it by --resume, or name another log_dir in "
-            "config.py; nothing is ever erased"
+            "config.py; existing results are never deleted"
         )
     return 0, checkpoint_io.Resume()
 
@@ -94,7 +94,7 @@ def _refuse_results(folder: Path) -> None:
     if found:
         raise ValueError(
             f"{folder} holds {', '.join(sorted(found)[:3])}, but no checkpoint that this recipe goes on from: put back "
-            "net_epoch=N.tar or the number of phases, or name another log_dir; nothing is ever erased"
+            "net_epoch=N.tar or the number of phases, or name another log_dir; existing results are never deleted"
         )
 
 

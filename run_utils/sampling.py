@@ -53,7 +53,7 @@ def occurrences(order: np.ndarray) -> np.ndarray:
 class EpochBatchSampler:
     """Batches of (epoch, sample number, occurrence) for the `DataLoader` of one process.
 
-    The occurrence counts how often the epoch had that sample before, so that each repetition is augmented anew.
+    The occurrence counts how often the epoch had that sample before, so that each one is augmented in its own way.
 
     Args:
         length: number of samples.

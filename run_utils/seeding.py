@@ -1,6 +1,6 @@
 """Random numbers that depend on where a run is, and on nothing else.
 
-Every generator is seeded anew at each step from (seed, epoch, step, rank). So nothing has to be saved to take a run
+Every generator is seeded again at each step from (seed, epoch, step, rank). So nothing has to be saved to take a run
 up again, wherever it was killed: the same step draws the same numbers.
 """
 

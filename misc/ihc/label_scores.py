@@ -84,7 +84,7 @@ def _find_thresholds(measured: dict[str, Measured], negative: dict, positive_fro
 
 
 def _check_kept(target: Path, types: np.ndarray) -> None:
-    """Refuse a label map that is kept although it says something else than the tables that are made anew."""
+    """Refuse a label map that is kept although it says something else than the tables that are written again."""
     try:
         same = np.array_equal(read_label(target)["inst_type"].ravel(), types)
     except (ValueError, KeyError, OSError):

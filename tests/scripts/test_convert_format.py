@@ -266,7 +266,7 @@ def test_no_nuclei_and_too_few_points(tmp_path, capsys):
     write_json(tmp_path / "a.json", line, header={"slide": SLIDE})
     capsys.readouterr()
     assert run(tmp_path, "--to=qupath", "--overwrite", source="a.json") == 0
-    assert capsys.readouterr().out.startswith("left out for want of an outline: 1 nucleus with fewer")
+    assert capsys.readouterr().out.startswith("left out (no outline): 1 nucleus with fewer")
 
 
 def test_p30_untyped_and_types_without_type_info(tmp_path):

@@ -61,4 +61,4 @@ def test_options_that_do_not_fit_are_named(folder, capsys):
 def test_a_folder_without_types_says_so(folder, capsys):
     assert run(folder, "--dataset=consep", "--no_type") == 0
     assert extract_patches.main([f"--check={folder / 'out' / 'consep' / 'train' / 'whole'}"]) == 0
-    assert "takes the types of these nuclei for unknown" in capsys.readouterr().out
+    assert "treats the types of these nuclei as unknown" in capsys.readouterr().out

@@ -123,7 +123,7 @@ def test_broken_annotations_stop_nobody_else(tmp_path, capsys):
     printed = capsys.readouterr()
     assert "without a partner: alone.geojson\n" in printed.out
     assert "failed: deep.geojson: " in printed.err
-    assert "1 nucleus in 1 label map, 0 there already (--overwrite makes them anew), 2 failed" in printed.out
+    assert "1 nucleus in 1 label map, 0 there already (--overwrite replaces them), 2 failed" in printed.out
     assert "failed: null.png: " in printed.err
     assert "null.geojson: not GeoJSON: its features are no list" in printed.err
     assert "Traceback" not in printed.err

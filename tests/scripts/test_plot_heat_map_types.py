@@ -46,7 +46,7 @@ def test_no_type_that_says_positive_is_an_error_and_other_slides_are_done(tmp_pa
     assert run(tmp_path) == 1
     error = capsys.readouterr().err
     assert "a: no type's name says positive, weak, moderate or strong (1 neopla, 2 inflam)" in error
-    assert "c: the file names no types, and they are not the lab's" in error
+    assert "c: the file names no types, and they are not the default ones" in error
     assert error.count("\n") == 2
     assert [(row["slide"], row["positive"]) for row in table(tmp_path, "summary.csv")] == [
         *(("a", ""), ("b", "2"), ("c", "")),

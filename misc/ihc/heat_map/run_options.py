@@ -32,7 +32,7 @@ class RunOptions:
             options: of this run, value by name without dashes; what JSON can hold.
             slides: that this run is about.
             have: slides that have results already.
-            overwrite: whether this run makes the results of its slides anew.
+            overwrite: whether this run replaces the results of its slides.
 
         Raises:
             ValueError: results would be kept that other options made, in one line that names the option; or the file
@@ -50,12 +50,12 @@ class RunOptions:
         for name in changed:
             raise ValueError(
                 f"{self.path}: the results there were made {_say(name, earlier.get(name))}, this run is "
-                f"{_say(name, self.options.get(name))}; --overwrite makes them anew, or give another --output_dir"
+                f"{_say(name, self.options.get(name))}; --overwrite replaces them, or give another --output_dir"
             )
         for slide in sorted(self.stale.keys() & set(slides)):
             raise ValueError(
                 f"{self.path}: the results of {slide} were made with another --{self.stale[slide][0]}; --overwrite "
-                "makes them anew"
+                "replaces them"
             )
 
     def write(self) -> None:
@@ -80,7 +80,7 @@ def _read(path: Path, overwrite: bool) -> tuple[dict | None, dict[str, list[str]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         if overwrite:
             return None, {}
-        raise ValueError(f"{path}: does not hold the options of a run; --overwrite makes all results anew") from error
+        raise ValueError(f"{path}: does not hold the options of a run; --overwrite replaces all results") from error
 
 
 def _differing(earlier: dict, options: dict) -> list[str]:

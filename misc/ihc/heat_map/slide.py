@@ -318,8 +318,8 @@ def _positive_types(slide: SlideNuclei, wanted: tuple[int | str, ...] | None) ->
         lab = say_types(LAB_TYPES, LAB_TYPES)
         if slide.types.max(initial=0) > max(LAB_TYPES):
             raise ValueError(
-                f"{slide.name}: the file names no types, and they are not the lab's ({lab}); give --positive_types or "
-                "--type_info_path"
+                f"{slide.name}: the file names no types, and they are not the default ones ({lab}); give "
+                "--positive_types or --type_info_path"
             )
         names = LAB_TYPES
         notes.append(f"the file names no types: taken as {lab} (--type_info_path, --positive_types say otherwise)")

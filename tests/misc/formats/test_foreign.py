@@ -150,7 +150,7 @@ def test_geojson_of_qupath_and_our_own(tmp_path, capsys):
     check_squares(back, header, ("Tumor", "Stroma"))
     own = [f"--input={result}", f"--output_dir={result.parent}", "--to=json", "--overwrite"]
     assert convert_format.main(own) == 1
-    assert "take the place of the file itself" in capsys.readouterr().err
+    assert "overwrite the input" in capsys.readouterr().err
 
     line = {"type": "LineString", "coordinates": [[0, 0], [9, 9]]}
     (tmp_path / "a.geojson").write_text(json.dumps([{"type": "Feature", "geometry": line, "properties": {}}]))
