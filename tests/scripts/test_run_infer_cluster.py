@@ -149,7 +149,7 @@ def test_an_array_of_jobs_is_joined(cohort, tmp_path, capsys):
     """`contrib/slurm_array.sh`: two jobs without a GPU share three slides, the first of which is broken."""
     table = cohort / "array.csv"
     table.write_text("path\nin/broken.svs\nin/00.tif\nin/07.tif\n")
-    submit = ["sbatch", "--wait", "--array=0-1", str(ROOT / "contrib" / "slurm_array.sh"), str(table)]
+    submit = ["sbatch", "--wait", "--mem=900", "--array=0-1", str(ROOT / "contrib" / "slurm_array.sh"), str(table)]
     with slurm_node.slurm(tmp_path / "slurm") as environment:
         environment |= {"HOVERNET": str(ROOT), "PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""}
         submit += [str(cohort / "array"), str(cohort / "net.tar")]
