@@ -26,7 +26,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from misc.batch import run_script
+from misc.batch import print_failed, run_script
 from misc.cli import number, run_command
 from misc.files import printable
 from misc.shard import ASKED, ENDED, PARTS_DIR, Joined, join_parts
@@ -99,7 +99,7 @@ def run_slides(args: dict, options, manager) -> int:
     """Segment slides with a network that is loaded."""
     start = time.perf_counter()
     report = manager.process_wsi_list(options)
-    print_failed(report.failed)
+    print_failed("run_infer.py", report.failed)
     if options.stage == "predict":
         print(say_predicted(len(report.done), len(report.skipped), len(report.failed), options.output_dir))
         return report.exit_code
@@ -150,7 +150,7 @@ def run_merge(args: dict) -> int:
 def say_joined(args: dict, joined: Joined, image_dir: Path | None = None) -> int:
     """Print what became of a cohort, and write its report; return the exit code."""
     output_dir, page = Path(args["--output_dir"]), ""
-    print_failed(joined.failed)
+    print_failed("run_infer.py", joined.failed)
     if joined.done and not args["--no_report"] and not args.get("--upload"):
         from viewer.report.make import say_report
 
@@ -160,11 +160,6 @@ def say_joined(args: dict, joined: Joined, image_dir: Path | None = None) -> int
     found = f"{counted(joined.nuclei, 'nucleus')} in {counted(len(joined.done), 'slide')}"
     print(f"{found}, {len(joined.failed)} failed or missing; summary in {output_dir / 'summary.csv'}{page}")
     return 1 if joined.failed else 0
-
-
-def print_failed(failed: dict[str, str]) -> None:
-    for name, reason in sorted(failed.items()):
-        print(f"failed: {name}: {reason}", file=sys.stderr)
 
 
 def load(manager: type, method: dict, args: dict):

@@ -28,7 +28,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 from docopt import docopt
@@ -151,16 +150,15 @@ def timed_epoch(folders: dict[str, Path], log_dir: Path, rehearse: bool) -> floa
 
 def run(folders: dict[str, Path], log_dir: Path, epochs: int, rehearse: bool, last=None) -> None:
     """Train the recipe; `last` is a callback that runs at the end of each epoch."""
-    from pretrained import he
+    from pretrained.he import Config
     from run_train import Commands
     from run_utils.engine import Events
 
     width, batch = (REHEARSAL_WIDTH, REHEARSAL_BATCH) if rehearse else (WIDTH, BATCH)
     values = {"WIDTH": width, "BATCH": batch, "PHASES": ((epochs, LEARNING_RATE),), "EMA": EMA}
-    with mock.patch.multiple(he, **values):
-        manager = type("TrainManager", (Commands, he.Config), {})()
+    manager = type("TrainManager", (Commands, Config), values)()
     manager.log_dir = str(log_dir)
-    manager.train_dir_list = [(folders["kumar"], he.KUMAR_WEIGHT), folders["consep"]]
+    manager.train_dir_list = [(folders["kumar"], manager.KUMAR_WEIGHT), folders["consep"]]
     manager.valid_dir_list = [folders["others"]]
     recipe = manager.model_config
     recipe["phase_list"][0]["run_info"]["net"]["pretrained"] = None

@@ -1,16 +1,20 @@
-"""Runs a notebook and keeps what it prints and draws: `python -m benchmarks.notebook docs/first_steps.ipynb`.
+"""Run a notebook and keep what it prints and draws.
+
+Usage:
+  notebook.py <path>
+  notebook.py (-h | --help)
 
 Progress bars, paths and times do not stay, and pictures become JPEG, so that the file is small and the same on every
-machine. Needs requirements-notebook.txt.
+machine. Needs requirements-notebook.txt. From the root: python -m benchmarks.notebook docs/first_steps.ipynb
 """
 
 from __future__ import annotations
 
-import argparse
 import base64
 import io
 from pathlib import Path
 
+from docopt import docopt
 from PIL import Image
 
 from misc.extras import require
@@ -50,9 +54,7 @@ def _jpeg(png: str) -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Run a notebook and keep what it prints and draws.")
-    parser.add_argument("path", type=Path)
-    target = parser.parse_args().path
+    target = Path(docopt(__doc__)["<path>"])
     nbformat = require("nbformat", "notebook")
     read = nbformat.read(target, as_version=4)
     execute(read, target.parent)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from misc.ihc.stain import DENSITY_OF_VALUE, EOSIN_RGB, HEMATOXYLIN_RGB, WHITE
+from misc.ihc.stain import DENSITY_OF_VALUE, WHITE, unmixing
 
 # Brown outside nuclei, by how much of it an image has: some, or so much that it hides nuclei. Ranges of the amount of
 # DAB in cytoplasm (colon: 0.4 to 0.9 in brown glands) and membranes, of the share of cells that have it, and of how
@@ -66,9 +66,7 @@ DEFOCUS_UM = (0.15, 0.5)
 FINE_UM = 2.0  # up to here noise is interpolated linearly
 LEAST_OD = 0.02  # added before dividing by a density
 
-_UNMIX = np.linalg.inv(
-    np.stack([v / np.linalg.norm(v) for v in (HEMATOXYLIN_RGB, EOSIN_RGB, np.cross(HEMATOXYLIN_RGB, EOSIN_RGB))])
-).T.astype(np.float32)
+_UNMIX = unmixing("he").T  # (2, 3), as OpenCV takes it
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,7 @@ class Patch:
     @classmethod
     def of(cls, image: np.ndarray, instances: np.ndarray, mpp: float) -> Patch:
         """Measure a patch, (H, W, 3) uint8, of instances (H, W)."""
-        stains = np.maximum(cv2.transform(cv2.LUT(image, DENSITY_OF_VALUE), _UNMIX[:2]), 0)
+        stains = np.maximum(cv2.transform(cv2.LUT(image, DENSITY_OF_VALUE), _UNMIX), 0)
         hematoxylin, eosin = cv2.split(stains)
         side = 2 * round(CHROMATIN_UM / mpp) + 1
         local = cv2.blur(hematoxylin, (side, side))

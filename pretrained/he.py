@@ -17,27 +17,32 @@ join the same way, their types matched by name: MoNuSAC with --rename_types=lymp
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 from models.hovernet import opt_scratch
 from models.hovernet.net_desc import output_size
 
 FOLDER = Path(__file__).resolve().parent
-NR_TYPES = 5  # background, and the four of he_types.json
-WIDTH = 0.25  # of HoVer-Net's channels
-START = "hovernet_fast_w025_20x.tar"  # of this folder
-PHASES = ((5, 1.0e-3),)  # (epochs of 344 steps, learning rate)
-EMA = 0.998  # half of the average comes from the last 350 steps
-BATCH = 2
-# A window of 344 px has 18 % more pixels of output for the same work than one of 256 px (measured on a CPU).
-WINDOW = 344
-KUMAR_WEIGHT = 432 / 256  # patches of CoNSeP to patches of Kumar
-# The TP branch starts from random weights: its Dice, summed over five classes, would outweigh the other branches.
-TP_LOSS = {"bce": 1, "dice": 0.5}
-PATCHES = "dataset/training_data"
 
 
 class Config:
-    """Attributes as in the root config.py."""
+    """Attributes as in the root config.py; in capitals, what another run of the same recipe changes."""
+
+    MPP = 0.5
+    NR_TYPES = 5  # background, and the four of he_types.json
+    WIDTH = 0.25  # of HoVer-Net's channels
+    START = "hovernet_fast_w025_20x.tar"  # of this folder
+    PHASES = ((5, 1.0e-3),)  # (epochs of 344 steps, learning rate)
+    EMA = 0.998  # half of the average comes from the last 350 steps
+    BATCH = 2
+    # A window of 344 px has 18 % more pixels of output for the same work than one of 256 px (measured on a CPU).
+    WINDOW = 344
+    KUMAR_WEIGHT = 432 / 256  # patches of CoNSeP to patches of Kumar
+    # The TP branch starts from random weights: its Dice, summed over five classes, would outweigh the other branches.
+    TP_LOSS: ClassVar[dict] = {"bce": 1, "dice": 0.5}
+    PATCHES = "dataset/training_data"
+    VALID_PATCHES = "dataset/training_data/mat/mat/valid/whole"
+    LOG_DIR = "logs/he"
 
     def __init__(self):
         self.seed = 10
@@ -45,27 +50,27 @@ class Config:
         self.debug = False
         self.type_classification = True
         self.dataset_name = "consep"
-        self.log_dir = "logs/he"
+        self.log_dir = self.LOG_DIR
 
         self.train_dir_list = [
-            (f"{PATCHES}/kumar/kumar/train/540x540_164x164", KUMAR_WEIGHT),
-            f"{PATCHES}/consep/consep/train/540x540_164x164",
+            (f"{self.PATCHES}/kumar/kumar/train/540x540_164x164", self.KUMAR_WEIGHT),
+            f"{self.PATCHES}/consep/consep/train/540x540_164x164",
         ]
-        self.valid_dir_list = [f"{PATCHES}/mat/mat/valid/whole"]
+        self.valid_dir_list = [self.VALID_PATCHES]
         self.valid_image_dir_list = []
         self.type_info_path = FOLDER / "he_types.json"
         self.meta = {
-            "mpp": 0.5,
+            "mpp": self.MPP,
             "licence": "CC BY-NC-SA 4.0 (Kumar); CoNSeP for research",
             "data": "Kumar et al. (2017), 16 training images; Graham et al. (2019), CoNSeP, 27 training images",
         }
 
         mode = "fast"
-        shape = {"input_shape": [WINDOW] * 2, "mask_shape": [output_size(mode, WINDOW)] * 2}
+        shape = {"input_shape": [self.WINDOW] * 2, "mask_shape": [output_size(mode, self.WINDOW)] * 2}
         self.shape_info = {"train": shape, "valid": shape}
-        self.model_config = opt_scratch.get_config(NR_TYPES, mode, WIDTH, PHASES, EMA)
+        self.model_config = opt_scratch.get_config(self.NR_TYPES, mode, self.WIDTH, self.PHASES, self.EMA)
         phases = self.model_config["phase_list"]
         for phase in phases:
-            phase["batch_size"]["train"] = BATCH
-            phase["run_info"]["net"]["extra_info"]["loss"]["tp"] = TP_LOSS
-        phases[0]["run_info"]["net"]["pretrained"] = str(FOLDER / START)
+            phase["batch_size"]["train"] = self.BATCH
+            phase["run_info"]["net"]["extra_info"]["loss"]["tp"] = self.TP_LOSS
+        phases[0]["run_info"]["net"]["pretrained"] = str(FOLDER / self.START)

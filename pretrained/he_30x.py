@@ -14,55 +14,21 @@ Validation images are those of he.py: looked at, nothing is chosen by them.
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import ClassVar
 
-from models.hovernet import opt_scratch
-from models.hovernet.net_desc import output_size
-
-FOLDER = Path(__file__).resolve().parent
-NR_TYPES = 5  # background, and the four of he_types.json
-WIDTH = 0.25  # of HoVer-Net's channels
-START = "hovernet_he_fast_w025_20x.tar"  # of this folder, made by he.py
-PHASES = ((2, 1.0e-3),)  # (epochs of 538 steps, learning rate)
-EMA = 0.997
-BATCH = 2
-WINDOW = 256
-KUMAR_WEIGHT = 675 / 400  # patches of CoNSeP to patches of Kumar
-# Dice, summed over five classes, would outweigh the other branches; nuclei without a type are no background.
-TP_LOSS = {"bce": 1, "dice": 0.25, "any_type": 0.5}
-PATCHES = "dataset/training_30x"
+from pretrained import he
 
 
-class Config:
-    """Attributes as in the root config.py."""
+class Config(he.Config):
+    """The recipe of he.py with other values."""
 
-    def __init__(self):
-        self.seed = 10
-        self.logging = True
-        self.debug = False
-        self.type_classification = True
-        self.dataset_name = "consep"
-        self.log_dir = "logs/he_30x"
-
-        self.train_dir_list = [
-            (f"{PATCHES}/kumar/kumar/train/540x540_164x164", KUMAR_WEIGHT),
-            f"{PATCHES}/consep/consep/train/540x540_164x164",
-        ]
-        self.valid_dir_list = ["dataset/training_data/mat/mat/valid/whole"]
-        self.valid_image_dir_list = []
-        self.type_info_path = FOLDER / "he_types.json"
-        self.meta = {
-            "mpp": 0.3333,
-            "licence": "CC BY-NC-SA 4.0 (Kumar); CoNSeP for research",
-            "data": "Kumar et al. (2017), 16 training images; Graham et al. (2019), CoNSeP, 27 training images",
-        }
-
-        mode = "fast"
-        shape = {"input_shape": [WINDOW] * 2, "mask_shape": [output_size(mode, WINDOW)] * 2}
-        self.shape_info = {"train": shape, "valid": shape}
-        self.model_config = opt_scratch.get_config(NR_TYPES, mode, WIDTH, PHASES, EMA)
-        phases = self.model_config["phase_list"]
-        for phase in phases:
-            phase["batch_size"]["train"] = BATCH
-            phase["run_info"]["net"]["extra_info"]["loss"]["tp"] = TP_LOSS
-        phases[0]["run_info"]["net"]["pretrained"] = str(FOLDER / START)
+    MPP = 0.3333
+    START = "hovernet_he_fast_w025_20x.tar"  # made by he.py
+    PHASES = ((2, 1.0e-3),)  # (epochs of 538 steps, learning rate)
+    EMA = 0.997
+    WINDOW = 256
+    KUMAR_WEIGHT = 675 / 400
+    # Nuclei without a type are no background.
+    TP_LOSS: ClassVar[dict] = {"bce": 1, "dice": 0.25, "any_type": 0.5}
+    PATCHES = "dataset/training_30x"
+    LOG_DIR = "logs/he_30x"

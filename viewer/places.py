@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
 import json
 import zlib
@@ -11,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from misc.files import full_stem, plain_cell
+from misc.files import full_stem
+from misc.tables import read_table
 
 HOT_SPOTS = "hotspots.csv"
 # Files of outlined nuclei have the same form as those of regions, and a million lines: they are not read for regions.
@@ -60,7 +60,7 @@ def find_places(name: str, folders: list[Path], origin_xy: tuple[int, int] = (0,
                 hot_spots += _hot_spots(path, name)
             elif _belongs(path, name):
                 regions += _regions(path, origin_xy)
-        except (ValueError, KeyError, TypeError, AttributeError, OSError, EOFError, zlib.error, csv.Error) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OSError, EOFError, zlib.error) as error:
             notes.append(f"{path.name} cannot be read ({type(error).__name__}: {error})")
     # a hot spot may stand in both kinds of file
     boxes = {tuple(np.rint(place.box_xywh).astype(int)) for place in hot_spots}
@@ -76,10 +76,8 @@ def _belongs(path: Path, name: str) -> bool:
 
 
 def _hot_spots(path: Path, name: str) -> list[Place]:
-    with open(path, encoding="utf-8-sig", newline="") as handle:
-        rows = [{k: plain_cell(v or "") for k, v in row.items() if k} for row in csv.DictReader(handle)]
     places = []
-    for row in rows:
+    for row in read_table(path):
         if row["slide"] == name:
             x0, y0, x1, y1 = (float(row[key]) for key in ("x0_px", "y0_px", "x1_px", "y1_px"))
             places.append(Place("hot spot", f"Hot spot {row['rank']}", _detail(row), (x0, y0, x1 - x0, y1 - y0)))

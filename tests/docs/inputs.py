@@ -26,6 +26,8 @@ IHC_MPP = 0.25
 SIDE_PX = 160  # what the network predicts at once is 164 px wide
 IHC_SIDE_PX = 320
 GLASS = 244
+# Sides of the slide: one patch, also of the network that reads 0.3333 um/px and predicts 508 px at once.
+TISSUE_PX, GLASS_PX = 268, 32
 OURS = (".git*", ".venv", ".ci", ".*_cache", "__pycache__", "tests", "logs", "dataset", "docs", "build", "*.egg-info")
 
 
@@ -54,7 +56,11 @@ def write_inputs(folder: Path, shared: Path) -> None:
         write_png(folder / "ihc_images" / f"{name.lower()}.png", image, IHC_MPP)
         write_region(folder / "regions" / f"{name.lower()}.geojson", "Tumor", (0, 0, IHC_SIDE_PX // 2, IHC_SIDE_PX))
     write_slide(folder / "slides" / "skin.tif", shared / "data" / "slides" / "CMU-1-Small-Region.svs")
-    write_region(folder / "regions" / "skin.geojson", "Tumor", (SIDE_PX, SIDE_PX, 2 * SIDE_PX, 3 * SIDE_PX))
+    write_region(
+        folder / "regions" / "skin.geojson",
+        "Tumor",
+        (GLASS_PX, GLASS_PX, GLASS_PX + TISSUE_PX // 2, GLASS_PX + TISSUE_PX),
+    )
     (folder / "cohort.csv").write_text("path,patient\nslides/skin.tif,p1\n")
     torch.manual_seed(1)  # one that finds nuclei
     weights = {"desc": create_model("fast", nr_types=6, width=0.125).state_dict()}
@@ -79,9 +85,8 @@ def write_labelled(folder: Path, name: str, source: Path, source_name: str, type
 def write_slide(path: Path, source: Path) -> None:
     """Write a slide of two levels: real tissue, surrounded by glass."""
     with tifffile.TiffFile(source) as file:
-        tissue = file.pages[0].asarray()[800 : 800 + 2 * SIDE_PX, 900 : 900 + 2 * SIDE_PX]
-    image = np.full((4 * SIDE_PX, 4 * SIDE_PX, 3), GLASS, np.uint8)
-    image[SIDE_PX : 3 * SIDE_PX, SIDE_PX : 3 * SIDE_PX] = tissue
+        tissue = file.pages[0].asarray()[800 : 800 + TISSUE_PX, 900 : 900 + TISSUE_PX]
+    image = cv2.copyMakeBorder(tissue, *[GLASS_PX] * 4, cv2.BORDER_CONSTANT, value=(GLASS, GLASS, GLASS))
     options = {"photometric": "rgb", "tile": (256, 256), "compression": "zlib", "resolutionunit": "CENTIMETER"}
     with tifffile.TiffWriter(path) as file:
         for factor in (1, 4):

@@ -159,6 +159,6 @@ def test_an_array_of_jobs_is_joined(cohort, tmp_path, capsys):
     assert run_infer.main(["merge", f"--output_dir={cohort / 'array'}"]) == 1
     said = capsys.readouterr()
     assert "in 2 slides, 1 failed or missing" in said.out, logs
-    assert said.err.startswith("failed: broken.svs: ")
+    assert said.err.startswith("run_infer.py: failed: broken.svs: ")
     one = nuclei_of(cohort / "one")
     assert nuclei_of(cohort / "array") == {name: one[name] for name in ("00", "07")}

@@ -100,7 +100,7 @@ def test_shards_joined_are_one_run(weights, tmp_path, capsys):
     assert run_infer.main(["merge", f"--output_dir={shards}"]) == 1
     said = capsys.readouterr()
     assert "in 3 slides, 1 failed or missing" in said.out.splitlines()[-1]
-    assert said.err.splitlines()[-1].startswith("failed: broken.svs: ")
+    assert said.err.splitlines()[-1].startswith("run_infer.py: failed: broken.svs: ")
     assert nuclei_of(shards) == nuclei_of(one)
     of_time = {"seconds": ""}
     assert {n: {**x, **of_time} for n, x in lines_of(shards).items()} == {
