@@ -100,11 +100,12 @@ def valid_shape_augs(input_shape: Sequence[int]) -> iaa.Sequential:
     return iaa.Sequential([iaa.CropToFixedSize(input_shape[1], input_shape[0], position="center")])
 
 
-def train_input_augs(stain_jitter: bool = False) -> iaa.Sequential:
+def train_input_augs(stain_jitter: bool = False, recoloured_share: float = RECOLOURED_SHARE) -> iaa.Sequential:
     """Return what changes the colours of the image.
 
     Args:
-        stain_jitter: also change the amounts and colours of the stains; off in upstream's recipe.
+        stain_jitter: also change the amounts of the stains; off in upstream's recipe.
+        recoloured_share: with `stain_jitter`, share of the images whose stains change their colours too.
     """
     blur_or_noise = iaa.OneOf(
         [
@@ -122,7 +123,7 @@ def train_input_augs(stain_jitter: bool = False) -> iaa.Sequential:
         ],
         random_order=True,
     )
-    stains = [_function(jitter_stains, factor=STAIN_FACTOR, offset=STAIN_OFFSET)] if stain_jitter else []
+    stains = [_function(jitter_stains, recoloured_share=recoloured_share)] if stain_jitter else []
     return iaa.Sequential([*stains, blur_or_noise, colours])
 
 
@@ -195,17 +196,20 @@ def add_to_brightness(images, random_state, parents, hooks, range=BRIGHTNESS) ->
     return [_by_table(img, np.arange(256)[:, None] + np.full(img.shape[2], value)) for img in images]
 
 
-def jitter_stains(images, random_state, parents, hooks, factor=STAIN_FACTOR, offset=STAIN_OFFSET) -> list[np.ndarray]:
+def jitter_stains(
+    images, random_state, parents, hooks, factor=STAIN_FACTOR, offset=STAIN_OFFSET, recoloured_share=RECOLOURED_SHARE
+) -> list[np.ndarray]:
     """Change how much haematoxylin, eosin and DAB lies in every pixel (colour deconvolution, see `misc.ihc.stain`).
 
     Args:
         factor: range of the factors of the three optical densities.
         offset: range of what is added to them.
+        recoloured_share: share of the images whose nuclei turn brown in part, and whose eosin turns blue or brown.
     """
     factors = random_state.uniform(*factor, size=3)
     offsets = random_state.uniform(*offset, size=3)
     colours = _STAINS
-    if random_state.uniform() < RECOLOURED_SHARE:
+    if random_state.uniform() < recoloured_share:
         colours = _recoloured(*random_state.uniform(size=3))
         factors[1] *= random_state.uniform(*COUNTERSTAIN_FACTOR)
     # unmix, scale, mix again: one matrix; the offsets are added after mixing

@@ -34,7 +34,8 @@ class FileLoader(Dataset):
         setup_augmentor: kept for old callers, as is the method of that name; nothing needs to be set up.
         target_gen: (function, keyword arguments) that makes `np_map` and `hv_map` from (instances, mask_shape).
         seed: of the augmentation.
-        stain_jitter: also change the amounts of the stains, see `augs.train_input_augs`.
+        stain_jitter, recoloured_share: also change the amounts of the stains, and the colours of the stains of that
+            share of the samples, see `augs.train_input_augs`.
         restain: `{"share": 0.6, "classes": 2, "mpp": 0.5}` re-stains that share of the samples with haematoxylin and
             DAB, see `dataloader.restain`. Their types are the DAB classes, 2 or 4 of them; with `"classes": None` they
             stay those of the patch.
@@ -54,6 +55,7 @@ class FileLoader(Dataset):
         target_gen: tuple[Callable, dict] | None = None,
         seed: int = 0,
         stain_jitter: bool = False,
+        recoloured_share: float = augs.RECOLOURED_SHARE,
         restain: dict | None = None,
     ):
         if mode not in ("train", "valid"):
@@ -66,7 +68,7 @@ class FileLoader(Dataset):
         self.mask_shape = tuple(mask_shape)
         self.mode = mode
         self.target_gen_func, self.target_gen_kwargs = target_gen
-        self.stain_jitter = stain_jitter
+        self.stain_jitter, self.recoloured_share = stain_jitter, recoloured_share
         self.restain = restain
         self.seed = seed
         self.epoch = self.occurrence = 0
@@ -78,7 +80,7 @@ class FileLoader(Dataset):
         self.seed = seed
         if self.mode == "train":
             self.shape_augs = augs.train_shape_augs(self.input_shape)
-            self.input_augs = augs.train_input_augs(self.stain_jitter)
+            self.input_augs = augs.train_input_augs(self.stain_jitter, self.recoloured_share)
             # stain jitter turns haematoxylin brown: re-stained nuclei would no longer be of their class
             self.restained_augs = augs.train_input_augs(stain_jitter=False)
             self.least_shape = (augs.reach(self.input_shape),) * 2

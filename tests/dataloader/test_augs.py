@@ -72,25 +72,24 @@ def test_hue_turns_by_its_range():
     assert abs(int(hsv[0, 0, 0]) - 8) <= 1
 
 
-def test_stain_jitter_of_factor_one_is_the_image(tissue, monkeypatch):
-    monkeypatch.setattr(augs, "RECOLOURED_SHARE", 0.0)
-    same = run(functools.partial(augs.jitter_stains, factor=(1, 1), offset=(0, 0)), tissue)
+def test_stain_jitter_of_factor_one_is_the_image(tissue):
+    same = run(functools.partial(augs.jitter_stains, factor=(1, 1), offset=(0, 0), recoloured_share=0), tissue)
     assert np.abs(same.astype(int) - tissue).max() <= 1
 
 
-def test_stain_jitter_scales_the_stains(tissue, monkeypatch):
+def test_stain_jitter_scales_the_stains(tissue):
     """scikit-image's deconvolution finds half of each stain after a factor of one half."""
-    monkeypatch.setattr(augs, "RECOLOURED_SHARE", 0.0)
-    changed = run(functools.partial(augs.jitter_stains, factor=(0.5, 0.5), offset=(0, 0)), tissue)
+    half = functools.partial(augs.jitter_stains, factor=(0.5, 0.5), offset=(0, 0), recoloured_share=0)
+    changed = run(half, tissue)
     before, after = (rgb2hed(img).mean((0, 1)) for img in (tissue, changed))
     np.testing.assert_allclose(after, before / 2, atol=0.004)
 
 
-def test_recolouring_keeps_dark_dark(tissue, monkeypatch):
-    monkeypatch.setattr(augs, "RECOLOURED_SHARE", 1.0)
+def test_recolouring_keeps_dark_dark(tissue):
+    recolour = functools.partial(augs.jitter_stains, recoloured_share=1)
     before = DENSITY_OF_VALUE[tissue].sum(2)
     for seed in range(5):
-        after = DENSITY_OF_VALUE[run(augs.jitter_stains, tissue, seed)].sum(2)
+        after = DENSITY_OF_VALUE[run(recolour, tissue, seed)].sum(2)
         assert np.corrcoef(before.ravel(), after.ravel())[0, 1] > 0.5
 
 
