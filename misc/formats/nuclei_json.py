@@ -43,10 +43,14 @@ MAX_NUCLEUS_PX = 20_000
 
 # Errors of values with a wrong kind or size, when they are converted to arrays.
 _WRONG_VALUES = (KeyError, TypeError, ValueError, OverflowError, AttributeError)
+# Values of N nuclei by key, for each number of a key (`bbox` has four) a list of N.
+Columns = dict[str, list[list] | np.ndarray]
 _DUMP = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
 # Where the last nucleus and the object around it close, in files whose nuclei hold no objects.
 _CLOSES = re.compile(rb"\}[ \t\r\n]*+\}")
 _CONTOUR = b'"contour":[['
+# What a number, or null, is written with.
+_IN_NUMBERS = b"0123456789.+-eEnul"
 # A nucleus that has a type; no longer than `_TYPE_BYTES`.
 _TYPE = re.compile(rb'"type"[ \t\r\n]*+:[ \t\r\n]*+[0-9]')
 _TYPE_BYTES = 256
@@ -247,31 +251,53 @@ def _walk_nuclei(text: JsonText) -> Iterator[Nuclei]:
 def _read_block(text: JsonText, make: _Maker) -> Nuclei | None:
     """Read every nucleus that is whole in the block, or return `None` and leave the text where it was.
 
-    A Python list per point would take two thirds of the reading time, so numpy parses the contours from the text. That
-    works for upstream's and our own layout; where the counts do not agree, `_read_plainly` reads instead.
+    Python's dictionaries and lists for each nucleus would take most of the reading time. So numpy parses the contours
+    from the text, and all other numbers become one list. That works for upstream's and our own layout; where keys or
+    counts do not agree, `_read_plainly` reads instead.
     """
     closes = _CLOSES.search(text.text, text.at)
     stop = closes.start() + 1 if closes else text.text.rfind(b"}", text.at) + 1
     if stop <= text.at:
         return _read_block(text, make) if text.more() else None
     head, *pieces = text.text[text.at : stop].translate(None, b" \t\r\n").split(_CONTOUR)
-    ends = [piece.find(b"]]") for piece in pieces]
-    rings = [piece[: max(end, 0)] for piece, end in zip(pieces, ends, strict=True)]
-    rest = [piece[end + 2 :] for piece, end in zip(pieces, ends, strict=True)]
-    try:
-        infos = orjson.loads(b"{" + b'"contour":0'.join([head, *rest]) + b"}")
-    except orjson.JSONDecodeError:
-        return None
+    pieces = [piece.partition(b"]]") for piece in pieces]
+    rings = [ring for ring, _, _ in pieces]
+    table = _flat_table(b'"contour":0'.join([head, *(rest for _, _, rest in pieces)]))
     lengths = np.array([ring.count(b"],[") + 1 for ring in rings], np.int64)
     joined = b",".join(rings).replace(b"],[", b",")
-    if len(infos) != len(rings) or joined.translate(None, b"0123456789,-"):
+    if table is None or len(table[0]) != len(rings) or joined.translate(None, b"0123456789,-"):
         return None
     numbers = np.fromstring(joined, np.int64, sep=",")
     if len(numbers) != 2 * lengths.sum():
         return None
-    nuclei = make(infos, numbers.reshape(-1, 2), lengths)
+    nuclei = make(*table, numbers.reshape(-1, 2), lengths)
     text.at = stop
     return nuclei
+
+
+def _flat_table(text: bytes) -> tuple[list, Columns] | None:
+    """Parse `"1":{...},"2":{...}` without white space: return keys and columns, or `None` where layouts differ.
+
+    Without its numbers, the text of each nucleus must be that of the first. Then keys, quotes and brackets carry
+    nothing, and what is left without them is a list of numbers.
+    """
+    first = text[: text.find(b"}") + 1]
+    layout = first.translate(None, _IN_NUMBERS) + b","
+    layouts = text.translate(None, _IN_NUMBERS) + b","
+    try:
+        (info,) = orjson.loads(b"{" + first + b"}").values()
+        sizes = {key: np.size(value) for key, value in info.items()}
+        numbers = text[1:-1].replace(b'},"', b",").replace(b'":{', b",")
+        for key in sizes:
+            numbers = numbers.replace(orjson.dumps(key) + b":", b"")
+        numbers = orjson.loads(b"[" + numbers.translate(None, b"[]") + b"]")
+    except _WRONG_VALUES:  # a JSONDecodeError, too
+        return None
+    count, width = len(layouts) // len(layout), 1 + sum(sizes.values())
+    if layouts != layout * count or len(numbers) != count * width:
+        return None
+    columns = (numbers[start::width] for start in range(1, width))
+    return numbers[::width], {key: list(itertools.islice(columns, size)) for key, size in sizes.items()}
 
 
 def _read_plainly(text: JsonText, make: _Maker) -> Nuclei:
@@ -281,7 +307,14 @@ def _read_plainly(text: JsonText, make: _Maker) -> Nuclei:
     info = text.value()
     try:
         ring = np.asarray(info["contour"], np.float64).reshape(len(info["contour"]), 2)
-        return make({key: info}, np.rint(ring), np.array([len(ring)]))
+        columns = {
+            "bbox": np.array(info["bbox"], np.int32).reshape(4, 1),
+            "centroid": np.array(info["centroid"], np.float64).reshape(2, 1),
+            "type": [[info.get("type")]],
+            "type_prob": [[info.get("type_prob")]],
+            "type_probs": [[prob] for prob in info.get("type_probs") or [None]],
+        }
+        return make([int(key)], columns, np.rint(ring), np.array([len(ring)]))
     except _WRONG_VALUES as error:
         text.fail(f"nucleus {key!r} is not valid: {type(error).__name__} {error}")
 
@@ -294,7 +327,7 @@ class _Maker:
         self.typed: bool | None = None
         self.nr_probs = 0
 
-    def __call__(self, infos: dict, points_xy: np.ndarray, lengths: np.ndarray) -> Nuclei:
+    def __call__(self, ids: list, columns: Columns, points_xy: np.ndarray, lengths: np.ndarray) -> Nuclei:
         if not (np.abs(points_xy) <= MAX_PX).all():
             self.text.fail(f"a contour exceeds the range of +-{MAX_PX} px")
         starts = (np.cumsum(lengths) - lengths)[lengths > 0]
@@ -303,29 +336,29 @@ class _Maker:
             if sides.max() > MAX_NUCLEUS_PX:
                 self.text.fail(f"a contour of {sides.max():.0f} px is no nucleus; at most {MAX_NUCLEUS_PX} px are read")
         try:
-            return self._nuclei(infos, points_xy, lengths)
+            return self._nuclei(ids, columns, points_xy, lengths)
         except _WRONG_VALUES as error:
             self.text.fail(f"a nucleus from here on is not valid: {type(error).__name__} {error}")
 
-    def _nuclei(self, infos: dict, points_xy: np.ndarray, lengths: np.ndarray) -> Nuclei:
-        values = list(infos.values())
-        types = [info.get("type") for info in values]
+    def _nuclei(self, ids: list, columns: Columns, points_xy: np.ndarray, lengths: np.ndarray) -> Nuclei:
+        nothing = [[None] * len(ids)]
+        (types,) = columns.get("type", nothing)
+        probs = columns.get("type_probs", nothing)
         if self.typed is None:
             self.typed = any(t is not None for t in types) or self.text.is_ahead(_TYPE, _TYPE_BYTES)
-            self.nr_probs = len(values[0].get("type_probs") or ())
+            self.nr_probs = 0 if probs[0][0] is None else len(probs)
         return Nuclei(
-            ids=np.array([int(key) for key in infos], np.int64),
-            boxes_yx=np.array([info["bbox"] for info in values], np.int32).reshape(len(values), 2, 2),
-            centroids_xy=np.array([info["centroid"] for info in values], np.float64).reshape(len(values), 2),
+            ids=np.array([operator.index(key) for key in ids], np.int64),
+            boxes_yx=_rows(columns["bbox"], np.int32, 4).reshape(-1, 2, 2),
+            centroids_xy=_rows(columns["centroid"], np.float64, 2),
             points_xy=points_xy.astype(np.int32),
             offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
             types=np.array([operator.index(t or 0) for t in types], np.int32) if self.typed else None,
-            type_prob=np.array([info.get("type_prob") for info in values], np.float64) if self.typed else None,
-            class_probs=self._class_probs(values),
+            type_prob=_rows(columns.get("type_prob", nothing), np.float64, 1)[:, 0] if self.typed else None,
+            class_probs=_rows(probs, np.float32, self.nr_probs) if self.nr_probs else None,
         )
 
-    def _class_probs(self, values: list[dict]) -> np.ndarray | None:
-        if not self.nr_probs:
-            return None
-        probs = np.array([info.get("type_probs") for info in values], np.float32)
-        return probs.reshape(len(values), self.nr_probs)
+
+def _rows(columns: list[list], dtype, width: int) -> np.ndarray:
+    """Return (N, width) values of `width` columns."""
+    return np.stack([np.array(column, dtype) for column in columns], axis=1).reshape(-1, width)

@@ -191,8 +191,10 @@ def valid_outlines(
         (P, 2) float64 in QuPath's coordinates (`qupath_xy`), all rings one after the other; and (N + 1,) int64, where
         each starts and the last one ends.
     """
-    points = np.insert(nuclei.points_xy, nuclei.offsets[1:], nuclei.points_xy[nuclei.offsets[:-1]], axis=0)
     offsets = nuclei.offsets + np.arange(len(nuclei) + 1)
+    which = np.arange(offsets[-1]) - np.repeat(np.arange(len(nuclei)), np.diff(offsets))
+    which[offsets[1:] - 1] = nuclei.offsets[:-1]
+    points = np.take(nuclei.points_xy, which, axis=0)
     lengths, pieces, at = np.diff(offsets), [], 0
     for i in np.flatnonzero(touches_itself(nuclei)):
         ring = simple_ring(nuclei.contour(i))
