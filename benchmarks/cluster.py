@@ -5,7 +5,8 @@ Usage:
   cluster.py tasks [--count=<n>]
 
 Commands:
-  slides  tiny slides (200 x 260 px, 4 patches) and an eighth-width network: nearly all is overhead
+  slides  tiny slides (200 x 260 px, 4 patches) and an eighth-width network: nearly all is overhead; memory is that
+          of the process with the scheduler
   tasks   tasks that do nothing: what the process with the scheduler takes, of time and memory
 
 Options:
@@ -33,6 +34,8 @@ from misc.shard import ASKED, ENDED, Shard
 
 ROOT = Path(__file__).resolve().parents[1]
 MB = 2**20
+# Slides after which a run is measured while it goes on.
+MILESTONES, POLL_S = (100, 250, 500, 1000), 1.0
 # Answers each shard, as `run_infer.py wsi --shard=-` does, and does nothing.
 ANSWER = f"import sys\nfor line in sys.stdin: print({ENDED!r}.format(shard=line.strip(), code=0), flush=True)"
 
@@ -89,8 +92,23 @@ def run(folder: Path, what: str, out: str, workers: int) -> tuple[float, float]:
     ]
     command += ["wsi", what, f"--output_dir={folder / out}", "--cluster=local", f"--nr_workers={workers}"]
     before, start = children_cpu(), time.perf_counter()
-    subprocess.run(command, check=True)
+    process = subprocess.Popen(command)
+    watch(process, folder / out / "json")
+    if process.returncode:
+        raise RuntimeError(f"run_infer.py ended with {process.returncode}")
     return children_cpu() - before, time.perf_counter() - start
+
+
+def watch(process: subprocess.Popen, results: Path) -> None:
+    """Wait for a run; print, now and then, its seconds and memory, and the CPU seconds of all its processes."""
+    start, waits = time.perf_counter(), list(MILESTONES)
+    while process.poll() is None:
+        time.sleep(POLL_S)
+        if waits and results.is_dir() and len(list(results.iterdir())) >= waits[0]:
+            me = psutil.Process(process.pid)
+            cpu = sum(sum(one.cpu_times()[:2]) for one in (me, *me.children(recursive=True)))
+            memory = me.memory_info().rss / MB
+            print(f"{waits.pop(0)} slides: {time.perf_counter() - start:.0f} s, {cpu:.0f} CPU-s, {memory:.0f} MB")
 
 
 def children_cpu() -> float:

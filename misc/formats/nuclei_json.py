@@ -49,6 +49,7 @@ _DUMP = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
 # Where the last nucleus and the object around it close, in files whose nuclei hold no objects.
 _CLOSES = re.compile(rb"\}[ \t\r\n]*+\}")
 _CONTOUR = b'"contour":[['
+_SPACES = b" ", b"\t", b"\r", b"\n"
 # What a number, or null, is written with.
 _IN_NUMBERS = b"0123456789.+-eEnul"
 # A nucleus that has a type; no longer than `_TYPE_BYTES`.
@@ -259,7 +260,10 @@ def _read_block(text: JsonText, make: _Maker) -> Nuclei | None:
     stop = closes.start() + 1 if closes else text.text.rfind(b"}", text.at) + 1
     if stop <= text.at:
         return _read_block(text, make) if text.more() else None
-    head, *pieces = text.text[text.at : stop].translate(None, b" \t\r\n").split(_CONTOUR)
+    block = text.text[text.at : stop]
+    if any(space in block for space in _SPACES):
+        block = block.translate(None, b"".join(_SPACES))
+    head, *pieces = block.split(_CONTOUR)
     pieces = [piece.partition(b"]]") for piece in pieces]
     rings = [ring for ring, _, _ in pieces]
     table = _flat_table(b'"contour":0'.join([head, *(rest for _, _, rest in pieces)]))

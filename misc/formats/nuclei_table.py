@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from misc.formats.qupath import MIN_POINTS, check_types
+from misc.formats.qupath import check_types, with_outline
 from misc.ihc.stain import STAINS
 from misc.nuclei import Nuclei
 from misc.nuclei_features import nuclear_densities, shapes
@@ -74,8 +74,8 @@ class NucleiTable:
                 yield part.select(slice(start, start + PIECE_NUCLEI))
 
     def drawn(self) -> NucleiTable:
-        """Return the table of those nuclei that have an outline: three contour points or more."""
-        return replace(self, nuclei=(part.select(np.diff(part.offsets) >= MIN_POINTS) for part in self.parts()))
+        """Return the table of those nuclei that have an outline."""
+        return replace(self, nuclei=map(with_outline, self.parts()))
 
     def types_of(self, piece: Nuclei) -> list[int | None]:
         """Return the type of each nucleus; one that `type_info` lacks is a `ValueError`."""

@@ -32,6 +32,7 @@ SORT_NUCLEI = 100_000
 CELL_PX = 1024
 BBOX = ("xmin", "ymin", "xmax", "ymax")
 _INTEGERS, _TEXTS = ("id", "type"), ("name",)
+_REPEATED = ("type", "name")
 # Bytes before the points of a polygon in WKB (OGC 06-103r4, 8.2): little-endian, kind 3, one ring.
 _WKB_HEAD = np.dtype([("order", "u1"), ("kind", "<u4"), ("rings", "<u4"), ("points", "<u4")])
 _WKB_POLYGON = 1, 3, 1
@@ -69,7 +70,9 @@ def write_row_groups(
     import pyarrow.parquet as pq
 
     count, extent = 0, np.array([np.inf, np.inf, -np.inf, -np.inf])
-    with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+    # numbers hardly repeat: dictionaries of them only make the file larger
+    options = {"compression": "zstd", "use_dictionary": [name for name in _REPEATED if name in schema.names]}
+    with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema, **options) as writer:
         for group in _groups(pieces):
             writer.write_table(group, row_group_size=GROUP_NUCLEI)
             sides = np.stack([side.to_numpy() for side in group["bbox"].combine_chunks().flatten()])

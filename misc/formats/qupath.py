@@ -34,6 +34,7 @@ MEASUREMENT_DECIMALS = 4
 MIN_POINTS = 3
 # Grid on which outlines that touch themselves are drawn apart, per px; they move by 1 / FINE.
 FINE = 4
+_SQUARE = np.ones((3, 3), np.uint8)
 # Features turned into text at once.
 WRITE_NUCLEI = 5_000
 # Outlines shrink to about a fifth; higher levels take several times as long for a few per cent.
@@ -150,8 +151,7 @@ def _open_binary(path: Path, compressed: bool) -> Iterator[BinaryIO]:
 def _pieces(parts: Iterable[Nuclei]) -> Iterator[Nuclei]:
     for part in parts:
         for start in range(0, len(part), WRITE_NUCLEI):
-            piece = part.select(slice(start, start + WRITE_NUCLEI))
-            yield piece.select(np.diff(piece.offsets) >= MIN_POINTS)
+            yield with_outline(part.select(slice(start, start + WRITE_NUCLEI)))
 
 
 def _features(
@@ -174,6 +174,12 @@ def _features(
                 "measurements": measurements,
             },
         }
+
+
+def with_outline(nuclei: Nuclei) -> Nuclei:
+    """Return those nuclei that have an outline: three contour points or more."""
+    drawn = np.diff(nuclei.offsets) >= MIN_POINTS
+    return nuclei if drawn.all() else nuclei.select(drawn)
 
 
 def valid_rings(nuclei: Nuclei, scale: float = 1.0, origin_xy: tuple[int, int] = (0, 0)) -> list[np.ndarray]:
@@ -216,11 +222,11 @@ def simple_ring(contour_xy: np.ndarray) -> np.ndarray:
     Returns:
         (K, 2) float64, closed.
     """
-    corner = contour_xy.min(axis=0) - 1
-    fine = (contour_xy - corner) * FINE
-    mask = np.zeros(fine.max(axis=0)[::-1] + 2, np.uint8)
-    cv2.fillPoly(mask, [fine], 1)
-    mask = cv2.dilate(mask, np.ones((3, 3), np.uint8))
+    x, y, width, height = cv2.boundingRect(contour_xy)
+    corner = np.array([x - 1, y - 1], contour_xy.dtype)
+    mask = np.zeros((height * FINE + 2, width * FINE + 2), np.uint8)
+    cv2.fillPoly(mask, [(contour_xy - corner) * FINE], 1)
+    mask = cv2.dilate(mask, _SQUARE)
     outline = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)[0][0].reshape(-1, 2)
     return np.concatenate([outline, outline[:1]]) / FINE + corner
 
