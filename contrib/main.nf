@@ -1,7 +1,6 @@
 // Segments a cohort in shares of its slides, then joins what was found.
 //   nextflow run contrib/main.nf --slides=cohort.csv --output_dir=results --model=net.tar --shards=8 --toolkit=/path/to/it
 // All paths must be seen by every node. Whoever runs it says in nextflow.config what a process gets (GPU, memory, queue).
-nextflow.enable.dsl = 2
 
 params.slides = null
 params.output_dir = 'results'
@@ -38,5 +37,7 @@ process JOIN {
 }
 
 workflow {
-    SEGMENT(Channel.of(0..<params.shards)) | collect | JOIN
+    // a number on the command line is a text since 26.04; the join also runs where a slide failed in each share
+    SEGMENT(channel.of(0..<(params.shards as Integer)))
+    JOIN(SEGMENT.out.collect().ifEmpty([]))
 }

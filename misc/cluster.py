@@ -193,6 +193,14 @@ def _runner(gpus: list[str]) -> Callable[[list[str], str, str, str], None]:
 
         from distributed import get_worker
 
+        def end(child: subprocess.Popen) -> bytes:
+            """Close the input of a process, upon which it ends; return what it still says."""
+            with contextlib.suppress(BrokenPipeError):
+                child.stdin.close()
+            said = child.stdout.read()  # not `communicate`, which fails where the input is closed already
+            child.wait()
+            return said
+
         worker = get_worker()
         if gpus:  # local workers are called 0, 1, ...
             own = f"--gpu={gpus[int(worker.name) % len(gpus)]}"
@@ -200,9 +208,9 @@ def _runner(gpus: list[str]) -> Callable[[list[str], str, str, str], None]:
         if shutil.which("setpriv"):  # Linux: the process ends with its worker, and releases the slide's lock
             command = ["setpriv", "--pdeathsig", "KILL", *command]
         child = getattr(worker, "shards", None)
-        if child is None or child.poll() is not None or child.args != command:
+        if child is None or child.stdin.closed or child.poll() is not None or child.args != command:
             if child is not None:
-                child.communicate()  # the process of an earlier run: it ends when its input closes
+                end(child)  # of an earlier run
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
             child = worker.shards = subprocess.Popen(command, cwd=folder, **pipes)
         code, ended = None, re.compile(pattern.format(shard=shard).encode())
@@ -216,10 +224,9 @@ def _runner(gpus: list[str]) -> Callable[[list[str], str, str, str], None]:
                 out.write(line[: found.start()] if found else line)
         if code == 0:
             return
-        said = child.communicate()[0]
         del worker.shards
         with open(log, "ab") as out:
-            out.write(said)
+            out.write(end(child))
         code = child.returncode or 1 if code is None else code  # so that Dask tries it again
         raise RuntimeError(f"its process was killed (signal {-code})" if code < 0 else f"it ended with {code}")
 

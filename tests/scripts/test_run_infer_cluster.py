@@ -59,6 +59,18 @@ def test_local_workers_find_what_one_run_finds(cohort, capsys):
     check_same(cohort, "local", ["00", "07"], said.out)
 
 
+def test_a_scheduler_of_ones_own_serves_run_after_run(cohort, capsys):
+    distributed = pytest.importorskip("distributed", reason="pip install -r requirements-cluster.txt")
+    table = cohort / "two.csv"
+    table.write_text("path\nin/00.tif\nin/07.tif\nin/broken.svs\n")
+    how = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": ":0", "resources": {"SLIDE": 1}}
+    with distributed.LocalCluster(**how) as cluster:
+        for out in ("first", "second"):
+            where = [f"--slides={table}", f"--output_dir={cohort / out}", f"--cluster={cluster.scheduler_address}"]
+            assert run_infer.main([*FIRST, f"--model_path={cohort / 'net.tar'}", "wsi", *where]) == 1
+            check_same(cohort, out, ["00", "07"], capsys.readouterr().out)
+
+
 def check_same(cohort, out, names, said):
     """What was found is what the single run found, the broken slide is named with its reason, and nothing is left."""
     one = nuclei_of(cohort / "one")
