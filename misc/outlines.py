@@ -13,8 +13,8 @@ import numpy as np
 
 from misc.nuclei import Nuclei
 
-# Eighths of a turn from +x towards +y, of a step [dy + 1, dx + 1].
-_EIGHTH = np.array([[5, 6, 7], [4, 0, 0], [3, 2, 1]], np.int8)
+# Eighths of a turn from +x towards +y, of the step number 3 * dy + dx + 4.
+_EIGHTH = np.array([5, 6, 7, 4, 0, 0, 3, 2, 1])
 # Sides of a row, just off its line: right above, left above, left below, right below, in eighths of a turn.
 _ROW_SIDES = np.array([0.1, 3.9, 4.1, 7.9])
 
@@ -90,20 +90,15 @@ def _traced_moments(border: Border) -> np.ndarray:
     `_ROW_SIDES` that lie within; the rest is added, so that each pixel counts as one.
     """
     starts, ends = border.offsets[:-1], border.offsets[1:]
-
-    def come(leaving: np.ndarray) -> np.ndarray:
-        """Turn the step that leaves each pixel into the step that arrives at it."""
-        coming = np.roll(leaving, 1)
-        coming[starts] = leaving[ends - 1]
-        return coming
-
     x, y = border.x.astype(np.float64), border.y
     turns = np.where(np.add.reduceat(x * border.dy - y * border.dx, starts) < 0, -1, 1)
-    turn = np.repeat(turns, np.diff(border.offsets))  # mirrored, so that the inside is on the same side
-    y, dx, dy = y * turn, border.dx, border.dy * turn
-    eighth = _EIGHTH[dy + 1, dx + 1]
-    rest = _rest_of_corner()[come(eighth), eighth]
-    crossing = (dy + come(dy)) / 2
+    # mirrored, so that the inside is on the same side; all are alike where one program traced them
+    turn = turns[:1] if (turns == turns[:1]).all() else np.repeat(turns, ends - starts)
+    y, dy = y * turn, border.dy * turn
+    leaving = dy * 3 + border.dx + 4
+    coming = np.roll(leaving, 1)
+    coming[starts] = leaving[ends - 1]
+    crossing, rest = (table.take(coming * 9 + leaving) for table in _corners())
     ones = crossing * x + rest
     xs = (crossing * x / 2 + rest) * x
     xxs = (crossing * (2 * x * x + 1) / 6 + rest * x) * x
@@ -112,11 +107,16 @@ def _traced_moments(border: Border) -> np.ndarray:
     return np.stack([sxx / count - mx * mx, turns * (sxy / count - mx * my), syy / count - my * my], axis=1)
 
 
-def _rest_of_corner() -> np.ndarray:
-    """Return (8, 8): share of `_ROW_SIDES` outside a corner, by the directions of the arriving and leaving steps."""
-    to, leaving = np.mgrid[:8, :8]
-    inside = (_ROW_SIDES - leaving[..., None]) % 8 < ((to + 4 - leaving) % 8)[..., None]
-    return 1 - inside.mean(axis=-1)
+def _corners() -> tuple[np.ndarray, np.ndarray]:
+    """Return what a border pixel has by the numbers of the steps that come and go, `3 * dy + dx + 4`; each (9, 9).
+
+    Returns:
+        Half of the sum of both dy; and the share of `_ROW_SIDES` outside the corner.
+    """
+    coming, leaving = np.mgrid[:9, :9]
+    to, away = _EIGHTH[coming], _EIGHTH[leaving]
+    inside = (_ROW_SIDES - away[..., None]) % 8 < ((to + 4 - away) % 8)[..., None]
+    return (coming // 3 + leaving // 3 - 2) / 2, 1 - inside.mean(axis=-1)
 
 
 def nucleus_mask(contour_xy: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
