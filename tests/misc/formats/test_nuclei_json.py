@@ -103,12 +103,15 @@ def test_what_is_written_in_pieces_comes_back(tmp_path, subtests):
 
 def test_files_of_others(tmp_path, subtests):
     orders = [["mag", "nuc"], ["nuc", "mag", "mpp"], ["mpp", "nuc", "mag"]]
-    for block, order, indent in itertools.product([64, 1 << 20], orders, [None, 2]):
-        with subtests.test(block=block, order=order, indent=indent), pytest.MonkeyPatch.context() as monkeypatch:
+    turns = [(), ("3",), ("7", "3")]  # nuclei whose keys come the other way round
+    for block, order, indent, turned in itertools.product([64, 1 << 20], orders, [None, 2], turns):
+        case = {"block": block, "order": order, "indent": indent, "turned": turned}
+        with subtests.test(**case), pytest.MonkeyPatch.context() as monkeypatch:
             monkeypatch.setattr(json_text, "BLOCK_BYTES", block)
             content = {**UPSTREAM, "mag": 40, "mpp": {"x": [{"}": ']},\\"'}]}}
-            turned = {key: dict(reversed(info.items())) for key, info in UPSTREAM["nuc"].items()}
-            content["nuc"] = turned if indent else UPSTREAM["nuc"]
+            content["nuc"] = {
+                key: dict(reversed(info.items())) if key in turned else info for key, info in UPSTREAM["nuc"].items()
+            }
             text = json.dumps({key: content[key] for key in order}, indent=indent)
             (tmp_path / "a.json").write_text(f"\ufeff{text}\n")
             nuclei, header = read_json(tmp_path / "a.json")
@@ -138,9 +141,13 @@ def test_the_usual_files_are_read_the_fast_way(tmp_path, monkeypatch, indent):
         raise AssertionError("ten times slower")
 
     monkeypatch.setattr(nuclei_json, "_read_plainly", plainly)
-    write_json(tmp_path / "a.json", make(50, probs=2))
-    (tmp_path / "b.json").write_text(json.dumps(json.loads((tmp_path / "a.json").read_text()), indent=indent))
-    assert_same(read_json(tmp_path / "b.json")[0], read_json(tmp_path / "a.json")[0])
+    expected = make(50, probs=2)
+    write_json(tmp_path / "a.json", expected)
+    content = json.loads((tmp_path / "a.json").read_text())
+    content["nuc"]["7"] |= {"type": None, "type_prob": None}
+    expected.types[6], expected.type_prob[6] = 0, np.nan
+    (tmp_path / "b.json").write_text(json.dumps(content, indent=indent))
+    assert_same(read_json(tmp_path / "b.json")[0], expected)
 
 
 def test_no_nuclei(tmp_path):
