@@ -182,7 +182,7 @@ def test_bad_files_are_reported_and_the_others_done(labelled, capsys):
     assert run(labelled, "--type", "--extract_type=whole") == 1
     out, err = capsys.readouterr()
     assert f"failed: cut: {picture} is a truncated PNG" in err
-    assert "the image is 512 x 500 px, its label 512 x 512; they must be one size" in err
+    assert "the image is 512 x 500 px, its label 512 x 512; they must have the same size" in err
     assert "no map.mat has no inst_map; it holds x" in err
     assert "no partner: " in err
     assert "lone.label.mat" in err
