@@ -1,15 +1,15 @@
 """The configuration of the checkpoint for DAB: python run_train.py --config=pretrained/ihc.py
 
-No label of immunohistochemistry: the H&E images of `he.py`, of which a share is re-stained with haematoxylin and DAB
-while they are loaded, so that positive nuclei are known (`dataloader/restain.py`). Nuclei that stay H&E have no type.
-It starts from the typed H&E checkpoint.
+It uses no label of immunohistochemistry, but the H&E images of `he.py`. A share of the samples is re-stained with
+haematoxylin and DAB while loading, so that positive nuclei are known (`dataloader/restain.py`). Nuclei in H&E samples
+have no type. The training starts from the typed H&E checkpoint.
 
-The patches of Kumar are those of `he.py`; CoNSeP's without types:
+Kumar's patches are those of `he.py`; CoNSeP's are without types:
 
     python extract_patches.py --dataset=consep --no_type --scale=0.5 --mode=fast --step_size=164 \
         --save_root=dataset/training_data/consep_untyped --img_dir=consep/Train/Images --ann_dir=consep/Train/Labels
 
-Validation is on the patches that `he.py` looks at, re-stained the same way; nothing is chosen by them.
+Validation patches are those of `he.py`, re-stained in the same way; no choice depends on them.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Config:
 
         self.train_dir_list = [
             f"{PATCHES}/kumar/kumar/train/540x540_164x164",
-            f"{PATCHES}/kumar/kumar/train/540x540_164x164",  # twice: about as many samples as of CoNSeP
+            f"{PATCHES}/kumar/kumar/train/540x540_164x164",  # twice: about as many samples as from CoNSeP
             f"{PATCHES}/consep_untyped/consep/train/540x540_164x164",
         ]
         self.valid_dir_list = [f"{PATCHES}/mat/mat/valid/whole"]
