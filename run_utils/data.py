@@ -80,7 +80,7 @@ class TrainingData:
         if name == "train":
             self._weights = weights
         elif weights is not None:
-            raise ValueError(f"{name}_dir_list in config.py has weights; they are for training alone")
+            raise ValueError(f"{name}_dir_list in config.py has weights; only train_dir_list may have them")
         self._type_counts[name] = check_patches(self.files[name], self.nr_types, show=distributed.is_main())
 
     def _find_images(self, say: Callable[[str], None]) -> None:

@@ -212,7 +212,7 @@ class RunEngine:
             return
         seconds, nr_steps = pace.seconds_per_step, self.state.nr_epoch_steps
         time_text = _duration(seconds * nr_steps)
-        tqdm.write(f"{seconds:.2f} s a step: an epoch of {nr_steps} steps takes about {time_text}")
+        tqdm.write(f"{seconds:.2f} s per step: an epoch of {nr_steps} steps takes about {time_text}")
         self._announced = True
 
     def _seed(self) -> None:

@@ -30,12 +30,12 @@ def describe_overlap(train: Sequence[Path], valid: Sequence[Path], whole: Sequen
     trained, validated = _middle_patches(train), _middle_patches(valid) | {full_stem(path): path for path in whole}
     both, lines = sorted(trained.keys() & validated.keys()), []
     if both:
-        lines.append(f"warning: both trained and validated on: {counted(len(both), 'image')} ({both[0]}, ...)")
+        lines.append(f"warning: in both training and validation: {counted(len(both), 'image')} ({both[0]}, ...)")
     trained, validated = ([p for name, p in files.items() if name not in both] for files in (trained, validated))
     if len(trained) * len(validated) <= MAX_PAIRS and (pairs := same_pictures(validated, trained, _read)):
         shown = " and ".join(path.name for path in pairs[0])
         pictures = counted(len(pairs), "validation picture")
-        lines.append(f"warning: {pictures} of tissue that is trained on ({shown}, ...)")
+        lines.append(f"warning: {pictures} of tissue that is also in training ({shown}, ...)")
     return lines
 
 

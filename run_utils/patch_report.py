@@ -113,7 +113,7 @@ def _oddities(rgb: np.ndarray, label: np.ndarray, nuclei: Counter) -> list[str]:
         if nuclei[0]:
             found.append("nuclei of type 0 (background)")
         if (types[inst == 0] % UNKNOWN_TYPE).any():  # unknown type outside nuclei: an area without annotation
-            found.append("a type where no nucleus is")
+            found.append("a type outside nuclei")
         pairs = np.unique(np.stack([inst[inst > 0], types[inst > 0]], axis=-1), axis=0)
         if len(pairs) > nuclei.total():
             found.append("nuclei with several types")

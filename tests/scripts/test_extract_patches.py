@@ -299,7 +299,7 @@ def test_check_names_every_error(tmp_path, capsys):
         assert reason in line
     assert "good" not in err
     assert "1 patch with nuclei of type 0 (background): zero_000.npy" in out
-    assert "1 patch with a type where no nucleus is: stray_000.npy" in out
+    assert "1 patch with a type outside nuclei: stray_000.npy" in out
     assert "1 patch with nuclei with several types: mixed_000.npy" in out
 
 
