@@ -1,15 +1,15 @@
 """The configuration of the checkpoint for DAB: python run_train.py --config=pretrained/ihc.py
 
-No label of immunohistochemistry: the H&E images of `he.py`, of which a share is re-stained with haematoxylin and DAB
-while they are loaded, so that positive nuclei are known (`dataloader/restain.py`). Nuclei that stay H&E have no type.
-It starts from the typed H&E checkpoint.
+It uses no label of immunohistochemistry, but the H&E images of `he.py`. A share of the samples is re-stained with
+haematoxylin and DAB while loading, so that positive nuclei are known (`dataloader/restain.py`). Nuclei in H&E samples
+have no type. The training starts from the typed H&E checkpoint.
 
-The patches of Kumar are those of `he.py`; CoNSeP's without types:
+Kumar's patches are those of `he.py`; CoNSeP's are without types:
 
     python extract_patches.py --dataset=consep --no_type --scale=0.5 --mode=fast --step_size=164 \
         --save_root=dataset/training_data/consep_untyped --img_dir=consep/Train/Images --ann_dir=consep/Train/Labels
 
-Validation is on the patches that `he.py` looks at, re-stained the same way; nothing is chosen by them.
+Validation patches are those of `he.py`, re-stained in the same way; no choice depends on them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Config:
     PHASES = ((1, 5.0e-4),)  # (epochs of 472 steps, learning rate)
     EMA = 0.995
     BATCH, WINDOW = 2, 344  # as in he.py
-    KUMAR_WEIGHT = 2  # about as many samples as of CoNSeP
+    KUMAR_TIMES = 2  # about as many samples as from CoNSeP
     PATCHES = "dataset/training_data"
     UNTYPED_PATCHES = "dataset/training_data/consep_untyped"
     VALID_PATCHES = "dataset/training_data/mat/mat/valid/whole"
@@ -48,7 +48,7 @@ class Config:
         self.log_dir = self.LOG_DIR
 
         self.train_dir_list = [
-            (f"{self.PATCHES}/kumar/kumar/train/540x540_164x164", self.KUMAR_WEIGHT),
+            *[f"{self.PATCHES}/kumar/kumar/train/540x540_164x164"] * self.KUMAR_TIMES,
             f"{self.UNTYPED_PATCHES}/consep/train/540x540_164x164",
         ]
         self.valid_dir_list = [self.VALID_PATCHES]

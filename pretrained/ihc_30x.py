@@ -19,8 +19,7 @@ class Config(ihc.Config):
 
     MPP = 0.3333
     START = "hovernet_he_fast_w025_30x.tar"  # made by he_30x.py
-    PHASES = ((1, 5.0e-4),)
-    KUMAR_WEIGHT = 675 / 400
+    PHASES = ((1, 5.0e-4),)  # (epochs of 737 steps, learning rate)
     PATCHES = "dataset/training_30x"
     UNTYPED_PATCHES = "dataset/training_30x/consep_untyped"
     LOG_DIR = "logs/ihc_30x"
