@@ -50,6 +50,8 @@ _DUMP = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
 _CLOSES = re.compile(rb"\}[ \t\r\n]*+\}")
 _CONTOUR = b'"contour":[['
 _SPACES = b" ", b"\t", b"\r", b"\n"
+# Spaces, so that what stands around a bracket never becomes one number.
+_NO_BRACKETS = bytes.maketrans(b"[]", b"  ")
 # What a number, or null, is written with.
 _IN_NUMBERS = b"0123456789.+-eEnul"
 # A nucleus that has a type; no longer than `_TYPE_BYTES`.
@@ -293,8 +295,8 @@ def _flat_table(text: bytes) -> tuple[list, Columns] | None:
         sizes = {key: np.size(value) for key, value in info.items()}
         numbers = text[1:-1].replace(b'},"', b",").replace(b'":{', b",")
         for key in sizes:
-            numbers = numbers.replace(orjson.dumps(key) + b":", b"")
-        numbers = orjson.loads(b"[" + numbers.translate(None, b"[]") + b"]")
+            numbers = numbers.replace(orjson.dumps(key) + b":", b" ")
+        numbers = orjson.loads(b"[" + numbers.translate(_NO_BRACKETS) + b"]")
     except _WRONG_VALUES:  # a JSONDecodeError, too
         return None
     count, width = len(layouts) // len(layout), 1 + sum(sizes.values())

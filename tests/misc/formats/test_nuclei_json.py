@@ -227,6 +227,9 @@ def test_broken_nuclei_are_refused(tmp_path, subtests):
         ('"7"', '"99999999999999999999"'),
         ('"type": 2', '"type": "x"'),
         ('"type": 2', '"type": [1]'),
+        ('"type": 0', '1"type": 0'),  # two numbers with a key or a bracket between them
+        ('[0.5, 0.5], "contour"', '[0.5, 0.5], 1"contour"'),
+        ("[0.5, 0.5]", "1[0.5, 0.5]"),
         ('"type": 2', '"type": 3000000000'),
         ('"type": 2', '"type_probs": 5, "type": 2'),
         ("[[2, 1], [5, 4]]", "[[2, 1], [5, 3000000000]]"),
