@@ -179,7 +179,7 @@ def write_slide(slide: DabSlide, folder: Path, made: dict) -> None:
     write_files(slide, folder)
     draw_overlay(slide, folder)
     overall = slide.scores.overall
-    title, what = slide.image.name, "median DAB optical density of the nucleus, above the ground"
+    title, what = slide.image.name, "median DAB optical density of the nucleus, above the background"
     dab, scored = slide.stained.dab[overall.members], overall.scored.score
     histogram = dab_histogram(dab, slide.marker.thresholds, scored, title, what)
     save_picture(histogram, paths["histogram"])
