@@ -44,8 +44,8 @@ def is_made_so(made: Mapping[str, Any] | None, asked: Mapping[str, Any]) -> bool
     """Do the same as `was_made_so`, with the result of `made_with`."""
     if made and made != asked:
         raise OtherRunError(
-            f"its results were made with other settings ({differences(made, asked)}): --overwrite makes them again, "
-            "or give another --output_dir"
+            f"its results were made with other settings ({differences(made, asked)}): give the same options, "
+            "or --overwrite to make them again, or another --output_dir"
         )
     return None if made is None else bool(made)
 

@@ -77,7 +77,8 @@ class InferManager(BaseManager):
         for path in run.spec.paths("x").values():
             path.parent.mkdir(parents=True, exist_ok=True)
         run.all(images)
-        run.log_summary(len(paths))
+        if run.dropped:
+            logger.info("in the instance maps only: %s of under three points", counted(run.dropped, "speck"))
         return run.report
 
 
@@ -180,14 +181,6 @@ class _ImageRun(Run):
     def _written_at(self, task: RunTask) -> int | None:
         path = self.spec.paths(task.name)["json"]
         return path.stat().st_mtime_ns if path.exists() else None
-
-    def log_summary(self, nr_inputs: int) -> None:
-        if self.dropped:
-            logger.info("in the instance maps only: %s of under three points", counted(self.dropped, "speck"))
-        if failed := self.report.failed:
-            logger.error("%d of %s failed:", len(failed), counted(nr_inputs, "image"))
-            for name, reason in sorted(failed.items()):
-                logger.error("  %s: %s", name, reason)
 
 
 def _doubtful(said: Mapping[Path, tuple[float | None, str]], given: float | None, manager: InferManager) -> str:

@@ -95,7 +95,8 @@ class DabRun:
 
     def _say_strangers(self) -> None:
         """Say which files of regions belong to no slide of the run."""
-        strange = [name for name in self.region_files if not {name, full_stem(name)} & set(self.names)]
+        known = {*self.names, *self.report.failed}
+        strange = [name for name in self.region_files if not {name, full_stem(name)} & known]
         if strange:
             print(f"--regions: of no slide of this run: {', '.join(sorted(strange))}")
 
