@@ -158,7 +158,8 @@ def find_inputs(folder: Path, pattern: str, output_dir: Path, mpp: float | None)
     from misc.slides.picture import is_picture
 
     ours = output_dir.resolve()
-    found = find_slides(folder, pattern, leave_out=lambda path: ours in path.resolve().parents)
+    inside = folder.resolve() in ours.parents  # images may lie in the output folder, too
+    found = find_slides(folder, pattern, leave_out=lambda path: inside and ours in path.resolve().parents)
     inputs = Inputs(failed={path.name: reason for path, reason in found.unusable.items()})
     pictures = [path for path in found.others if is_picture(path)]
     if others := sorted(path.name for path in found.others if path not in pictures):

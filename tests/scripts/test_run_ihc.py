@@ -318,8 +318,10 @@ def test_options_that_make_no_sense_are_one_line(ihc, tmp_path, capsys):
         ("--vmax=-1", "--vmax is a number above 0"),
         ("--top_k=many", "--top_k is a whole number above 0"),
         ("--pattern=*.svs", "no image or slide matches"),
+        (f"--output_dir={ihc / 'good'}", "holds the images: give --output_dir a folder of its own"),
     ):
-        argv = [f"--input_dir={ihc / 'good'}", f"--output_dir={tmp_path / 'out'}", f"--json_dir={tmp_path}", option]
+        argv = [f"--input_dir={ihc / 'good'}", f"--json_dir={tmp_path}", option]
+        argv += [] if option.startswith("--output_dir") else [f"--output_dir={tmp_path / 'out'}"]
         assert run_ihc.main(argv) == 1
         error = capsys.readouterr().err
         assert said in error, option

@@ -63,6 +63,8 @@ def check(options: DabOptions) -> DabOptions:
     for folder in (options.image_dir, options.regions):
         if folder is not None:
             check_folder(folder)
+    if options.output_dir.resolve() == options.image_dir.resolve():
+        raise ValueError(f"{options.output_dir} holds the images: give --output_dir a folder of its own, also in it")
     if options.compare is not None and not options.compare.is_file():
         raise FileNotFoundError(f"no such file: {options.compare} (--compare)")
     if (options.include or options.exclude) and options.regions is None:
