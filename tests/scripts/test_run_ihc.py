@@ -301,6 +301,14 @@ def test_two_runs_are_compared(ihc, tmp_path, capsys):
     assert "1 slides have an index in both tables" in capsys.readouterr().err
 
 
+def test_images_may_lie_in_the_output_folder_and_results_in_the_input_folder(ihc, tmp_path):
+    shutil.copytree(ihc / "good", tmp_path / "study" / "images")
+    (tmp_path / "study" / "images" / "scores").mkdir()
+    for output_dir in (tmp_path / "study", tmp_path / "study" / "images" / "scores"):
+        found = run_ihc.find_inputs(tmp_path / "study" / "images", "*", output_dir, None)
+        assert found.names == sorted(NAMES)
+
+
 def test_options_that_make_no_sense_are_one_line(ihc, tmp_path, capsys):
     (tmp_path / "no.csv").write_text("a,b\n1,2")
     for option, said in (
