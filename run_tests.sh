@@ -8,4 +8,4 @@ setup_venv
 ruff check .
 ruff format --check .
 # a file is one process's: what its tests share is made once
-exec python -m pytest -n auto --dist loadfile "$@"
+exec python -m pytest -n auto --dist loadfile --no-loadscope-reorder "$@"

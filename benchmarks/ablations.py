@@ -1,4 +1,4 @@
-"""What each choice is worth: one thing changed at a time, the same images, the same training.
+"""Measure the effect of each choice: one change at a time, on the same images, with the same training.
 
 Usage:
   ablations.py inference --model_path=<file> [options] <folder>...
@@ -6,7 +6,7 @@ Usage:
   ablations.py (-h | --help)
 
 `inference` changes how one checkpoint is used: window of the network, precision, flips at test time, smallest nucleus,
-and what the maps are stretched by before post-processing. `training` trains the recipe `opt_scratch` once for each axis
+and the normalisation of the maps before post-processing. `training` trains the recipe `opt_scratch` once for each axis
 of the loss term `msge`, once with averaged weights, and once with a larger window, equally long and with the same
 patches, and scores each. Each folder has Images/ and Labels/.
 
@@ -16,8 +16,8 @@ Options:
   --patches=<dir>      Training patches (.npy) of 0.5 um/px, as pretrained/README.md makes them.
   --epochs=<n>         Epochs of each training. [default: 2]
   --seed=<n>           Seed of each training. [default: 10]
-  --log_dir=<dir>      Where the trainings go; those that are there are taken up. [default: logs/ablations]
-  --only=<text>        Rows whose name has this text, beside the first one.
+  --log_dir=<dir>      Folder of the trainings; those that are there are used or resumed. [default: logs/ablations]
+  --only=<text>        Run only the first row and rows whose names contain this text.
   --mpp=<um>           um/px of the images in the folders. [default: 0.25]
   --gpu=<ids>          GPUs; empty for the CPU. [default: 0]
   --bootstrap=<n>      Resamples of the images for the 95 % intervals. [default: 2000]
@@ -42,7 +42,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 SHOWN = ("Dice", "AJI", "DQ", "SQ", "PQ")
 WINDOWS_PX = (256, 512, 1024)
 MIN_SIZES_PX = (10, 20, 40, 80)
-# What one training has that the first does not: axis and weight of `msge`, decay of the averaged weights, window in px.
+# Changes to the first training: axis and weight of `msge`, decay of the averaged weights, window in px.
 TRAININGS: dict[str, dict] = {
     "msge axis: paper": {},
     "msge axis: upstream": {"msge_axis": "upstream"},
@@ -57,7 +57,7 @@ def main() -> int:
     logging.basicConfig(level=logging.WARNING)
     folders = [Path(folder) for folder in args["<folder>"]]
     part = inference if args["inference"] else training
-    print(f"| {part.__name__} | {' | '.join(SHOWN)} | PQ less the first row's | s an image |")
+    print(f"| {part.__name__} | {' | '.join(SHOWN)} | PQ minus first row | s per image |")
     print("|---" * (len(SHOWN) + 3) + "|")
     first = None
     try:
@@ -86,27 +86,27 @@ def row(name: str, values: np.ndarray, first: np.ndarray, seconds: float, resamp
 
 
 def inference(args: dict, folders: list[Path]) -> Iterator[tuple[str, Callable]]:
-    """Yield the name of each way to use a checkpoint, and what returns its (6, N) scores and seconds an image."""
+    """Yield the name of each way to use a checkpoint, and a function that returns (6, N) scores and s per image."""
     from infer.tile import InferManager
     from models.hovernet.net_desc import PATCH_SHAPES
 
     def score(precision: str = "fp32", **options) -> tuple[np.ndarray, float]:
         manager = InferManager({"model_path": args["--model_path"]}, gpu=args["--gpu"], precision=precision)
-        options = {"patch_input_shape": PATCH_SHAPES[manager.mode][0], **options}  # whatever the checkpoint recommends
+        options = {"patch_input_shape": PATCH_SHAPES[manager.mode][0], **options}  # not the checkpoint's window
         return scored(manager, folders, {"mpp": float(args["--mpp"]), "nr_post_proc_workers": 0, **options})
 
-    yield "as it is: patch of the mode, fp32", score
+    yield "unchanged: patch of the mode, fp32", score
     for window in WINDOWS_PX:
         yield f"window of {window} px", partial(score, patch_input_shape=window)
     yield "bf16", partial(score, precision="bf16")
     yield "flips (--tta)", partial(score, tta=True)
     for size in MIN_SIZES_PX:
         yield f"smallest nucleus {size} px", partial(with_smallest, score, size)
-    yield "HV maps and slopes stretched by fixed numbers", partial(with_fixed_ranges, score)
+    yield "HV maps and slopes normalised by fixed numbers", partial(with_fixed_ranges, score)
 
 
 def with_smallest(score: Callable, size_px: int) -> tuple[np.ndarray, float]:
-    """Score with another size of the smallest nucleus."""
+    """Score with another size of the smallest nucleus, px."""
     from models.hovernet import post_proc
 
     with mock.patch.object(post_proc, "MIN_SIZE_PX", size_px):
@@ -114,19 +114,19 @@ def with_smallest(score: Callable, size_px: int) -> tuple[np.ndarray, float]:
 
 
 def with_fixed_ranges(score: Callable) -> tuple[np.ndarray, float]:
-    """Score with maps that are stretched by the same numbers in every image."""
+    """Score with maps that are normalised by the same numbers in every image."""
     with fixed_normalisation(typical_ranges(score)):
         return score()
 
 
 def training(args: dict, folders: list[Path]) -> Iterator[tuple[str, Callable]]:
-    """Yield the name of each training, and what returns its (6, N) scores and seconds an image."""
+    """Yield the name of each training, and a function that returns its (6, N) scores and seconds per image."""
     for name, changes in TRAININGS.items():
         yield name, partial(train_and_score, name, changes, args, folders)
 
 
 def train_and_score(name: str, changes: dict, args: dict, folders: list[Path]) -> tuple[np.ndarray, float]:
-    """Train, and score what comes of it."""
+    """Train, and score the checkpoint."""
     from infer.tile import InferManager
 
     manager = InferManager({"model_path": train(name, args, **changes)}, gpu=args["--gpu"])
@@ -134,7 +134,7 @@ def train_and_score(name: str, changes: dict, args: dict, folders: list[Path]) -
 
 
 def scored(manager, folders: list[Path], options: dict) -> tuple[np.ndarray, float]:
-    """Return the (6, N) scores of all folders together, and seconds an image."""
+    """Return the (6, N) scores of all folders together, and seconds per image."""
     from benchmarks.accuracy import score_folder
 
     start = time.perf_counter()
@@ -150,14 +150,14 @@ def train(
     ema: float | None = None,
     act_px: int | None = None,
 ) -> Path:
-    """Train once and return the checkpoint; a training that is there already is taken as it is.
+    """Train once and return the checkpoint; a finished training is used again.
 
     Args:
         name: of the training, and of its folder.
         args: of the command line.
         msge_axis, msge: axis and weight of the loss term.
         ema: decay of the averaged weights.
-        act_px: side of what the network reads in training; its output shrinks and grows with it.
+        act_px: window of the network in training, px; its output follows.
     """
     from models.hovernet.net_desc import output_size
     from pretrained.config import Config
@@ -181,7 +181,7 @@ def train(
 
 
 def typical_ranges(score: Callable) -> list[tuple[float, float]]:
-    """Return the medians over all images of what each of the four maps, h, its slope, v, its slope, spans."""
+    """Return the median range (low, high) over all images of each map: h, its slope, v, its slope."""
     from models.hovernet import post_proc
 
     spans: list[tuple[float, float]] = []
@@ -198,7 +198,7 @@ def typical_ranges(score: Callable) -> list[tuple[float, float]]:
 
 @contextlib.contextmanager
 def fixed_normalisation(ranges: list[tuple[float, float]]) -> Iterator[None]:
-    """Stretch every image by the same numbers instead of its own extremes; what lies beyond is cut off."""
+    """Normalise every image by the same numbers instead of its own extremes; values beyond are clipped."""
     from models.hovernet import post_proc
 
     calls = iter(range(sys.maxsize))

@@ -1,27 +1,27 @@
 """Score a checkpoint on labelled images: Dice, AJI, DQ, SQ, PQ and AJI+ of each image, means with an interval.
 
-The images are segmented by the same code as `run_infer.py tile`, and scored by that of `compute_stats.py`. Where labels
-and checkpoint have types, a second table has Fd and the F1 of each type, PanNuke's mPQ and bPQ, and CoNIC's mPQ+ and R2
-(`metrics/typed.py` says what they are).
+The images are segmented by the code of `run_infer.py tile`, and scored by that of `compute_stats.py`. If labels and
+checkpoint have types, a second table has Fd and the F1 of each type, PanNuke's mPQ and bPQ, and CoNIC's mPQ+ and R2
+(`metrics/typed.py` defines them).
 
 Usage:
   accuracy.py --model_path=<file> [options] <folder>...
   accuracy.py (-h | --help)
 
-Each folder has Images/ and Labels/ (.mat with inst_map, maybe types), and is a split of its own in the table.
+Each folder has Images/ and Labels/ (.mat with inst_map, maybe types), and is one split in the table.
 
 Options:
   -h --help            Show this text.
   --model_path=<file>  Checkpoint.
-  --mpp=<um>           um/px of the images; they are resized to what the checkpoint was trained at.
-  --window=<n>         Side in px of what the network reads at once. Left out: the patch of its mode.
+  --mpp=<um>           um/px of the images; they are resized to the um/px of the checkpoint's training.
+  --window=<n>         Side in px of the patches that the network reads. Left out: what the checkpoint recommends, or
+                       the patch of its mode.
   --precision=<p>      auto, fp32, bf16 or fp16. [default: auto]
   --gpu=<ids>          GPUs; empty for the CPU. [default: 0]
   --groups=<file>      JSON {group: [names of images]}: a row of the table for each, e.g. kumar_organs.json.
-  --merge=<preset>     Merge types of the labels before scoring them: `consep`, or a JSON file as for
-                       compute_stats.py.
-  --train=<dirs>       Folders (with Images/) that the checkpoint was trained on, comma-separated: an image that is
-                       among them, by its name or by what it shows, is refused.
+  --merge=<preset>     Merge types of the labels before scoring: `consep`, or a JSON file as for compute_stats.py.
+  --train=<dirs>       Folders (with Images/) that the checkpoint was trained on, comma-separated. An image that is
+                       also in one of them, by name or by content, is an error.
   --out=<dir>          Write scores.csv (a row an image), scores.md (the tables) and scores.json (the means, for
                        `convert_chkpt_tf2pytorch.py --meta`) there.
   --bootstrap=<n>      Resamples of the images for the 95 % interval of the means. [default: 2000]
@@ -124,10 +124,10 @@ def write_scores(folder: Path, table: str, values: dict[str, np.ndarray], per_sp
 
 
 def check_held_out(folders: list[Path], trained: list[Path]) -> None:
-    """Refuse images that are among those of the training folders.
+    """Check that no image is in a training folder too.
 
     Raises:
-        ValueError: names or pictures of an image are in both.
+        ValueError: an image is, by name or by content.
     """
     from dataloader.leakage import same_names, same_pictures
     from misc.files import list_files
@@ -135,14 +135,14 @@ def check_held_out(folders: list[Path], trained: list[Path]) -> None:
 
     held, train = ([p for folder in group for p in list_files(folder / "Images")] for group in (folders, trained))
     if names := same_names(held, train):
-        raise ValueError(f"{len(names)} images are in the training folders too, by their names: {names[0]}, ...")
+        raise ValueError(f"{len(names)} images are also in the training folders, by name: {names[0]}, ...")
     if train and (pairs := same_pictures(held, train, read_image)):
         shown = " and ".join(map(str, pairs[0]))
         raise ValueError(f"{len(pairs)} pairs of test and training images show the same tissue: {shown}, ...")
 
 
 def score_folders(manager: InferManager, folders: list[Path], options: dict, merge: str | None) -> tuple[dict, dict]:
-    """Segment and score folders: `{split: Scores}`, and `{split: TypedCounts}` of those that have types."""
+    """Segment and score folders: `{split: Scores}`, and `{split: TypedCounts}` of splits with types."""
     from metrics.label_lists import has_types
     from metrics.typed import TypedCounts, score_typed
     from misc.files import list_files
@@ -165,10 +165,10 @@ def score_folder(manager: InferManager, folder: Path, options: dict, keep: Path 
     """Segment the images of a folder and score them against its labels.
 
     Args:
-        manager: a checkpoint, loaded.
+        manager: with a loaded checkpoint.
         folder: has Images/ and Labels/.
-        options: of `infer.options.TileOptions`, but for the folders.
-        keep: where the results go; a temporary folder if left out.
+        options: of `infer.options.TileOptions`, without folders.
+        keep: folder for the results; `None` uses a temporary one.
 
     Raises:
         ValueError: the checkpoint was trained on one of the images.
@@ -188,20 +188,20 @@ def score_folder(manager: InferManager, folder: Path, options: dict, keep: Path 
 
 
 def refuse_trained_on(manager: InferManager, folder: Path) -> None:
-    """Refuse the images of a folder where the checkpoint says that it was trained on one of them.
+    """Check that the checkpoint's list of training images has none of a folder's images.
 
     Raises:
-        ValueError: it was.
+        ValueError: it has one.
     """
     from misc.files import full_stem, list_files
 
     trained_on = set(manager.checkpoint.meta.get("images", {}).get("train", []))
     if seen := sorted({full_stem(path) for path in list_files(folder / "Images")} & trained_on):
-        raise ValueError(f"{len(seen)} images of {folder} were trained on, by the checkpoint's word: {seen[0]}, ...")
+        raise ValueError(f"the checkpoint says that {len(seen)} images of {folder} were in training: {seen[0]}, ...")
 
 
 def values_by_split(per_split: dict[str, Scores]) -> dict[str, np.ndarray]:
-    """Return the (K, N) scores of each split and, of several, those of `all` images."""
+    """Return the (K, N) scores of each split and, if there are several, of `all` images."""
     values = {split: scores.values for split, scores in per_split.items()}
     return values | ({"all": np.concatenate(list(values.values()), axis=1)} if len(values) > 1 else {})
 
@@ -215,13 +215,13 @@ def values_by_group(per_split: dict[str, Scores], groups: dict[str, list[str]]) 
 
 
 def markdown(per_split: dict[str, np.ndarray], names: tuple[str, ...], resamples: int) -> str:
-    """Return the table: means and 95 % intervals over the images, beside what was published."""
+    """Return the table: means and 95 % intervals over the images, and published scores."""
     rows = [(split, values.shape[1], interval(values, resamples)) for split, values in per_split.items()]
     return _table(names, rows, PUBLISHED)
 
 
 def type_names(meta: dict) -> dict[int, str]:
-    """Return what a checkpoint calls its types."""
+    """Return the checkpoint's names of types."""
     return {int(key): name for key, (name, _) in meta.get("types", {}).items()}
 
 
@@ -243,7 +243,7 @@ def typed_markdown(typed: dict[str, TypedCounts], names: dict[int, str], resampl
 
 
 def _table(names: Sequence[str], rows: list[tuple], published: tuple) -> str:
-    """Write rows of (split, number of images, (means, low, high)), and what was published."""
+    """Format rows of (split, number of images, (means, low, high)), and the published scores."""
     lines = ["| split | images | " + " | ".join(names) + " |", "|---" * (2 + len(names)) + "|"]
     for split, count, values in rows:
         cells = [

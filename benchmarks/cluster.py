@@ -1,17 +1,17 @@
-"""What a slide costs beyond its network when Dask hands it out, and what the scheduler keeps of many tasks.
+"""Measure the overhead of a slide that Dask distributes, and time and memory of the scheduler with many tasks.
 
 Usage:
   cluster.py slides [--count=<n>] [--workers=<n>] [--folder=<path>]
   cluster.py tasks [--count=<n>]
 
 Commands:
-  slides  tiny slides (200 x 260 px, 4 patches) and an eighth-width network: nearly all is overhead
-  tasks   tasks that do nothing: what the process with the scheduler takes, of time and memory
+  slides  tiny slides (200 x 260 px, 4 patches) and an eighth-width network: nearly all time is overhead
+  tasks   tasks that do nothing: time and memory of the scheduler's process
 
 Options:
   --count=<n>      Slides or tasks. [default: 200]
   --workers=<n>    Workers on this machine. [default: 1]
-  --folder=<path>  Where slides and results go. [default: cluster_benchmark]
+  --folder=<path>  Folder for slides and results; replaced if it exists. [default: cluster_benchmark]
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from misc.shard import ASKED, ENDED, Shard
 
 ROOT = Path(__file__).resolve().parents[1]
 MB = 2**20
-# Answers each shard, as `run_infer.py wsi --shard=-` does, and does nothing.
+# Answers each shard as `run_infer.py wsi --shard=-` does, without any work.
 ANSWER = f"import sys\nfor line in sys.stdin: print({ENDED!r}.format(shard=line.strip(), code=0), flush=True)"
 
 
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def time_slides(count: int, workers: int, folder: Path) -> None:
-    """Print CPU and wall seconds a slide, the start of Dask and of the workers' processes told apart."""
+    """Print CPU and wall seconds per slide, without the start of Dask and of the workers' processes."""
     import torch
 
     from models.hovernet.checkpoint import save_weights
@@ -59,7 +59,7 @@ def time_slides(count: int, workers: int, folder: Path) -> None:
     save_weights(folder / "net.tar", create_model("fast", width=0.125).state_dict(), {"mpp": 0.5})
     for index in range(count):
         write_slide(folder / "in" / f"{index:05d}.tif", index)
-    few = folder / "few.csv"  # what a start costs, and little else
+    few = folder / "few.csv"  # one slide per worker: little more than the start
     few.write_text("path\n" + "".join(f"in/{index:05d}.tif\n" for index in range(workers)))
     start_cpu, start_s = run(folder, f"--slides={few}", "few", workers)
     cpu, seconds = run(folder, f"--input_dir={folder / 'in'}", "all", workers)
@@ -67,7 +67,8 @@ def time_slides(count: int, workers: int, folder: Path) -> None:
     print(f"start: {start_cpu:.1f} CPU-s, {start_s:.1f} s, {workers} slides in it")
     print(f"{count} slides, {workers} workers: {cpu:.1f} CPU-s, {seconds:.1f} s")
     print(
-        f"a slide more: {(cpu - start_cpu) / more:.3f} CPU-s, {(seconds - start_s) / more * workers:.3f} s of a worker"
+        f"each further slide: {(cpu - start_cpu) / more:.3f} CPU-s, {(seconds - start_s) / more * workers:.3f} s of a "
+        "worker"
     )
 
 
@@ -99,7 +100,7 @@ def children_cpu() -> float:
 
 
 def time_tasks(count: int) -> None:
-    """Print, now and then, what tasks took so far, and the memory of this process, in which the scheduler is."""
+    """Print, now and then, the time so far, and the memory of this process, which runs the scheduler."""
     shards = {str(index): Shard(index, count) for index in range(count)}
     command, start = [sys.executable, "-c", ANSWER, f"--shard={ASKED}"], time.perf_counter()
     logs = Path("cluster_benchmark_logs")

@@ -1,6 +1,6 @@
 """Compare this toolkit with the original repository: the same inputs, in one process, on this machine.
 
-Each pair is run in turn, theirs, ours, theirs, ours; the table shows the median of each and the ratio, and whether the
+The two run alternately (theirs, ours, theirs, ours). The table shows the median of each, the ratio, and whether the
 results are the same.
 
 Usage:
@@ -10,9 +10,9 @@ Options:
   -h --help         Show this text.
   --upstream=<dir>  Unmodified checkout of github.com/vqdang/hover_net.
   --device=<d>      cpu or cuda. [default: cpu]
-  --threads=<n>     Threads of post-processing, metrics and targets; the network takes all. [default: 1]
-  --runs=<n>        Runs of each, the network's and the tile run's capped at 3. [default: 5]
-  --slide=<file>    A slide to run both on, for the part `slide`. Memory and cache are measured, too.
+  --threads=<n>     Threads of post-processing, metrics and targets; the network uses all. [default: 1]
+  --runs=<n>        Runs of each; at most 3 of forward, metrics, tile and step. [default: 5]
+  --slide=<file>    A slide for the part `slide`, which measures memory and cache too.
   --mag=<n>         Magnification to read it at. [default: 20]
   --only=<parts>    Which of forward, process, metrics, tile, slide, targets, loader and step, comma-separated.
                     [default: forward,process,metrics,tile,targets,loader,step]
@@ -56,7 +56,7 @@ def main() -> int:
     chosen = args["--only"].split(",") + (["slide"] if args["--slide"] and "slide" not in args["--only"] else [])
     for part in chosen:
         if part not in parts:
-            print(f"compare_upstream.py: --only knows {', '.join(parts)}; got `{part}`", file=sys.stderr)
+            print(f"compare_upstream.py: --only takes {', '.join(parts)}; got `{part}`", file=sys.stderr)
             return 2
         if part == "slide" and not args["--slide"]:
             print("compare_upstream.py: the part `slide` needs --slide=<file>", file=sys.stderr)

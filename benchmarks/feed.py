@@ -1,8 +1,8 @@
-"""How busy does slide inference keep a GPU? A simulated one, of so many predicted Mpx a second, on a made-up slide.
+"""How busy does slide inference keep a GPU? Simulates cards of a given speed (predicted Mpx/s) on a made-up slide.
 
-The network sleeps as long as such a card would compute and returns maps full of nuclei, so everything but the network
-is at work: reading, cutting, placing, post-processing, stitching and writing. What a card does on its own but a CPU
-does here, turning pixels to float and logits to probabilities, counts as waiting. Each card is a process of its own.
+The network sleeps as long as the card would compute, and returns maps full of nuclei. So all other parts do real work:
+reading, cutting, placing, post-processing, stitching and writing. Work that a GPU would do but the CPU does here
+(pixels to float, logits to probabilities) counts as waiting. Each card runs in its own process.
 
 Usage:
   feed.py [options]
@@ -12,12 +12,12 @@ Options:
   --mpx=<list>       Cards to simulate, Mpx/s of predicted px, comma-separated. [default: 5,10,20,50]
   --size=<px>        Side of the slide. [default: 16000]
   --tissue=<share>   Share of the slide that is tissue. [default: 0.6]
-  --batch_size=<n>   Patches at once. [default: 64]
-  --window=<px>      Side of what the network reads. [default: 256]
+  --batch_size=<n>   Patches per batch. [default: 64]
+  --window=<px>      Side of the patches that the network reads. [default: 256]
   --workers=<n>      As `run_infer.py --nr_post_proc_workers`, limited to this machine as there. [default: 2]
   --readers=<n>      As `run_infer.py --nr_inference_workers`, limited as well. [default: 2]
   --tile_shape=<px>  As `run_infer.py wsi`. [default: 2048]
-  --json=<file>      Write the numbers there, too.
+  --json=<file>      Also write the numbers to this file.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 MODE = "fast"
 NAME = "made_up"  # of the slide
-MASK_PX = 16  # px of the slide that are one of its mask; blocks are multiples
+MASK_PX = 16  # px of the slide per px of its mask; sides of blocks are multiples of it
 POLL_S = 0.2
 MIN_PROB = 1e-4  # of a pixel, so that its logit is finite
 # key of the numbers, heading, format
 COLUMNS = (
     ("mpx_s", "card, Mpx/s", "g"),
     ("busy", "busy", ".1%"),
-    ("extra", "px too many", "+.1%"),
+    ("extra", "px not needed", "+.1%"),
     ("seconds", "s", ".0f"),
     ("nuclei", "nuclei", "d"),
-    ("batch", "patches a batch", ".1f"),
+    ("batch", "patches per batch", ".1f"),
     ("rss", "peak RSS, GB", ".2f"),
     ("cpu_network_thread", "CPU s: network's thread", ".1f"),
     ("cpu_other_threads", "other threads", ".1f"),
@@ -61,15 +61,16 @@ COLUMNS = (
 
 
 class SimulatedCard(nn.Module):
-    """A network that takes its time and predicts the same nuclei everywhere, as views of one map.
+    """A network that sleeps, and predicts the same nuclei in every patch, as views of one map.
 
     Args:
-        mpx_s: predicted Mpx a second.
-        window: side of what it reads, px.
+        mpx_s: predicted Mpx per second.
+        window: side of the patches that it reads, px.
 
     Attributes:
-        batches: patches of each batch, `began`, `ended`: when (s, `time.perf_counter`); one batch at a time.
-        cpu: CPU seconds that each thread which calls it spent outside of it, since its first call.
+        batches: number of patches of each batch; batches follow one another.
+        began, ended: start and end of each batch, s of `time.perf_counter`.
+        cpu: CPU seconds that each calling thread spent outside the network, since its first call.
     """
 
     def __init__(self, mpx_s: float, window: int):
@@ -79,7 +80,7 @@ class SimulatedCard(nn.Module):
         super().__init__()
         self.nr_types, self.output_ch, self.mode = None, 3, MODE
         self.side = output_size(MODE, window)
-        self.unused = nn.Parameter(torch.zeros(1))  # says which device the network is on
+        self.unused = nn.Parameter(torch.zeros(1))  # has the device of the network
         self.seconds_a_patch = self.side**2 / (mpx_s * 1e6)
         nucleus, *hv = torch.from_numpy(periodic_map(self.side)).permute(2, 0, 1)
         logit = torch.logit(nucleus, eps=MIN_PROB)
@@ -104,7 +105,7 @@ class SimulatedCard(nn.Module):
         return {name: one.expand(len(imgs), -1, -1, -1) for name, one in self.maps.items()}
 
     def busy(self) -> float:
-        """Return the share of the time between the first batch and the last one in which it computed."""
+        """Return the share of time spent computing, from the start of the first batch to the end of the last."""
         return sum(self.batches) * self.seconds_a_patch / (self.ended[-1] - self.began[0])
 
 
@@ -124,7 +125,7 @@ def main() -> int:
 
 
 def prepare(args: dict, folder: Path) -> dict:
-    """Write the slide, its mask, and weights, which a manager reads before its network is replaced.
+    """Write the slide, its mask, and weights for the manager, whose network is replaced later.
 
     Returns:
         The run's options.
@@ -143,7 +144,7 @@ def prepare(args: dict, folder: Path) -> dict:
     save_weights(folder / "net.tar", create_model(MODE, width=0.125).state_dict())
     return {
         "input_dir": folder / "in",
-        "input_mask_dir": folder / "masks",  # without it, glass between tissue would be tissue too
+        "input_mask_dir": folder / "masks",  # a computed mask would include glass between tissue
         "batch_size": int(args["--batch_size"]),
         "patch_input_shape": int(args["--window"]),
         "nr_post_proc_workers": int(args["--workers"]),
@@ -153,7 +154,7 @@ def prepare(args: dict, folder: Path) -> dict:
 
 
 def measured(mpx_s: float, options: dict, folder: Path) -> dict[str, float]:
-    """Run the slide in a process of its own and watch its memory; returns the numbers of `COLUMNS`."""
+    """Run the slide in its own process, watch its memory, and return the numbers of `COLUMNS`."""
     from benchmarks.slide_memory import family_rss
 
     context = multiprocessing.get_context("spawn")
@@ -175,7 +176,7 @@ def measured(mpx_s: float, options: dict, folder: Path) -> dict[str, float]:
 
 
 def segment(sender, mpx_s: float, options: dict, folder: Path) -> None:
-    """Run slide inference with the simulated card, and send what was measured."""
+    """Run slide inference with the simulated card, and send the measurements."""
     from infer import predictor
     from infer.wsi import InferManager
 
@@ -205,14 +206,14 @@ def segment(sender, mpx_s: float, options: dict, folder: Path) -> None:
 
 
 def _cpu_seconds() -> tuple[float, float]:
-    """Return the CPU seconds of this process, and of the workers that have ended."""
+    """Return the CPU seconds of this process, and of workers that have ended."""
     used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     own, children = (one.ru_utime + one.ru_stime for one in used)
     return own, children
 
 
 def patches_needed(options: dict, side: int) -> int:
-    """Return how many patches of the slide have tissue."""
+    """Return the number of patches with tissue on the slide."""
     from infer.grid import slide_patch_grid
     from misc.slides.handler import get_file_handler
     from misc.slides.tissue import load_mask

@@ -1,24 +1,24 @@
-"""Cross-validation of pretrained/he.py on the images that have types, so that nobody needs their test images.
+"""Cross-validate pretrained/he.py on the images with types, so that choices need no test images.
 
 Usage:
   folds.py [options] <folder>
   folds.py (-h | --help)
 
-<folder> has the Images/ and Labels/ of one of the recipe's sets (CoNSeP/Train); the patches are where the recipe looks
-for them. Each fold trains the recipe without its share of the images, and scores that share: in the table, every image
-was segmented by a network that never saw it. A training that is there already is taken as it is, an interrupted one
-goes on. Each fold has images of consecutive numbers, which may be neighbours on a slide.
+<folder> has the Images/ and Labels/ of one of the recipe's sets (CoNSeP/Train); the patches are in the recipe's
+folders. Each fold trains the recipe without its share of the images, and scores that share. So in the table, each image
+was segmented by a network that never saw it. Finished trainings are used again, interrupted ones resume. The images of
+a fold have consecutive numbers, since neighbours may be from one slide.
 
 Options:
   -h --help               Show this text.
   --folds=<n>             Number of folds. [default: 4]
-  --only=<n>              Run this fold alone, from 1 on.
+  --only=<n>              Run only this fold, counted from 1.
   --epochs=<n>            Epochs of each training, in one phase. Left out: the recipe's phases.
-  --np_thresholds=<list>  A table for each of these probabilities, from which on a pixel is nuclear: 0.3,0.4,0.5. Left
-                          out: one table, with the default.
-  --log_dir=<dir>         Where the trainings go. [default: logs/folds]
+  --np_thresholds=<list>  Least probabilities of nuclear pixels, e.g. 0.3,0.4,0.5: one table for each. Left out: one
+                          table, with the default.
+  --log_dir=<dir>         Folder of the trainings. [default: logs/folds]
   --mpp=<um>              um/px of the images. [default: 0.25]
-  --merge=<preset>        Merge types of the labels before scoring them, as for accuracy.py. [default: consep]
+  --merge=<preset>        Merge types of the labels before scoring, as for accuracy.py. [default: consep]
   --gpu=<ids>             GPUs; empty for the CPU. [default: 0]
   --bootstrap=<n>         Resamples of the images for the 95 % interval of the means. [default: 2000]
 """
@@ -56,7 +56,7 @@ def main() -> int:
 
 
 def split(names: list[str], count: int) -> list[list[str]]:
-    """Cut names, in the order of the numbers in them, into `count` runs of nearly the same length.
+    """Sort names by the numbers in them, and cut them into `count` runs of nearly the same length.
 
     Raises:
         ValueError: there are fewer names than folds, or fewer than two folds.
@@ -94,7 +94,7 @@ def train(fold: int, held: list[str], args: dict) -> Path:
 
 
 def patches_without(source: Path, held: set[str], target: Path) -> Path:
-    """Link the patches of a folder into another one, but for those of some images."""
+    """Link the patches of a folder into another one, without those of held-out images."""
     from misc.files import list_files
     from run_utils.checks import source_image
 
@@ -107,7 +107,7 @@ def patches_without(source: Path, held: set[str], target: Path) -> Path:
 
 
 def images_of(folder: Path, held: list[str], target: Path) -> Path:
-    """Link the images and labels of some names into a folder with Images/ and Labels/."""
+    """Link the held-out images and labels into a folder with Images/ and Labels/."""
     from misc.files import full_stem, list_files
 
     for part in ("Images", "Labels"):

@@ -1,17 +1,17 @@
-"""What a CUDA GPU shows: parity with the CPU, speed of the network, a slide, training steps, and then training.
+"""Measure on a CUDA GPU: parity with the CPU, speed of the network, a slide, training steps, and then training.
 
-Each step is a process with a time limit of its own. One that fails or takes too long is a row that says so, keeps the
-rows that it had, and the rest goes on. gpu.md, gpu.json and gpu.log come to be in the folder that the environment
-variable OUT names (logs/gpu without it), and are written again after each step.
+Each step is a process with its own time limit. If a step fails or takes too long, the table says so, the rows so far
+stay, and the next step runs. Results are gpu.md, gpu.json and gpu.log in the folder of the environment variable OUT
+(logs/gpu without it); they are written again after each step.
 
 Usage:
   gpu.py [options]
 
 Options:
   -h --help       Show this text.
-  --rehearse      Everything on the CPU, tiny: does it work?
-  --minutes=<n>   For all steps together; training gets what the others leave. [default: 12]
-  --steps=<list>  Which ones, comma-separated. [default: parity,speed,slide,steps,training]
+  --rehearse      Run everything on the CPU with tiny sizes, as a test of the scripts.
+  --minutes=<n>   Time for all steps together; training gets the rest. [default: 12]
+  --steps=<list>  Steps to run, comma-separated. [default: parity,speed,slide,steps,training]
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LIMITS_S = {"parity": 90, "speed": 150, "slide": 170, "steps": 70}
 TRAINING = "training"
 TRAIN_SCRIPT = ROOT / "benchmarks" / "gpu_train.sh"
-MIN_TRAINING_S = 20  # with less left it is not worth a start
+MIN_TRAINING_S = 20  # with less time left, training does not start
 RESERVE_S = 10  # for writing the results
 GRACE_S = 8  # between asking a process to stop and killing it
 
@@ -57,7 +57,7 @@ def main() -> int:
 
 
 def device_name(rehearse: bool) -> str:
-    """Return what the numbers are of."""
+    """Return the device and the versions that the numbers are from."""
     import torch
 
     if rehearse or not torch.cuda.is_available():
@@ -66,7 +66,7 @@ def device_name(rehearse: bool) -> str:
 
 
 def command(step: str, rows: Path, rehearse: bool) -> list[str] | None:
-    """Return what runs a step; `None` where there is nothing to run."""
+    """Return the command of a step; `None` if there is none."""
     if step != TRAINING:
         return [sys.executable, "-m", f"benchmarks.gpu_{step}", str(rows), *(["--rehearse"] if rehearse else [])]
     if "TRAIN_COMMAND" in os.environ:
@@ -75,7 +75,7 @@ def command(step: str, rows: Path, rehearse: bool) -> list[str] | None:
 
 
 def run_step(step: str, limit_s: float, out: Path, rehearse: bool) -> dict:
-    """Run a step; returns its name, status, seconds and rows."""
+    """Run a step, and return its name, status, seconds and rows."""
     rows, start = out / f".{step}.jsonl", time.monotonic()
     rows.unlink(missing_ok=True)
     words = command(step, rows, rehearse)
@@ -96,7 +96,7 @@ def run_step(step: str, limit_s: float, out: Path, rehearse: bool) -> dict:
 
 
 def watched(words: list[str], limit_s: float, log, environment: dict[str, str]) -> str:
-    """Run a command and all that it starts for so long at most; returns what became of it."""
+    """Run a command, stop it and all its processes after the time limit, and return its status."""
     process = subprocess.Popen(
         words, cwd=ROOT, stdout=log, stderr=log, env={**os.environ, **environment}, start_new_session=True
     )
@@ -126,7 +126,7 @@ def write(results: dict, out: Path) -> None:
 
 
 def table(rows: list[dict]) -> list[str]:
-    """Return the lines of a Markdown table; columns are the keys of all rows, in the order in which they come."""
+    """Return the lines of a Markdown table; columns are the keys of all rows, in order of appearance."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     lines = ["", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     return lines + [f"| {' | '.join(_cell(row.get(column)) for column in columns)} |" for row in rows]

@@ -1,4 +1,4 @@
-"""What the steps of gpu.py share: sizes for real and for a rehearsal, networks, pictures, precisions, and rows."""
+"""Shared by the steps of gpu.py: sizes for real runs and rehearsals, networks, pictures, precisions, and rows."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ SEED = 7
 NR_TYPES = 5  # of typed networks, as CoNSeP's
 MODES = ("fast", "original")
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
-RESIDUAL = 0.2  # what the weights of the last convolution of a residual unit are multiplied by
+RESIDUAL = 0.2  # factor of the weights of the last convolution of a residual unit
 
 
 @dataclass(frozen=True)
 class Size:
-    """How large everything is.
+    """Sizes of a run.
 
     Attributes:
         width: of the networks.
-        parity_patches: that are compared with the CPU.
+        parity_patches: number of patches that are compared with the CPU.
         batch_px: input px of a batch whose speed is measured.
-        seconds: for which one speed is measured.
+        seconds: time for which one speed is measured.
         image_px, slide_px: sides of the made-up image and of the slide.
-        train_batch: patches of a training step, of each phase; `None`: the recipe's.
-        train_steps: that are timed.
+        train_batch: patches per training step; `None` for the recipe's number.
+        train_steps: number of timed steps.
     """
 
     width: float
@@ -53,7 +53,7 @@ REHEARSAL = Size(0.125, 1, 256**2, 0.01, 300, 2_000, 1, 2)
 
 
 class Step:
-    """One step: where it computes, how large everything is, and where its rows go.
+    """One step: its device, its sizes, and its file of rows.
 
     Args:
         argv: the file of rows, and maybe `--rehearse`.
@@ -72,7 +72,7 @@ class Step:
             torch.set_num_threads(1)
 
     def row(self, name: dict, measure: Callable[[], dict]) -> None:
-        """Write a row at once, so that it outlives the step; what fails is a row that says so."""
+        """Write a row at once, so that it stays if the step is stopped; an error becomes a row too."""
         import torch
 
         try:
@@ -86,7 +86,7 @@ class Step:
         print({**name, **values}, flush=True)
 
     def wait(self) -> None:
-        """Wait until the device has done what it was given."""
+        """Wait until the device has finished its work."""
         import torch
 
         if self.device.type == "cuda":
@@ -95,7 +95,7 @@ class Step:
 
 @functools.cache
 def patches(count: int, side: int) -> np.ndarray:
-    """Return made-up tissue, (count, side, side, 3) uint8; a few pictures, repeated."""
+    """Return made-up tissue, (count, side, side, 3) uint8: a few pictures, repeated."""
     import numpy as np
 
     from benchmarks.synthetic import nuclei_labels, tissue_like_image
@@ -113,10 +113,10 @@ def noise(count: int, side: int) -> np.ndarray:
 
 
 def seeded_net(mode: str, nr_types: int | None, width: float, device: torch.device) -> HoVerNet:
-    """Return a network with random weights, for prediction, in which no value runs away.
+    """Return a network with random weights, for prediction, whose values do not grow from layer to layer.
 
-    Its batch norms fit its weights, and its residual units add as little as trained ones do: otherwise every unit would
-    make the rounding of those before it larger.
+    Its batch norms fit its weights, and its residual units add as little as trained ones do. Otherwise every unit would
+    amplify the rounding errors of the units before it.
     """
     import torch
 
@@ -143,7 +143,7 @@ def as_input(images: np.ndarray, device: torch.device) -> torch.Tensor:
 
 @contextlib.contextmanager
 def computing_in(precision: str, device: torch.device) -> Iterator[None]:
-    """Compute in one of `PRECISIONS` while the block runs, without gradients."""
+    """Compute in one of `PRECISIONS`, without gradients, while the block runs."""
     import torch
 
     places = (torch.backends.cuda.matmul, torch.backends.cudnn)

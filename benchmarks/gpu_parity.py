@@ -1,4 +1,4 @@
-"""A step of gpu.py: does the GPU compute what the CPU computes? Full width, random weights; then the whole of `tile`.
+"""A step of gpu.py: compare GPU and CPU, for full-width networks with random weights, then for a whole `tile` run.
 
 Usage: gpu_parity.py <rows> [--rehearse]
 """
@@ -49,20 +49,20 @@ def maps(net, images: np.ndarray, device: torch.device, precision: str) -> np.nd
 
 
 def differences(found: np.ndarray, true: np.ndarray) -> dict:
-    """Return the largest differences of NP and HV, and the share of px whose NP or type is decided otherwise."""
+    """Return the largest differences of NP and HV, and the share of px with another NP decision or another type."""
     np_hv, true_np_hv = found[..., -3:], true[..., -3:]
     away = np.abs(np_hv - true_np_hv)
     return {
         "largest NP difference": float(away[..., 0].max()),
         "largest HV difference": float(away[..., 1:].max()),
-        "HV error, of its norm": float(np.linalg.norm(away[..., 1:]) / np.linalg.norm(true_np_hv[..., 1:])),
-        "px in or out otherwise": float(((np_hv[..., 0] >= 0.5) != (true_np_hv[..., 0] >= 0.5)).mean()),
-        "px of another type": float((found[..., 0] != true[..., 0]).mean()) if found.shape[-1] == 4 else None,
+        "HV error / norm of HV": float(np.linalg.norm(away[..., 1:]) / np.linalg.norm(true_np_hv[..., 1:])),
+        "px with another NP decision": float(((np_hv[..., 0] >= 0.5) != (true_np_hv[..., 0] >= 0.5)).mean()),
+        "px with another type": float((found[..., 0] != true[..., 0]).mean()) if found.shape[-1] == 4 else None,
     }
 
 
 def shipped(step: Step) -> None:
-    """Compare what `tile` makes of a made-up image with the shipped checkpoint, on the GPU and on the CPU."""
+    """Compare `tile` on the GPU and on the CPU: a made-up image, the shipped checkpoint."""
     import cv2
 
     with tempfile.TemporaryDirectory() as folder:
@@ -71,7 +71,7 @@ def shipped(step: Step) -> None:
         cv2.imwrite(str(root / "in" / "a.png"), patches(1, step.size.image_px)[0][..., ::-1])
         true = tile(root, "cpu", "", "fp32")
         for precision in ("fp32", "auto", "bf16") if step.rehearse else ("fp32", "auto", "bf16", "fp16"):
-            name = {"network": "shipped, whole of `tile`", "precision": precision}
+            name = {"network": "shipped, whole `tile` run", "precision": precision}
             step.row(name, lambda p=precision: compared(tile(root, p, step.gpu, p), true))
 
 
@@ -91,7 +91,7 @@ def tile(root: Path, name: str, gpu: str, precision: str) -> tuple[np.ndarray, n
 
 
 def compared(found: tuple[np.ndarray, np.ndarray], true: tuple[np.ndarray, np.ndarray]) -> dict:
-    """Return `differences` of the maps, the nuclei of both, and how well the second fit the first."""
+    """Return `differences` of the maps, the numbers of nuclei, and the PQ of `found` against `true`."""
     from metrics.folders import INSTANCE_SCORES, instance_scores
 
     counts = [np.count_nonzero(np.unique(labels)) for _, labels in (found, true)]

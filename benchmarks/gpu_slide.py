@@ -1,6 +1,6 @@
 """A step of gpu.py: a made-up slide from end to end, with a network of full width.
 
-The network computes, but its maps are thrown away for maps full of nuclei: random weights would find none.
+The network computes, but its maps are replaced by maps full of nuclei, since random weights would find none.
 
 Usage: gpu_slide.py <rows> [--rehearse]
 """
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 class Painted(nn.Module):
-    """A network whose maps are replaced by maps full of nuclei, and that is timed.
+    """A timed network whose maps are replaced by maps full of nuclei.
 
     Attributes:
         marks: (start, end) of each batch: events of the GPU, or seconds.
@@ -72,7 +72,7 @@ class Painted(nn.Module):
         return {name: getattr(self, name).expand(len(imgs), -1, -1, -1) for name in ("tp", "np", "hv")}
 
     def busy(self) -> float:
-        """Return the share of the time between the first batch and the last one in which the network computed."""
+        """Return the share of time in which the network computed, from the first batch to the end of the last."""
         return sum(self._between(*mark) for mark in self.marks) / self._between(self.marks[0][0], self.marks[-1][1])
 
     def _now(self):
@@ -87,7 +87,7 @@ class Painted(nn.Module):
 
 
 class Watch:
-    """Looks at memory, and at the GPU where there is one, while a block runs."""
+    """Measures memory, and the use of the GPU if there is one, while a block runs."""
 
     def __enter__(self) -> Watch:
         self.rss, self._stop = 0, threading.Event()
@@ -118,12 +118,12 @@ class Watch:
 
 
 def run(step: Step, root: Path, mpp: float, precision: str, mm2: float) -> dict:
-    """Segment the slide, of so many mm2 of tissue; returns what it took."""
+    """Segment the slide with `mm2` of tissue, and return time, memory and nuclei."""
     from infer.wsi import InferManager
     from models.hovernet.checkpoint import save_weights
     from models.hovernet.net_desc import create_model
 
-    weights = create_model(MODE, nr_types=NR_TYPES, width=0.125).state_dict()  # read, and then replaced
+    weights = create_model(MODE, nr_types=NR_TYPES, width=0.125).state_dict()  # replaced below
     save_weights(root / "net.tar", weights, {} if mpp == SLIDE_MPP else {"mpp": mpp})
     manager = InferManager({"model_path": root / "net.tar"}, gpu=step.gpu, precision=precision)
     net = seeded_net(MODE, NR_TYPES, step.size.width, step.device)

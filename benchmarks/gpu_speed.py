@@ -1,4 +1,4 @@
-"""A step of gpu.py: how fast are the networks? The most telling rows come first, should the time run out.
+"""A step of gpu.py: speed of the networks. The most important rows come first, in case time runs out.
 
 Usage: gpu_speed.py <rows> [--rehearse]
 """
@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.gpu_common import NR_TYPES, PRECISIONS, Step, as_input, computing_in, patches, seeded_net
 
-# Windows in px; `original` takes 8n + 6.
+# Windows in px; `original` needs 8n + 6.
 WINDOWS = {"fast": (256, 600, 1024), "original": (270, 598, 1022)}
 COMPILED = (("fast", 256, "bf16"), ("fast", 256, "tf32"), ("fast", 600, "bf16"))
 WARM_UPS = 3
@@ -23,7 +23,7 @@ WARM_UPS = 3
 def main() -> None:
     step = Step(sys.argv[1:])
     nets = {mode: seeded_net(mode, NR_TYPES, step.size.width, step.device) for mode in WINDOWS}
-    # a processor without fp16 takes minutes
+    # fp16 on a CPU that lacks it takes minutes
     precisions = PRECISIONS[:-1] if step.rehearse else PRECISIONS
     for index in range(1 if step.rehearse else len(WINDOWS["fast"])):
         for mode, precision, last in itertools.product(WINDOWS, precisions, (True, False)):
@@ -33,23 +33,23 @@ def main() -> None:
 
 
 def named(mode: str, window: int, precision: str, last: bool, compiled: bool) -> dict:
-    """Return the columns that say what is measured."""
+    """Return the columns that describe a measurement."""
     layout = "channels last" if last else "channels first"
     return {"mode": mode, "window": window, "precision": precision, "layout": layout, "compiled": compiled}
 
 
 def plain(step: Step, net, mode: str, window: int, precision: str, last: bool) -> None:
-    """Add the row of a network as it is."""
+    """Add the row of a network that is not compiled."""
     layout = torch.channels_last if last else torch.contiguous_format
     name = named(mode, window, precision, last, False)
     step.row(name, lambda: speed(step, net.to(memory_format=layout), mode, window, precision, layout))
 
 
 def compiled(step: Step, net, mode: str, window: int, precision: str) -> None:
-    """Add the row of a compiled network, with the seconds that compiling took."""
+    """Add the row of a compiled network, with the time of compiling, s."""
 
     def measure() -> dict:
-        # a rehearsal traces the network and compiles nothing
+        # a rehearsal only traces the network
         backend, start = "eager" if step.rehearse else "inductor", time.perf_counter()
         model = torch.compile(net.to(memory_format=torch.channels_last), backend=backend)
         with computing_in(precision, step.device):
@@ -69,7 +69,7 @@ def batch(step: Step, window: int, layout: torch.memory_format) -> torch.Tensor:
 
 
 def speed(step: Step, model, mode: str, window: int, precision: str, layout) -> dict:
-    """Return patches and predicted Mpx a second, the median over batches, without transfers."""
+    """Return patches and predicted Mpx per second, by the median time of a batch, without transfers."""
     from models.hovernet.net_desc import output_size
 
     images, seconds = batch(step, window, layout), []

@@ -1,4 +1,4 @@
-"""A step of gpu.py: training steps a second, both modes and all phases of config.py's recipe, on made-up patches.
+"""A step of gpu.py: training steps per second, for both modes and all phases of config.py's recipe, on made-up patches.
 
 Usage: gpu_steps.py <rows> [--rehearse]
 """
@@ -47,7 +47,7 @@ def write_patches(folder: Path) -> list[Path]:
 
 
 def measure(step: Step, files: list[Path], recipe: dict, mode: str, phase: int) -> dict:
-    """Return steps a second of the network alone, on one batch again and again, and with the loader."""
+    """Return steps per second of the network alone (one batch, repeated) and with the loader."""
     from models.hovernet.net_desc import create_model
 
     options, size = recipe["phase_list"][phase], step.size
@@ -71,7 +71,7 @@ def measure(step: Step, files: list[Path], recipe: dict, mode: str, phase: int) 
 
 
 def loader(step: Step, files: list[Path], mode: str, count: int, target_gen, procs: int) -> Iterator[dict]:
-    """Yield batches without end, as training loads them."""
+    """Yield batches as training loads them, without end."""
     from dataloader.train_loader import FileLoader
     from models.hovernet.net_desc import PATCH_SHAPES
     from run_utils.loaders import build_loader
@@ -90,7 +90,7 @@ def loader(step: Step, files: list[Path], mode: str, count: int, target_gen, pro
 
 
 def steps_a_second(step: Step, nets: dict, batches: Iterator[dict]) -> float:
-    """Time training steps, after a few that are not counted."""
+    """Return training steps per second, after a few warm-up steps."""
     from models.hovernet.train_step import train_step
 
     where = {"epoch": 0, "step": 0}

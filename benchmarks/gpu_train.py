@@ -1,22 +1,22 @@
-"""The recipe of pretrained/he.py at half width, from random weights, as long as a CUDA GPU is there for it.
+"""Train the recipe of pretrained/he.py at half width, from random weights, for the available time on a CUDA GPU.
 
 Usage:
   gpu_train.py prepare --kumar=<dir> --consep=<dir> --others=<dir> [--out=<dir>]
   gpu_train.py train [--data=<dir>] [--rehearse]
   gpu_train.py (-h | --help)
 
-`prepare` writes the training images at 0.5 um/px as PNG, with their labels: one folder of about 20 MB to carry.
+`prepare` writes the training images at 0.5 um/px as PNG, with their labels: one folder of about 20 MB to copy.
 `train` cuts them into patches, times two epochs, and trains as many as fit into the seconds of the environment variable
-SECONDS_LEFT (480 without it). The checkpoint in half precision and the log come to be in the folder OUT (logs/gpu).
+SECONDS_LEFT (480 without it). It writes the checkpoint in half precision and the log to the folder OUT (logs/gpu).
 
 Options:
   -h --help       Show this text.
   --kumar=<dir>   Kumar's training images at 0.25 um/px, with Images/ and Labels/.
   --consep=<dir>  CoNSeP's.
-  --others=<dir>  Images of other archives (PanNuke's breast patches), for validation: nothing is chosen by them.
-  --out=<dir>     Where the folder comes to be. [default: .gpu]
-  --data=<dir>    That folder. [default: .gpu]
-  --rehearse      Two images, an eighth of the width, on the CPU: does it work?
+  --others=<dir>  Images of other archives (PanNuke's breast patches), for validation; no choice depends on them.
+  --out=<dir>     Folder to write. [default: .gpu]
+  --data=<dir>    The folder that `prepare` wrote. [default: .gpu]
+  --rehearse      Run on the CPU with one image of each set and an eighth of the width, as a test of the script.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from docopt import docopt
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-SCALE = 0.5  # 0.5 um/px of 0.25
+SCALE = 0.5  # from 0.25 to 0.5 um/px
 WITH_TYPES = {"kumar": False, "consep": True, "others": False}
 WIDTH, BATCH, LEARNING_RATE, EMA = 0.5, 16, 2.0e-3, 0.999
 REHEARSAL_WIDTH, REHEARSAL_BATCH = 0.125, 4
@@ -43,7 +43,7 @@ REHEARSAL_IMAGES = 1  # of each set
 PROBE_EPOCHS = 2  # the second one is timed
 DEFAULT_SECONDS = 480
 RESERVE_S = 25  # for starting the loaders again, and for writing the checkpoint
-SLOWER = 1.05  # than the timed epoch, at worst
+SLOWER = 1.05  # margin for epochs that are slower than the timed one
 NAME = "hovernet_he_fast_w050_20x.tar"
 
 
@@ -65,7 +65,7 @@ def prepare(args: dict) -> int:
 
     for name, with_type in WITH_TYPES.items():
         source, target = Path(args[f"--{name}"]), Path(args["--out"]) / name
-        dataset = get_dataset("consep" if with_type else "mat")  # which merges CoNSeP's types
+        dataset = get_dataset("consep" if with_type else "mat")  # `consep` merges types
         for part in ("Images", "Labels"):
             (target / part).mkdir(parents=True, exist_ok=True)
         for stem, (image, label) in pair_files(
@@ -83,9 +83,9 @@ def prepare(args: dict) -> int:
 
 
 def train(args: dict) -> int:
-    """Cut patches, time the recipe, train it for the rest of the time, and write what came of it."""
+    """Cut patches, time the recipe, train it for the rest of the time, and write the checkpoint."""
     ends = time.monotonic() + float(os.environ.get("SECONDS_LEFT") or DEFAULT_SECONDS)
-    # what stops this run after its time: the checkpoint of the last epoch is written all the same
+    # SIGTERM ends this run after its time: `finally` below still writes the checkpoint of the last epoch
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     rehearse, out = args["--rehearse"], Path(os.environ.get("OUT") or "logs/gpu")
     with tempfile.TemporaryDirectory() as temporary:
@@ -133,7 +133,7 @@ def first_images(source: Path, target: Path) -> Path:
 
 
 def timed_epoch(folders: dict[str, Path], log_dir: Path, rehearse: bool) -> float:
-    """Return the seconds of an epoch, with validation and checkpoint, that is not the first."""
+    """Return the seconds of the second epoch, with validation and checkpoint."""
     from run_utils.callbacks.base import BaseCallbacks
 
     class Clock(BaseCallbacks):

@@ -58,7 +58,7 @@ def main() -> int:
 
 
 def made_up(count: int, side: int) -> Iterator:
-    """Yield round nuclei of types 1 to 4, anywhere on the slide, some thousand at a time."""
+    """Yield round nuclei of types 1 to 4 at random places, `PART` at a time."""
     from misc.nuclei import Nuclei
 
     rng = np.random.default_rng(0)

@@ -1,19 +1,19 @@
-"""Compare rules for what is positive where the network's type and the DAB density disagree, on labelled images.
+"""Compare rules for positive nuclei on labelled images: by the network's type, by DAB density, and combinations.
 
-Labels are paired with nuclei one to one within 12 px. Printed for each image: its index by the labels and by each rule
-("network in 0.03": where the density is so near to the threshold the network decides). For all pairs together: how many
-each rule calls as labelled, which not, and F1 of positive.
+Labels are paired with nuclei one to one within 12 px. The script prints, for each image, the index by the labels and by
+each rule ("network in 0.03": within 0.03 of the threshold the network decides, else the density). Then, for all pairs
+together: how many each rule classifies as labelled, false positives and negatives, and the F1 score of positive.
 
 Usage:
   ihc_classes.py [options] --ihc_dir=<path> --label_dir=<path>
 
 Options:
   -h --help             Show this text.
-  --ihc_dir=<path>      What run_ihc.py wrote with a network of the types negative and positive.
+  --ihc_dir=<path>      Results of run_ihc.py with a network of the types negative and positive.
   --label_dir=<path>    Folders of label maps, separated by commas: .mat with inst_centroid and inst_type (1 positive, 2
                         negative) of images in that run.
   --bands=<list>        Half widths of the bands around the threshold in which the network decides. [default: 0.03,0.06]
-  --from_od=<n>         DAB density above the ground from which a nucleus is positive. [default: 0.1]
+  --from_od=<n>         Least DAB density above the ground of a positive nucleus. [default: 0.1]
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def main() -> int:
 
 
 def load(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the nuclei of an image: (N, 2) px, (N,) bool positive as the network typed them, (N,) DAB density."""
+    """Return nuclei of an image: (N, 2) px, (N,) bool positive by the network, (N,) DAB density above the ground."""
     from misc.formats.nuclei_json import read_json, types_from_header
     from misc.ihc.measure import Densities
     from misc.type_info import positive_ids
@@ -70,7 +70,7 @@ def load(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def pair(path: Path, xy: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """Pair nuclei with labels: (P,) positions of the nuclei, (P,) bool positive by label; % positive of all labels."""
+    """Pair nuclei with labels; return (P,) indices of nuclei, (P,) bool positive by label, % positive of all labels."""
     from metrics.stats_utils import pair_coordinates
     from misc.formats.labels import read_label
 

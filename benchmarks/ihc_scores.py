@@ -1,17 +1,17 @@
 """Time the scores of a made-up DAB slide: 100,000 x 100,000 px, a million nuclei, 50 regions.
 
-Timed are the parts from nuclei in memory to numbers: stains, DAB of each nucleus in one pass over the slide, classes,
-scores of each region, hot spots in all of them. The number of positive nuclei is known, and checked.
+It times the parts from nuclei in memory to numbers: stains, DAB of each nucleus in one pass over the slide, classes,
+scores of each region, hot spots in all regions. The number of positive nuclei is known, and checked.
 
 Usage:
   ihc_scores.py [options]
 
 Options:
   -h --help          Show this text.
-  --nuclei=<n>       Number of nuclei, about. [default: 1000000]
+  --nuclei=<n>       Approximate number of nuclei. [default: 1000000]
   --side=<px>        Side of the slide. [default: 100000]
   --regions=<n>      Number of regions. [default: 50]
-  --shape=<name>     Of hot spots: square or circle. [default: square]
+  --shape=<name>     Shape of hot spots: square or circle. [default: square]
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from docopt import docopt
 ROOT = Path(__file__).resolve().parents[1]
 MPP = 0.25
 RADIUS_PX, NR_POINTS = 9, 24
-# Nuclei of a tile, along a side; each third one of them is positive.
+# Nuclei along a side of a tile; one in `EACH` is positive.
 A_SIDE, EACH = 13, 3
 GROUND, BLUE, BROWN = (225, 225, 222), (120, 135, 190), (120, 80, 45)
 
@@ -54,7 +54,7 @@ def main() -> int:
 
 
 def place_nuclei(tissue: np.ndarray, side: int, centres: np.ndarray):
-    """Outline the nuclei of all tiles of tissue that lie on the slide as a whole."""
+    """Outline the nuclei of all tiles of tissue that lie fully on the slide."""
     from benchmarks.pyramid import TILE_PX, block_px
     from misc.nuclei import Nuclei
 
@@ -75,7 +75,7 @@ def place_nuclei(tissue: np.ndarray, side: int, centres: np.ndarray):
 
 
 def score_slide(path: Path, nuclei, nr_regions: int, shape: str, positive_a_tile: int) -> None:
-    """Score a slide as `run_ihc.py` does, and print what each step takes."""
+    """Score a slide as `run_ihc.py` does, and print the time of each step."""
     from misc.ihc.dab.hot_spots import find_hot_spots
     from misc.ihc.dab.slide import tissue_region
     from misc.ihc.markers import marker
@@ -108,7 +108,7 @@ def score_slide(path: Path, nuclei, nr_regions: int, shape: str, positive_a_tile
 
 
 class Clock:
-    """Says what each step took."""
+    """Prints the time of each step."""
 
     def __init__(self):
         self.start = self.last = time.perf_counter(), time.process_time()
@@ -121,7 +121,7 @@ class Clock:
     def total(self) -> None:
         self.last = self.start
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        self.say(f"in all, peak RSS {peak / 1e9:.2f} GB")
+        self.say(f"total, peak RSS {peak / 1e9:.2f} GB")
 
 
 if __name__ == "__main__":

@@ -1,19 +1,19 @@
-"""The learning curve of a training: written and drawn, or held against a published one.
+"""Write and draw the learning curve of a training, or compare it with a published one.
 
 Usage:
   learning_curve.py draw --log_dir=<dir> --out=<path> [--mpp=<um>] [--gpu=<ids>] [<folder>...]
   learning_curve.py compare --log_dir=<dir> --published=<csv>
   learning_curve.py (-h | --help)
 
-`draw` writes <out>.csv, the losses averaged over blocks of steps, and <out>.png. With folders (Images/, Labels/) every
-checkpoint in the log is scored on them, after the fact: nothing is chosen by these scores.
-`compare` prints the losses of another training of the same recipe beside the published ones, as far as it got.
+`draw` writes <out>.csv, the losses averaged over blocks of steps, and <out>.png. With folders (Images/, Labels/) it
+scores every checkpoint in the log on them, after the training: no choice depends on these scores.
+`compare` prints the losses of another training of the same recipe, as far as it ran, beside the published ones.
 
 Options:
   -h --help          Show this text.
-  --log_dir=<dir>    Where run_train.py wrote to.
-  --out=<path>       Path without an ending.
-  --published=<csv>  What `draw` wrote.
+  --log_dir=<dir>    Log folder of run_train.py.
+  --out=<path>       Path of the two files, without an ending.
+  --published=<csv>  A file that `draw` wrote.
   --mpp=<um>         um/px of the images in the folders. [default: 0.25]
   --gpu=<ids>        GPUs; empty for the CPU. [default: 0]
 """
@@ -35,7 +35,7 @@ BLOCK_STEPS = 49  # a quarter of an epoch of the recipe that made the shipped ch
 LOSSES = ("overall_loss", "loss_np_bce", "loss_np_dice", "loss_hv_mse", "loss_hv_msge")
 SCORES = ("Dice", "AJI", "PQ")
 SHOWN_LOSSES = ("overall_loss", "loss_hv_mse", "loss_np_dice")
-# Of the loss of single steps around the mean of their block: what two runs may differ by and still agree.
+# Two runs agree if their losses differ by no more than this, in standard deviations of the loss within a block.
 NOISE_SD = 1.0
 FIGURE_INCH = (11, 4)
 
@@ -55,10 +55,10 @@ def main() -> int:
 
 
 def read_losses(path: Path) -> dict[str, np.ndarray]:
-    """Return the mean of each loss over blocks of `BLOCK_STEPS` steps, and the standard deviation of the whole loss.
+    """Return the mean of each loss over blocks of `BLOCK_STEPS` steps, and the standard deviation of the overall loss.
 
     Returns:
-        `step` (last of each block) and `sd`, and each of `LOSSES`; all (N,).
+        `step` (last of each block), `sd` and each of `LOSSES`; all (N,).
 
     Raises:
         ValueError: fewer steps than a block.
@@ -76,14 +76,14 @@ def read_losses(path: Path) -> dict[str, np.ndarray]:
 
 
 def read_published(path: Path) -> dict[str, np.ndarray]:
-    """Return the columns of a file that `draw` wrote, without the rows of scores."""
+    """Return the columns of a file that `draw` wrote."""
     with open(path, newline="", encoding="utf-8") as handle:
         rows = list(csv.DictReader(handle))
     return {name: np.array([float(row[name]) for row in rows]) for name in ("step", "sd", *LOSSES)}
 
 
 def compare(curve: dict[str, np.ndarray], published: dict[str, np.ndarray]) -> int:
-    """Print both curves, and say whether they agree."""
+    """Print both curves and whether they agree; return 0 if they do."""
     count = min(len(curve["step"]), len(published["step"]))
     print("| steps | loss, published | sd of a step | loss, here | difference in sd | HV error, published | here |")
     print("|---" * 7 + "|")
@@ -100,7 +100,7 @@ def compare(curve: dict[str, np.ndarray], published: dict[str, np.ndarray]) -> i
 
 
 def score_checkpoints(args: dict) -> dict[int, np.ndarray]:
-    """Return `{epoch: (3,) mean Dice, AJI, PQ over the images of all folders}` of the checkpoints in the log."""
+    """Return `{epoch: (3,) mean Dice, AJI, PQ over the images of all folders}` for the checkpoints in the log."""
     from benchmarks.accuracy import score_folder
     from infer.tile import InferManager
     from metrics.folders import INSTANCE_SCORES

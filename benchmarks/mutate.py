@@ -1,4 +1,4 @@
-"""Read damaged files, hundreds of them, and count what becomes of it.
+"""Read many damaged files, and count the outcomes.
 
 Usage:
   mutate.py [options]
@@ -6,16 +6,16 @@ Usage:
 
 Options:
   -h --help          Show this text.
-  --count=<n>        Files in all. [default: 1000]
-  --seed=<n>         Another number, other damage. [default: 0]
-  --readers=<names>  Comma-separated, of `mutated_readers.READERS`; all when left out.
+  --count=<n>        Number of files. [default: 1000]
+  --seed=<n>         Seed of the damage. [default: 0]
+  --readers=<names>  Readers of `mutated_readers.READERS`, comma-separated. Left out: all.
   --data=<dir>       The project's folder of real data; a few of its files are damaged too.
   --processes=<n>    Files that are read at once. [default: 2]
-  --keep=<dir>       Where the files stay that were not read or refused in one line. [default: mutated]
+  --keep=<dir>       Folder for the files with faults. [default: mutated]
 
-A file is read, or refused with an error that scripts print as one line. Everything else is a fault: another error, the
-end of the process, more than 20 s of a processor, more memory than twice what the whole file takes and 256 MB, and a
-command that is run.
+A file may be read, or refused with an error that scripts print as one line. All else is a fault: another error, the end
+of the process, more than 20 s of CPU time, more memory than twice that of the whole file plus 256 MB, or a command that
+the reader runs.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from pathlib import Path
 
 from docopt import docopt
 
-# Of a processor; and by the clock, since this machine may do other things too.
+# Limits of CPU time and of wall time; the latter is long, since the machine may be busy.
 TIME_S, WAIT_S = 20, 200
 SPARE_BYTES = 256 << 20
-# What a process that reads may take at most, so that a fault does not end the machine.
+# Most memory of a process that reads, so that a fault does not bring down the machine.
 MAX_BYTES = 6 << 30
 READ, REFUSED = "read", "refused"
 _COMMANDS = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "subprocess.Popen")
@@ -47,7 +47,7 @@ _COMMANDS = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "subprocess.P
 
 @dataclass
 class Tally:
-    """What became of the files: how many by (reader, outcome), and a line for each fault."""
+    """The outcomes: number of files by (reader, outcome), and a line for each fault."""
 
     counts: Counter = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(count: int, seed: int, names: list[str], data: Path | None, processes: int, keep: Path | None) -> Tally:
-    """Damage and read `count` files, as many of each reader."""
+    """Damage and read `count` files, equally many for each reader."""
     from benchmarks.mutated_readers import write_whole_files
 
     tally = Tally()
@@ -124,22 +124,22 @@ def _expect_read(result: tuple[str, str, int], path: Path) -> int:
 
 
 class Reading:
-    """A process that reads files; another one follows when it ends or takes too long."""
+    """A process that reads files; it is replaced when it ends or takes too long."""
 
     def __init__(self):
         self._process = None
 
     def read(self, name: str, path: Path) -> tuple[str, str, int]:
-        """Return what became of a file, a detail, and the bytes of memory that it took."""
+        """Return the outcome for a file, a detail, and the bytes of memory that reading took."""
         if self._process is None:
-            # forked from a process that has imported what takes longest
+            # forked from a process that has already imported the slow modules
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload(["infer.run", "benchmarks.mutated_readers"])
             self._pipe, other = context.Pipe()
             self._process = context.Process(target=_serve, args=(other,), daemon=True)
             self._process.start()
             other.close()
-            self._pipe.recv()  # what it imports is imported
+            self._pipe.recv()  # its imports are done
         self._pipe.send((name, path))
         try:
             if self._pipe.poll(WAIT_S):
@@ -166,7 +166,7 @@ def _serve(pipe: Connection) -> None:
     executed: list[str] = []
 
     def audit(event: str, args: tuple) -> None:
-        # slides that only OpenSlide knows are tried out in a process of their own
+        # slides that only OpenSlide reads are tested in a process of their own
         if event in _COMMANDS and "openslide" not in str(args):
             executed.append(f"{event} {args!r:.200}")
 
@@ -193,7 +193,7 @@ def _serve(pipe: Connection) -> None:
 
 
 def _reset_peak() -> int:
-    """Let the system forget the largest memory that this process had; returns what it has now, bytes."""
+    """Reset the peak memory of this process, and return its present memory, bytes."""
     Path("/proc/self/clear_refs").write_text("5")
     return _peak()
 

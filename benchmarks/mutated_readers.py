@@ -1,4 +1,4 @@
-"""What is read in the toolkit, each with whole files to begin with: what `mutate` damages and tries."""
+"""The toolkit's readers of files, and whole files for each, which `mutate` damages and reads."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def read_table(path: Path) -> None:
     merge_table(path, [{"slide": "b", "nuclei": 1}], ["b"], ["slide", "nuclei"])
 
 
-# By name: what reads, and how the names of its files end.
+# By name: the reader, and the endings of its files' names.
 READERS: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "image": (read_image, (".tif", ".png", ".jpg")),
     "slide": (read_slide, (".svs", ".ome.tif", ".dcm")),
@@ -122,7 +122,7 @@ READERS: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
 
 
 def write_whole_files(folder: Path, data: Path | None = None) -> dict[str, list[Path]]:
-    """Write small whole files for each of `READERS`, real ones among them where `data` has the project's.
+    """Write small whole files for each of `READERS`; with `data`, the project's folder, real ones too.
 
     Returns:
         The files by reader.

@@ -1,4 +1,4 @@
-"""Ways to damage a file: bytes, length, numbers, and what is inside what; each the same for the same random numbers."""
+"""Ways to damage a file: its bytes, length, numbers or structure; the same seed gives the same damage."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import numpy as np
 import scipy.io
 import torch
 
-# What numbers of a text become, and what values of JSON and of a checkpoint's words become.
+# Replacements for numbers in a text, and for values in JSON and in a checkpoint's `meta`.
 NUMBERS = (b"0", b"-1", b"1e308", b"-1e308", b"1e-320", b"NaN", b"2147483648", b"9223372036854775808", b"9" * 30)
 VALUES = (None, True, 0, -1, 1e300, 2**63, "", "x", "=1+1", [], {}, [[]], [1], [[1, 2]], {"a": 1}, "\0", "é" * 300)
-# The same for words of a binary header.
+# Replacements for words of a binary header.
 WORDS = (b"\0\0\0\0", b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f", b"\0\0\0\x80", b"\0\0\1\0", b"\1\0\0\0")
 HEADER_BYTES = 4096
 DEEP = 100_000
@@ -28,14 +28,14 @@ _NUMBER = re.compile(rb"-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
 
 
 class Payload:
-    """What a file of another could hold: a call that is made when it is unpickled."""
+    """A call that runs when it is unpickled, as a malicious file could hold one."""
 
     def __reduce__(self):
         return os.system, ("exit 0",)
 
 
 def mutate(path: Path, target: Path, rng: random.Random) -> str:
-    """Write a damaged copy of a file; returns the name of what was done to it."""
+    """Write a damaged copy of a file, and return the name of the damage."""
     data, suffix = path.read_bytes(), path.suffix.lower()
     ways: list[Callable] = [flip, cut, repeat, words]
     if suffix in TEXTS:
@@ -52,7 +52,7 @@ def mutate(path: Path, target: Path, rng: random.Random) -> str:
 
 
 def flip(data: bytes, rng: random.Random) -> bytes:
-    """Change some bytes, half of the times of the header."""
+    """Change some bytes; half of the time in the header only."""
     changed = bytearray(data)
     end = min(len(data), HEADER_BYTES) if rng.random() < 0.5 else len(data)
     for _ in range(rng.randint(1, 20)):
@@ -61,19 +61,19 @@ def flip(data: bytes, rng: random.Random) -> bytes:
 
 
 def cut(data: bytes, rng: random.Random) -> bytes:
-    """Take away the end."""
+    """Cut off the end."""
     return data[: rng.choice((0, 1, rng.randrange(len(data)), len(data) - 1))]
 
 
 def repeat(data: bytes, rng: random.Random) -> bytes:
-    """Move, repeat or take out a piece."""
+    """Copy, repeat or remove a piece."""
     start = rng.randrange(len(data))
     stop, at = min(start + rng.randint(1, 2000), len(data)), rng.randrange(len(data))
     return data[:at] + data[start:stop] * rng.choice((0, 1, 50)) + data[at + rng.choice((0, stop - start)) :]
 
 
 def words(data: bytes, rng: random.Random) -> bytes:
-    """Overwrite a word of the header with an extreme one."""
+    """Overwrite a word of the header with an extreme value."""
     at = rng.randrange(max(min(len(data), HEADER_BYTES) // 4, 1)) * 4
     word = rng.choice(WORDS)[: rng.choice((2, 4))]
     return data[:at] + word + data[at + len(word) :]
@@ -90,7 +90,7 @@ def numbers(data: bytes, rng: random.Random) -> bytes:
 
 
 def swap_text(data: bytes, rng: random.Random) -> bytes:
-    """Store a text in another encoding, or with another sign for one that matters."""
+    """Store a text in another encoding, or replace a character of its syntax by another."""
     if rng.random() < 0.5:
         return data.decode(errors="replace").encode(rng.choice(("utf-16", "utf-32", "utf-8-sig")))
     old, new = rng.sample([b'"', b",", b"[", b"]", b"{", b"}", b"<", b">", b"\n", b"\0", b"/", b"&"], 2)
@@ -98,7 +98,7 @@ def swap_text(data: bytes, rng: random.Random) -> bytes:
 
 
 def deep(data: bytes, rng: random.Random) -> bytes:
-    """Put brackets within brackets, or elements within elements."""
+    """Nest brackets or elements very deeply."""
     opening, closing = (b"<a>", b"</a>") if data.lstrip()[:1] == b"<" else rng.choice(((b"[", b"]"), (b'{"a":', b"}")))
     at = rng.choice((0, max(data.find(b":") + 1, 0), max(data.find(b">") + 1, 0)))
     return data[:at] + opening * DEEP + rng.choice((b"", b"1" + closing * DEEP)) + data[at:]
@@ -137,7 +137,7 @@ def xml_parts(data: bytes, rng: random.Random) -> bytes:
 
 
 def arrays(path: Path, rng: random.Random) -> bytes:
-    """Change shape, type or values of an array in a file of arrays, take it out, or put something else there."""
+    """Change shape, type or values of an array in a file of arrays, remove it, or replace it."""
     content = _load(path)
     where = _innermost(content)
     key = rng.choice(list(where))

@@ -1,11 +1,11 @@
-"""Run a notebook and keep what it prints and draws.
+"""Run a notebook, and store its output in it.
 
 Usage:
   notebook.py <path>
   notebook.py (-h | --help)
 
-Progress bars, paths and times do not stay, and pictures become JPEG, so that the file is small and the same on every
-machine. Needs requirements-notebook.txt. From the root: python -m benchmarks.notebook docs/first_steps.ipynb
+Progress bars and times are dropped, and pictures become JPEG, so that the file is small and the same on every machine.
+Needs requirements-notebook.txt. From the root: python -m benchmarks.notebook docs/first_steps.ipynb
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ JPEG_QUALITY = 85
 
 
 def execute(notebook, folder: Path) -> None:
-    """Run all cells in a folder, and put what they print and draw into the notebook.
+    """Run all cells in a folder, and store their output in the notebook.
 
     Raises:
         ValueError: nbclient is not installed.
-        nbclient.exceptions.CellExecutionError: a cell raised an error; it says which.
+        nbclient.exceptions.CellExecutionError: a cell raised an error; the message names it.
     """
     client = require("nbclient", "notebook").NotebookClient(notebook, resources={"metadata": {"path": str(folder)}})
     client.execute()
 
 
 def clean(notebook) -> None:
-    """Drop progress bars, times and what only this machine knows; make pictures JPEG."""
+    """Drop progress bars, times and the version of Python; make pictures JPEG."""
     notebook.metadata.language_info = {"name": "python"}
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)

@@ -1,8 +1,8 @@
-"""Choose from which probability on a pixel is nuclear: score several thresholds on labelled images.
+"""Choose the NP threshold, the least probability of nuclear pixels: score several on labelled images.
 
-The network sees each image once. Each folder has Images/ and Labels/ (.mat with inst_map), and is a set: its scores are
-means over its images, and all sets count alike, however many images they have. Use images that nobody will score, such
-as those of training, and write the choice into the checkpoint: `{"np_threshold": 0.4}` in a file for
+The network reads each image once. Each folder has Images/ and Labels/ (.mat with inst_map), and is a set: its scores
+are means over its images, and each set counts the same, whatever its size. Use images that are not for testing, such as
+those of training. Write the choice into the checkpoint: `{"np_threshold": 0.4}` in a file for
 `convert_chkpt_tf2pytorch.py --meta`.
 
 Usage:
@@ -13,10 +13,11 @@ Options:
   -h --help              Show this text.
   --model_path=<file>    Checkpoint.
   --np_threshold=<list>  Thresholds. [default: .3,.35,.4,.45,.5,.55,.6]
-  --folds=<n>            The images are dealt out to so many folds; the threshold that is best on the others is scored
-                         on each, which says what the choice is worth on images that it was not made by. [default: 4]
-  --mpp=<um>             um/px of the images; they are resized to what the checkpoint was trained at.
-  --window=<n>           Side in px of what the network reads at once. Left out: the patch of its mode.
+  --folds=<n>            Folds for cross-validation: each is scored at the threshold that is best on the others. The
+                         mean shows the score on images that did not take part in the choice. [default: 4]
+  --mpp=<um>             um/px of the images; they are resized to the um/px of the checkpoint's training.
+  --window=<n>           Side in px of the patches that the network reads. Left out: what the checkpoint recommends, or
+                         the patch of its mode.
   --precision=<p>        auto, fp32, bf16 or fp16. [default: auto]
   --gpu=<ids>            GPUs; empty for the CPU. [default: 0]
 """
@@ -32,7 +33,7 @@ from docopt import docopt
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-# Pairs of nuclei whose areas are compared.
+# Areas of nuclei are compared in pairs whose IoU is above this.
 MATCH_IOU = 0.5
 
 
@@ -57,7 +58,7 @@ def main() -> int:
     best = thresholds[choose(pq)]
     print(f"\nchosen: {best:g}")
     if max(values.shape[1] for values in pq.values()) > 1:
-        print(f"chosen by other images, PQ is {cross_validated(pq, int(args['--folds'])):.3f}")
+        print(f"PQ on images that did not take part in the choice: {cross_validated(pq, int(args['--folds'])):.3f}")
     return 0
 
 
@@ -65,7 +66,7 @@ def score_set(manager, folder: Path, options: dict, thresholds: list[float]) -> 
     """Segment the images of a folder once, and score them at each threshold.
 
     Returns:
-        (K, N, 2): for K thresholds and N images PQ, and the median of predicted over true area of matched nuclei.
+        (K, N, 2): for K thresholds and N images, PQ and the median ratio of predicted to true area of matched nuclei.
 
     Raises:
         ValueError: an image failed.
@@ -86,7 +87,7 @@ def score_set(manager, folder: Path, options: dict, thresholds: list[float]) -> 
 
 
 def score_image(pred: Path, label: Path, nr_types: int | None, thresholds: list[float]) -> list[tuple[float, float]]:
-    """Return PQ and ratio of areas at each threshold, from a result with the network's maps."""
+    """Return PQ and median ratio of areas at each threshold, from a result with the network's maps."""
     from infer.grid import Planes
     from infer.segment import segment
     from metrics.label_lists import load, read_map

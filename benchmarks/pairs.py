@@ -22,14 +22,14 @@ NR_TYPES = 5
 # Largest difference of the network's output that counts as the same, relative to the output's scale.
 FORWARD_TOLERANCE = 1e-4
 METRIC_TOLERANCE = 1e-9
-# Today's OpenCV does not take the colours that the original makes without this file.
+# Without this file the original makes colours that today's OpenCV does not accept.
 TYPE_INFO = Path(__file__).resolve().parents[1] / "type_info.json"
 SHIPPED = Path(__file__).resolve().parents[1] / "pretrained" / "hovernet_fast_w025_20x.tar"
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One row of the table: seconds of each, and what comparing the results gave."""
+    """One row of the table: seconds of each, and the comparison of the results."""
 
     name: str
     theirs: float
@@ -60,7 +60,7 @@ def in_turn(theirs: Callable[[], Any], ours: Callable[[], Any], runs: int) -> tu
 
 
 def forward(upstream: Upstream, device: str, runs: int) -> Iterator[Pair]:
-    """The network, both modes, with and without types, random weights; then the shipped ones."""
+    """The network: both modes, with and without types, random weights; then the shipped weights."""
     from models.hovernet.checkpoint import build_model, load_checkpoint
     from models.hovernet.net_desc import PATCH_SHAPES, create_model
 
@@ -106,7 +106,7 @@ def _forward_pair(upstream: Upstream, name: str, reference, net, size: int, devi
 
 
 def _logit_differences(reference, net, batch, device: str) -> Iterator[float]:
-    """Compare the network's own output, before softmax and argmax hide or magnify a difference."""
+    """Compare the output of the networks, since softmax and argmax hide or magnify differences."""
     images = batch.permute(0, 3, 1, 2).float().to(device)
     with torch.inference_mode():
         expected, got = reference.eval()(images), net(images)
@@ -115,7 +115,7 @@ def _logit_differences(reference, net, batch, device: str) -> Iterator[float]:
 
 
 def _random_statistics(net) -> None:
-    """Give the batch norms running statistics as after training; fresh ones would hide a wrong order of operations."""
+    """Give the batch norms random statistics, as after training; fresh ones would hide a wrong order of operations."""
     for module in net.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)
@@ -126,12 +126,12 @@ def _random_statistics(net) -> None:
 
 @contextlib.contextmanager
 def channels_scaled(upstream: Upstream, width: float) -> Iterator[None]:
-    """Build the original's network with every channel count times `width`, which it has no option for."""
+    """Let the original build its network with every channel count times `width`; it has no option for this."""
     layers = torch.nn
     conv, norm = layers.Conv2d, layers.BatchNorm2d
 
     def scaled_conv(in_ch, out_ch, *args, bias=True, **kwargs):
-        # the image's 3 channels stay, and so do the outputs of the heads, the only convolutions with a bias
+        # not scaled: the image's 3 channels, and the outputs of the heads, the only convolutions with a bias
         in_ch = in_ch if in_ch == 3 else int(in_ch * width)
         return conv(in_ch, out_ch if bias else int(out_ch * width), *args, bias=bias, **kwargs)
 
@@ -152,7 +152,7 @@ def channels_scaled(upstream: Upstream, width: float) -> Iterator[None]:
 
 
 def process(upstream: Upstream, runs: int) -> Iterator[Pair]:
-    """Post-processing at three sizes, about 700 nuclei a million pixels, with types."""
+    """Post-processing at three sizes, with about 700 nuclei per million px, with types."""
     from models.hovernet.post_proc import process as ours
 
     theirs = upstream.load("models.hovernet.post_proc").process
@@ -180,7 +180,7 @@ def same_nuclei(expected, got) -> bool:
 
 
 def metrics(upstream: Upstream, runs: int) -> Iterator[Pair]:
-    """Every score at 1000 px with about 650 nuclei, the prediction a noisy copy of the truth."""
+    """Every score at 1000 px with about 650 nuclei; the prediction is a noisy copy of the truth."""
     from metrics import stats_utils as ours
     from models.hovernet.post_proc import process as run_process
 
@@ -212,7 +212,7 @@ def difference_of(expected, got) -> float:
 
 
 def tile(upstream: Upstream, device: str, runs: int) -> Iterator[Pair]:
-    """A whole tile run, files included: `fast`, full width, typed, one real image of 512 px."""
+    """A whole `tile` run with its files: `fast`, full width, typed, one real image of 512 px."""
     import cv2
     from skimage.data import immunohistochemistry
 
@@ -258,21 +258,21 @@ def tile(upstream: Upstream, device: str, runs: int) -> Iterator[Pair]:
 
 
 def _settle(net, image: np.ndarray) -> None:
-    """Let the batch norms of a random network see the image, so that its outputs have a trained one's scale."""
+    """Fit the batch norms of a random network to the image, so that its output has the scale of a trained network."""
     patch = torch.from_numpy(image[None, :256, :256]).permute(0, 3, 1, 2).float()
     for module in net.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = None  # a plain average of what it has seen
+            module.momentum = None  # a plain average of all its input
     with torch.no_grad():
         net.train()(patch)
     net.eval()
 
 
 def _embed_shipped(net) -> None:
-    """Make the untyped part of a full-width network compute what the shipped one does, at the full width's cost.
+    """Let the untyped part of a full-width network compute what the shipped one does, at the cost of full width.
 
-    Channel c of the shipped network becomes channel c / width, which keeps groups and concatenations in order; the
-    channels between are zero. The types stay random.
+    Channel c of the shipped network becomes channel c / width, which keeps groups and concatenations in order. The
+    channels between are zero. The TP branch stays random.
     """
     from models.hovernet.checkpoint import load_checkpoint
 
@@ -284,7 +284,7 @@ def _embed_shipped(net) -> None:
 
 
 def _shared_nuclei(root: Path) -> tuple[int, int]:
-    """Return how many nuclei have the same outline and type in both results, and how many there are in all."""
+    """Return the number of nuclei with the same outline and type in both results, and the number of all nuclei."""
     import json
 
     theirs, ours = (

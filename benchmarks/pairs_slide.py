@@ -1,6 +1,6 @@
-"""A whole slide through the original and through ours: seconds, memory, bytes of cache, and which nuclei both have.
+"""Run a whole slide with the original and with ours: seconds, memory, bytes of cache, and shared nuclei.
 
-Each runs in a process of its own, one after the other, so that their memory can be told apart.
+Each runs in its own process, one after the other, so that memory can be measured separately.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .pairs import SHIPPED, Pair, channels_scaled
 from .slide_memory import family_rss, folder_size
 from .upstream import RUN_ARGS, Upstream
 
-# From the edge of what the original predicts, px: nearer nuclei are cut off in its result.
+# Distance from the edge of the original's prediction, px: nuclei nearer to it may be cut off in its result.
 EDGE_PX = 64
 MATCH_IOU = 0.5
 POLL_S = 0.05
@@ -29,7 +29,7 @@ POLL_S = 0.05
 
 @dataclass(frozen=True)
 class Run:
-    """What a run took: seconds, the most bytes that it and its helpers had in memory at one time, and in its cache."""
+    """Cost of a run: seconds, peak memory of its processes together, and peak size of its cache, bytes."""
 
     seconds: float
     peak: int
@@ -44,10 +44,10 @@ def slide(upstream: Upstream, path: Path, device: str, mag: float) -> Iterator[P
         root = Path(folder)
         (root / "in").mkdir()
         (root / "in" / path.name).symlink_to(path.resolve())
-        save_weights(root / "net.tar", load_checkpoint(SHIPPED).state_dict)  # and nothing that they say of themselves
+        save_weights(root / "net.tar", load_checkpoint(SHIPPED).state_dict)  # without `meta`
         theirs = measured(run_theirs, root, upstream.folder, device, mag)
         ours = measured(run_ours, root, upstream.folder, device, mag)
-        # the original writes beside json/ unless it writes thumbnails or masks, too
+        # the original writes to json/ only if it also writes thumbnails or masks
         files = (next((root / side).rglob(f"{path.stem}.json")) for side in ("theirs", "ours"))
         nuclei = [json.loads(file.read_text())["nuc"] for file in files]
     found, inner, missed = compare(*nuclei)
@@ -93,7 +93,7 @@ def run_ours(root: Path, _: Path, device: str, mag: float) -> None:
 
 
 def run_theirs(root: Path, folder: Path, device: str, mag: float) -> None:
-    """The same with the original; its helper processes become threads, since they could not import it."""
+    """Segment the same slides with the original; its processes become threads, since they could not import it."""
     from multiprocessing.pool import ThreadPool
 
     from models.hovernet.checkpoint import load_checkpoint
@@ -125,8 +125,11 @@ def run_theirs(root: Path, folder: Path, device: str, mag: float) -> None:
 
 
 def compare(theirs: dict, ours: dict) -> tuple[int, int, int]:
-    """Return how many of their nuclei away from the edges are ours too, how many those are, and how many of ours lie
-    where they predict nothing (nobody can tell where they do not have any).
+    """Compare nuclei by IoU.
+
+    Returns:
+        Number of their nuclei away from the edges that are ours too, number of all theirs away from the edges, and
+        number of ours beyond the area with nuclei of theirs.
     """
     from metrics.stats_utils import get_fast_pq, remap_label
 

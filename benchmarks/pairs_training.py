@@ -1,4 +1,4 @@
-"""The pairs of `compare_upstream.py` that belong to training: targets, the loader, a training step."""
+"""The pairs of `compare_upstream.py` for training: targets, the loader, a training step."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def targets(upstream: Upstream, runs: int) -> Iterator[Pair]:
 
 
 def loader(upstream: Upstream, runs: int) -> Iterator[Pair]:
-    """Samples with augmentation and targets, in one process; the patches on disk are those that either extracts."""
+    """Samples with augmentation and targets, in one process; each reads patches of the type that it extracts itself."""
     from dataloader.train_loader import FileLoader
     from models.hovernet.targets import gen_targets
 
@@ -79,7 +79,7 @@ def step(upstream: Upstream, device: str, runs: int) -> Iterator[Pair]:
 
     their_step = upstream.load("models.hovernet.run_desc").train_step
     their_create = upstream.load("models.hovernet.net_desc").create_model
-    # not 1, of which the original squeezes the types' batch axis away and sums its Dice over all types
+    # not 1: with it, the original squeezes the batch axis of the types away, and sums its Dice over all types
     batch_size = 2 if device == "cpu" else 4
     batch = _batch(batch_size)
     for amp in (None,) if device == "cpu" else (None, "bf16", "fp16"):
@@ -106,7 +106,7 @@ def step(upstream: Upstream, device: str, runs: int) -> Iterator[Pair]:
 
 
 class _Wrapped(torch.nn.Module):
-    """The original reaches the network inside DataParallel, which does nothing on one device."""
+    """Stands for DataParallel, in which the original expects the network."""
 
     def __init__(self, module: torch.nn.Module):
         super().__init__()
@@ -134,6 +134,6 @@ def _batch(size: int) -> dict[str, torch.Tensor]:
     for index in range(size):
         labels = nuclei_labels(270, seed=index)
         targets = gen_targets(labels, (80, 80))
-        types = np.random.default_rng(index).integers(0, NR_TYPES, (80, 80))  # every type is there
+        types = np.random.default_rng(index).integers(0, NR_TYPES, (80, 80))  # every type occurs
         samples.append({"img": tissue_like_image(labels), "tp_map": types, **targets})
     return {name: torch.from_numpy(np.stack([sample[name] for sample in samples])) for name in samples[0]}

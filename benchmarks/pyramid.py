@@ -1,7 +1,7 @@
-"""A made-up slide of any size that takes no time to write: its tiles are few, and their places in the file are shared.
+"""A made-up slide of any size that is written at once: its tiles share a few places in the file.
 
-A tiled TIFF says of every tile where its bytes are. Here all tiles of glass point at the same bytes, and all tiles of
-tissue too, so that a slide of 100,000 x 100,000 px is a file of a few MB which readers take for any other.
+A tiled TIFF stores where the bytes of every tile are. Here all tiles of glass point at the same bytes, and so do all
+tiles of tissue. So a slide of 100,000 x 100,000 px is a file of a few MB, which readers open as any other slide.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import numpy as np
 
 TILE_PX = 512
 DOWNSAMPLES = (1, 4, 16)
-MIN_BLOCKS = 8  # of a slide, so that there is room for tissue and for glass
-NUCLEI_A_SIDE = 13  # of a tile: 169 in 512 x 512 px, 645 a million px
+MIN_BLOCKS = 8  # of a slide, so that tissue and glass both have room
+NUCLEI_A_SIDE = 13  # of a tile: 169 in 512 x 512 px, 645 per million px
 RADII_PX = (7, 12)
 _LONG8, _LONG, _SHORT, _RATIONAL = 16, 4, 3, 5
 _SIZES = {_LONG8: "Q", _LONG: "I", _SHORT: "H"}
@@ -25,10 +25,12 @@ _SIZES = {_LONG8: "Q", _LONG: "I", _SHORT: "H"}
 
 @dataclass(frozen=True)
 class Pyramid:
-    """A made-up slide: where it is, about how many nuclei were painted on it, and where its tissue is.
+    """A made-up slide.
 
     Attributes:
-        tissue: (rows, cols) bool, of its blocks, see `block_px`.
+        path: the file.
+        nr_nuclei: approximate number of nuclei.
+        tissue: (rows, cols) bool, which of its blocks are tissue, see `block_px`.
     """
 
     path: Path
@@ -47,9 +49,12 @@ def write_pyramid(
     """Write a slide with tissue in a share of its blocks.
 
     Args:
-        shape_yx: height and width, px. The number of nuclei is exact where these are multiples of `block_px`.
-        tissue_share: below 1, since Otsu's threshold needs glass beside the tissue; one block has tissue at least.
-        pattern: (TILE_PX, TILE_PX, 3) uint8, what tissue looks like; left out, nuclei as `tests/stubs.py` reads them.
+        path: the file to write.
+        shape_yx: height and width, px. The number of nuclei is exact if these are multiples of `block_px`.
+        tissue_share: below 1, since Otsu's threshold needs glass beside the tissue; at least one block has tissue.
+        mpp: um/px.
+        seed: of the places of tissue and of the nuclei.
+        pattern: (TILE_PX, TILE_PX, 3) uint8, a tile of tissue; `None` paints nuclei as `tests/stubs.py` reads them.
     """
     rng = np.random.default_rng(seed)
     block, downsamples = block_px(shape_yx)
@@ -59,7 +64,7 @@ def write_pyramid(
     tissue = tissue.reshape(rows, cols)
     pattern = _tissue_tile(rng) if pattern is None else pattern
     with open(path, "wb") as out:
-        out.write(struct.pack("<2sHHHQ", b"II", 43, 8, 0, 0))  # BigTIFF; the place of the first directory comes last
+        out.write(struct.pack("<2sHHHQ", b"II", 43, 8, 0, 0))  # BigTIFF; the offset of the first directory is set below
         places = [[_put(out, _shrunk(picture, factor)) for picture in (None, pattern)] for factor in downsamples]
         link = 8
         for factor, shared in zip(downsamples, places, strict=True):
@@ -71,9 +76,10 @@ def write_pyramid(
 
 
 def block_px(shape_yx: tuple[int, int]) -> tuple[int, tuple[int, ...]]:
-    """Return the side of what is tissue or glass as a whole, and the levels of the slide.
+    """Return the side of a block, px, and the downsampling factors of the slide's levels.
 
-    A block is one tile of the smallest level. Small slides have fewer levels, and so smaller blocks.
+    A block is all tissue or all glass, and is one tile of the smallest level. Small slides have fewer levels, and so
+    smaller blocks.
     """
     for count in range(len(DOWNSAMPLES), 0, -1):
         side = TILE_PX * DOWNSAMPLES[count - 1]
@@ -83,7 +89,7 @@ def block_px(shape_yx: tuple[int, int]) -> tuple[int, tuple[int, ...]]:
 
 
 def _tissue_tile(rng: np.random.Generator) -> np.ndarray:
-    """Paint nuclei as `tests/stubs.py` reads them, some over the edges, which meet those of the next tile."""
+    """Paint nuclei as `tests/stubs.py` reads them; nuclei over an edge continue on the next tile."""
     tile = np.full((TILE_PX, TILE_PX, 3), 128, np.uint8)
     tile[..., 0] = 170
     spacing = TILE_PX / NUCLEI_A_SIDE
@@ -101,7 +107,7 @@ def _tissue_tile(rng: np.random.Generator) -> np.ndarray:
 
 
 def _shrunk(picture: np.ndarray | None, factor: int) -> np.ndarray:
-    """Return a tile of a smaller level: glass, or `factor` x `factor` tiles of tissue made small."""
+    """Return a tile of a smaller level: glass, or `factor` x `factor` reduced tiles of tissue."""
     if picture is None:
         return np.full((TILE_PX, TILE_PX, 3), 255, np.uint8)
     small = cv2.resize(picture, (TILE_PX // factor,) * 2, interpolation=cv2.INTER_AREA)
@@ -109,7 +115,7 @@ def _shrunk(picture: np.ndarray | None, factor: int) -> np.ndarray:
 
 
 def _put(out, picture: np.ndarray) -> tuple[int, int]:
-    """Write a deflated tile; returns its place and its length."""
+    """Write a deflated tile, and return its offset and its length, bytes."""
     data = zlib.compress(picture.tobytes(), 6)
     place = out.tell()
     out.write(data + b"\0" * (-len(data) % 8))
@@ -117,13 +123,13 @@ def _put(out, picture: np.ndarray) -> tuple[int, int]:
 
 
 def _directory(out, link: int, shape_yx, tissue: np.ndarray, tiles_a_block: int, shared, mpp: float) -> int:
-    """Write the directory of a level and set the pointer at `link` to it; returns where the next pointer goes."""
+    """Write the directory of a level, set the pointer at `link` to it, and return the offset of the next pointer."""
     blocks = [np.arange(-(-length // TILE_PX)) // tiles_a_block for length in shape_yx]
     which = tissue[np.ix_(*blocks)].ravel().astype(int)
     offsets, lengths = (np.array([entry[k] for entry in shared])[which] for k in (0, 1))
     per_cm = round(1e4 / mpp * 1000)
     tags = {
-        254: (_LONG, [int(link > 8)]),  # a smaller picture of the same
+        254: (_LONG, [int(link > 8)]),  # whether it is a smaller level
         256: (_LONG, [shape_yx[1]]),
         257: (_LONG, [shape_yx[0]]),
         258: (_SHORT, [8, 8, 8]),

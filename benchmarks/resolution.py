@@ -1,8 +1,8 @@
-"""What a pixel size costs: the labels, written as a perfect network's maps at it, become nuclei again and are scored.
+"""Measure the cost of a pixel size: score the nuclei from the maps of a perfect network at that size.
 
-No network takes part. The labels are scaled as `extract_patches.py --scale` scales them, their maps are enlarged to the
-images' own pixels as at inference, and the nuclei are found in these. What is lost, no training at that pixel size
-brings back.
+No network takes part. The labels are scaled as by `extract_patches.py --scale`, their perfect maps are enlarged to the
+images' own pixels as at inference, and post-processing finds the nuclei in these. No training at that pixel size can
+recover what is lost here.
 
 Usage:
   resolution.py [options] <folder>...
@@ -43,7 +43,7 @@ def main() -> int:
 
 
 def ceiling(folder: Path, scale: float) -> np.ndarray:
-    """Return the means of DQ, SQ and PQ over the labels of a folder, for maps at `scale` of their size."""
+    """Return the means of DQ, SQ and PQ over the labels of a folder, for maps scaled by `scale`."""
     from dataset import get_dataset
     from metrics.stats_utils import get_fast_pq, remap_label
     from misc.files import list_files
@@ -56,11 +56,11 @@ def ceiling(folder: Path, scale: float) -> np.ndarray:
 
 
 def found_again(label: np.ndarray, scale: float) -> np.ndarray:
-    """Return what post-processing makes of perfect maps.
+    """Return the instances that post-processing finds in perfect maps.
 
     Args:
         label: (H, W) instance ids.
-        scale: of the maps.
+        scale: factor of the maps' size.
 
     Returns:
         (H, W) int32 instance ids.

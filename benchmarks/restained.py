@@ -1,16 +1,16 @@
-"""Make labelled haematoxylin-DAB images of labelled H&E images, to score a network for DAB on.
+"""Make labelled haematoxylin-DAB images from labelled H&E images, to score networks for DAB.
 
 Usage:
   restained.py [--mpp=<um>] [--seed=<n>] <folder> <out>
   restained.py (-h | --help)
 
 <folder> has Images/ and Labels/ (.mat with inst_map). <out> gets the same, re-stained as for training
-(`dataloader/restain.py`), each image with numbers of its own, and with the types 1 negative and 2 positive.
+(`dataloader/restain.py`): each image has its own random numbers, and labels have the types 1 negative and 2 positive.
 
 Options:
   -h --help   Show this text.
   --mpp=<um>  um/px of the images. [default: 0.25]
-  --seed=<n>  Another number, other images. [default: 0]
+  --seed=<n>  Seed of the re-staining. [default: 0]
 """
 
 from __future__ import annotations

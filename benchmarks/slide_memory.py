@@ -1,7 +1,7 @@
-"""Peak memory and cache of a slide run: made-up slides of several sizes, a network that takes no time.
+"""Peak memory and cache of a slide run: made-up slides of several sizes, and a stub in place of the network.
 
-What is measured is everything but the network: reading, batches, maps, post-processing, joining and writing. Each size
-is a run of its own in a process of its own. RSS is read from /proc (Linux), the worker processes' added.
+It measures everything except the network: reading, batches, maps, post-processing, stitching and writing. Each size
+runs in its own process. RSS is read from /proc (Linux), and includes the worker processes.
 
 Usage:
   slide_memory.py [options]
@@ -13,8 +13,8 @@ Options:
   --workers=<n>      As `run_infer.py --nr_post_proc_workers`, limited to this machine as there. [default: 16]
   --readers=<n>      As `run_infer.py --nr_inference_workers`, limited as well. [default: 8]
   --tile_shape=<px>  As `run_infer.py wsi`. [default: 2048]
-  --batch_size=<n>   Patches at once. [default: 4]
-  --work_dir=<path>  Where slides and results go; removed at the end. Left out: a temporary folder.
+  --batch_size=<n>   Patches per batch. [default: 4]
+  --work_dir=<path>  Folder for slides and results, which are removed at the end. Left out: a temporary folder.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def main() -> int:
 
 
 def measure(place: Path, args: dict) -> dict:
-    """Run the slide in a process and watch it; returns the peaks in bytes, and the seconds."""
+    """Run the slide in a process, watch it, and return the peaks in bytes, and the seconds."""
     process = multiprocessing.get_context("spawn").Process(target=segment, args=(place, args))
     start, peak = time.perf_counter(), {"main": 0, "all": 0, "cache": 0}
     process.start()
@@ -104,12 +104,12 @@ def _nr_nuclei(summary: Path) -> int:
 
 
 def family_rss(pid: int) -> list[int]:
-    """Return the bytes that a process and all that it started have in memory now, its own first."""
+    """Return the RSS of a process and of all its descendants, bytes; its own comes first."""
     return [_rss(member) for member in _family(pid)]
 
 
 def folder_size(folder: Path) -> int:
-    """Return the bytes of the files in a folder, which may be coming and going."""
+    """Return the bytes of the files in a folder, which may change meanwhile."""
     return sum(size for path in folder.rglob("*") if (size := _size(path)))
 
 

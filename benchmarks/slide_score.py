@@ -1,7 +1,7 @@
-"""Do slides score as images do? The same labelled images, as files for `tile` and as one made-up slide for `wsi`.
+"""Compare scores of slides and images: the same labelled images, as files for `tile` and as one slide for `wsi`.
 
-The slide is a mosaic of the images on glass, far enough apart that each is as alone as an image file. Its nuclei, at
-level 0, are painted into a label map of each image; both roads are scored on the same labels.
+The slide is a mosaic of the images on glass, so far apart that none affects another. Its nuclei, at level 0, are
+painted into a label map of each image, and both results are scored on the same labels.
 
 Usage:
   slide_score.py --model_path=<file> [options] <folder>...
@@ -12,14 +12,14 @@ Each folder has Images/ and Labels/ (.mat with inst_map), as for accuracy.py.
 Options:
   -h --help            Show this text.
   --model_path=<file>  Checkpoint.
-  --mpp=<um>           um/px of the images, which becomes the slide's. [default: 0.25]
-  --window=<n>         Side in px of what the network reads at once. Left out: as run_infer.py does.
+  --mpp=<um>           um/px of the images, and so of the slide. [default: 0.25]
+  --window=<n>         Side in px of the patches that the network reads. Left out: as run_infer.py.
   --precision=<p>      As `run_infer.py --precision`. [default: auto]
   --tile_shape=<px>    As `run_infer.py wsi`. [default: 2048]
   --gpu=<ids>          GPUs; empty for the CPU. [default: 0]
-  --seed=<n>           Where on the slide the images lie. [default: 0]
+  --seed=<n>           Seed of the images' places on the slide. [default: 0]
   --bootstrap=<n>      Resamples of the images for the 95 % intervals. [default: 2000]
-  --out=<dir>          Keep the slide and all results there. Left out: a temporary folder.
+  --out=<dir>          Folder that keeps the slide and all results. Left out: a temporary folder.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ if TYPE_CHECKING:
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-# Glass around every image, px: more than the network (190), a stretch of post-processing or a nucleus can see, and no
+# Range of the glass around every image, px: more than network (190 px), post-processing and a nucleus reach, and not a
 # multiple of a patch, a block or a tile.
 GLASS_PX = (311, 499)
 GLASS = 244  # grey value, as scanners show it
-LEVELS = 3  # of the pyramid, each half as large as the one before
+LEVELS = 3  # of the pyramid, each half the size of the one before
 TIFF_TILE_PX = 256
 SHOWN = ("Dice", "AJI", "DQ", "SQ", "PQ")
 NAME = "mosaic"  # of the slide
@@ -54,8 +54,9 @@ class Piece:
     """An image on the slide.
 
     Attributes:
-        split: number of its folder.
-        tl_yx, shape_yx: where it lies and how large it is, px of level 0.
+        split: index of its folder.
+        name: of the image.
+        tl_yx, shape_yx: its top left corner and its size, level-0 px.
     """
 
     split: int
@@ -76,7 +77,7 @@ def main() -> int:
 
 
 def compare(args: dict, out: Path) -> str:
-    """Segment and score the images both ways; returns the table."""
+    """Segment and score the images both ways, and return the table."""
     from benchmarks.accuracy import refuse_trained_on
     from infer import tile, wsi
 
@@ -97,7 +98,7 @@ def compare(args: dict, out: Path) -> str:
 
 def _check(report) -> None:
     if report.failed:
-        raise ValueError(f"not everything could be segmented: {report.failed}")
+        raise ValueError(f"not all images could be segmented: {report.failed}")
 
 
 def write_mosaic(path: Path, folders: list[Path], mpp: float, seed: int) -> list[Piece]:
@@ -127,7 +128,7 @@ def read_rgb(path: Path) -> np.ndarray:
     """Return (H, W, 3) uint8.
 
     Raises:
-        ValueError: it is no picture.
+        ValueError: it is not a picture.
     """
     bgr = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if bgr is None:
@@ -136,10 +137,10 @@ def read_rgb(path: Path) -> np.ndarray:
 
 
 def places(shapes_yx: list[tuple[int, int]], seed: int) -> tuple[list[tuple[int, int]], tuple[int, int]]:
-    """Lay images in rows, with glass between them of widths that differ.
+    """Place images in rows, with glass of random widths between them.
 
     Returns:
-        Top left of each, and the size of the slide, px.
+        (y, x) of the top left corner of each, and (height, width) of the slide, px.
     """
     rng = np.random.default_rng(seed)
     in_a_row = int(np.ceil(np.sqrt(len(shapes_yx))))
@@ -155,7 +156,7 @@ def places(shapes_yx: list[tuple[int, int]], seed: int) -> tuple[list[tuple[int,
 
 
 def write_tiff(path: Path, slide: np.ndarray, mpp: float) -> None:
-    """Write a tiled TIFF, without loss, with `LEVELS` levels, each a directory of its own."""
+    """Write a lossless tiled TIFF with `LEVELS` levels, each in its own directory."""
     import tifffile
 
     with tifffile.TiffWriter(path, bigtiff=True) as out:
@@ -168,7 +169,7 @@ def write_tiff(path: Path, slide: np.ndarray, mpp: float) -> None:
 
 
 def score(out: Path, folders: list[Path], pieces: list[Piece]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the (2, N, 6) scores of N images, tile first, as `INSTANCE_SCORES`, and (3, N) nuclei, true ones last."""
+    """Return (2, N, 6) scores of N images by `tile` and `wsi`, and (3, N) numbers of nuclei: both, then the truth."""
     import scipy.io
 
     from metrics.folders import instance_scores
@@ -188,7 +189,7 @@ def score(out: Path, folders: list[Path], pieces: list[Piece]) -> tuple[np.ndarr
 
 
 def painted(nuclei: Nuclei, piece: Piece) -> np.ndarray:
-    """Paint the nuclei whose centre lies in an image into its label map, (H, W) int32, 1..N."""
+    """Paint the nuclei whose centroid lies in an image into its label map, (H, W) int32, 1..N."""
     (y, x), (height, width) = piece.tl_yx, piece.shape_yx
     shifted = nuclei.shift(-y, -x)
     inside = ((shifted.centroids_xy > -0.5) & (shifted.centroids_xy < np.array([width, height]) - 0.5)).all(axis=1)
@@ -199,7 +200,7 @@ def painted(nuclei: Nuclei, piece: Piece) -> np.ndarray:
 
 
 def markdown(scores: np.ndarray, counts: np.ndarray, resamples: int) -> str:
-    """Return the table of both roads, and of their difference image by image; arguments as `score` returns them."""
+    """Return the table of both results and of their paired difference; arguments as `score` returns them."""
     from benchmarks.accuracy import interval
     from metrics.folders import INSTANCE_SCORES
 
@@ -210,7 +211,7 @@ def markdown(scores: np.ndarray, counts: np.ndarray, resamples: int) -> str:
         lines.append(f"| {road} | {found.sum()} of {counts[2].sum()} | {means} |")
     spans = zip(*interval(slide - tile, resamples), strict=True)
     cells = " | ".join(f"{mean:+.4f} ({low:+.4f} to {high:+.4f})" for mean, low, high in spans)
-    lines.append(f"| wsi less tile | {counts[1].sum() - counts[0].sum():+d} | {cells} |")
+    lines.append(f"| wsi - tile | {counts[1].sum() - counts[0].sum():+d} | {cells} |")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""Made-up nuclei for benchmarks: as many and as large as in tissue, and nobody's data."""
+"""Made-up nuclei for benchmarks: as many and as large as in tissue, without any real data."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def nuclei_labels(size: int, per_mpx: float = 700, seed: int = 0) -> np.ndarray:
 
     Args:
         size: side of the image, px.
-        per_mpx: nuclei a million pixels.
+        per_mpx: nuclei per million px.
 
     Returns:
         (size, size) int32, 1..N without gaps.
     """
     rng = np.random.default_rng(seed)
     labels = np.zeros((size, size), np.int32)
-    for index in range(1, round(per_mpx * size * size / 1e6 * 1.12) + 1):  # one in ten is covered or cut in two
+    for index in range(1, round(per_mpx * size * size / 1e6 * 1.12) + 1):  # one in ten gets covered or cut in two
         centre = tuple(rng.integers(0, size, 2).tolist())
         axes = tuple(np.rint(rng.uniform(*SEMI_AXES_PX, 2)).astype(int).tolist())
         cv2.ellipse(labels, centre, axes, float(rng.uniform(0, 180)), 0, 360, index, -1)
@@ -40,15 +40,15 @@ def nuclei_labels(size: int, per_mpx: float = 700, seed: int = 0) -> np.ndarray:
 
 
 def periodic_map(period: int, per_mpx: float = 700, seed: int = 0) -> np.ndarray:
-    """Make an untyped prediction map that repeats: what leaves it on one side comes in again on the other.
+    """Make an untyped prediction map that repeats: nuclei over one edge continue at the opposite edge.
 
-    Patches that predict `period` px a side, each the same map, so make one map without seams.
+    So patches that all predict this map, `period` px a side, form one map without seams.
 
     Returns:
         (period, period, 3) float32 [np, h, v].
     """
     rng = np.random.default_rng(seed)
-    labels = np.zeros((3 * period, 3 * period), np.int32)  # nine copies, of which the one in the middle is whole
+    labels = np.zeros((3 * period, 3 * period), np.int32)  # nine copies; the one in the middle is complete
     shifts = [(x * period, y * period) for x in range(3) for y in range(3)]
     for _ in range(round(per_mpx * period**2 / 1e6)):
         centre, axes = rng.integers(0, period, 2), np.rint(rng.uniform(*SEMI_AXES_PX, 2)).astype(int).tolist()

@@ -1,7 +1,7 @@
 """Imports an unmodified checkout of the original repository beside ours, in one process.
 
 Both have packages of the same names (`models`, `misc`, ...), and the original was written for Python 3.6, NumPy 1.19
-and CUDA. What it misses today is given back here, from outside: nothing in the checkout is changed.
+and CUDA. This module restores, from outside, what today's libraries lack for it; the checkout stays unchanged.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _SHARED_NAMES = (
 )
 # Packages that the original imports and that none of the compared functions needs.
 _STUBS = ("pandas", "psutil", "sklearn", "sklearn.metrics", "tensorboardX", "termcolor")
-# What a run of either wants, on images or slides: batches that a CPU takes, no processes, the patches of mode `fast`.
+# Arguments for runs of both, on images or slides: batches for a CPU, no processes, the patches of mode `fast`.
 RUN_ARGS = {
     "batch_size": 4,
     "nr_inference_workers": 0,
@@ -51,13 +51,18 @@ class Upstream:
 
     Args:
         folder: its checkout.
-        device: what its literal `"cuda"` means.
+        device: the device for its literal `"cuda"`.
+
+    Raises:
+        FileNotFoundError: `folder` is not such a checkout.
     """
 
     def __init__(self, folder: str | Path, device: str = "cpu"):
         self.folder = Path(folder).resolve()
         if not (self.folder / "models" / "hovernet" / "net_desc.py").is_file():
-            raise FileNotFoundError(f"{folder} is no checkout of the original repository (models/hovernet/net_desc.py)")
+            raise FileNotFoundError(
+                f"{folder} is not a checkout of the original repository (it lacks models/hovernet/net_desc.py)"
+            )
         self.device = device
         self._modules: dict[str, types.ModuleType] = {}
         self._is_active = False
@@ -69,7 +74,7 @@ class Upstream:
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
-        """While the block runs, imports find the original's modules, and `"cuda"` is `device`."""
+        """While the block runs, imports find the original's modules, and `"cuda"` means `device`."""
         if self._is_active:
             yield
             return
@@ -93,7 +98,7 @@ class Upstream:
 
 @contextlib.contextmanager
 def _todays_libraries() -> Iterator[None]:
-    """Give back what NumPy dropped, and keep the original's import from silencing `warnings` for everybody."""
+    """Restore what today's libraries dropped, and undo that the original's import silences `warnings`."""
     warn = warnings.warn
     for name in _STUBS:
         if name not in sys.modules and _is_missing(name.split(".")[0]):
@@ -102,7 +107,7 @@ def _todays_libraries() -> Iterator[None]:
     remove_small = morphology.remove_small_objects
 
     def remove_smaller(ar, min_size=64, **kwargs):
-        # an object of `min_size` px stayed, before scikit-image 0.26
+        # before scikit-image 0.26, an object of `min_size` px stayed
         return remove_small(ar, max_size=min_size - 1, **kwargs)
 
     morphology.remove_small_objects = remove_smaller
@@ -133,11 +138,11 @@ def _is_missing(package: str) -> bool:
 
 
 class _Stub(types.ModuleType):
-    """A package that is not installed: whatever is imported from it is `_Anything`."""
+    """A package that is not installed: every name in it is `_Anything`."""
 
     def __init__(self, name: str):
         super().__init__(name)
-        self.__spec__ = importlib.machinery.ModuleSpec(name, loader=None)  # others ask for it
+        self.__spec__ = importlib.machinery.ModuleSpec(name, loader=None)  # other packages read it
 
     def __getattr__(self, name: str):
         if name.startswith("__"):
@@ -146,7 +151,7 @@ class _Stub(types.ModuleType):
 
 
 class _Anything:
-    """Stands for whatever is imported from a package that is not installed; free memory is plentiful."""
+    """Stands for any name of a package that is not installed; `available` is psutil's free memory."""
 
     available = 1 << 36
 

@@ -1,7 +1,8 @@
-"""The viewer with a million nuclei or more: seconds until a slide is open, milliseconds a tile, and memory.
+"""The viewer with a million nuclei or more: seconds to open a slide, milliseconds per tile, and memory.
 
-A made-up slide and made-up nuclei in its tissue; the server is a process of its own, asked over HTTP as a browser does.
-Tiles are drawn at random places of the tissue, six at a time as browsers ask for them.
+The slide and the nuclei in its tissue are made up. The server is a process of its own, with requests over HTTP as from
+a browser. Tiles lie at random places of the tissue: tiles of the slide are requested six at a time as browsers do,
+outlines and density one at a time.
 
 Usage:
   viewer.py [options]
@@ -10,8 +11,8 @@ Options:
   -h --help          Show this text.
   --nuclei=<list>    Numbers of nuclei, comma-separated. [default: 1000000]
   --side=<px>        Side of the slide. [default: 50000]
-  --tiles=<n>        Tiles asked for, of each kind. [default: 300]
-  --work_dir=<path>  Where slides and results go; removed at the end. Left out: a temporary folder.
+  --tiles=<n>        Number of tiles of each kind. [default: 300]
+  --work_dir=<path>  Folder for slides and results, which are removed at the end. Left out: a temporary folder.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ import numpy as np
 from docopt import docopt
 
 ROOT = Path(__file__).resolve().parents[1]
-# Nuclei that differ in shape; made-up slides repeat them.
+# Number of different shapes of nuclei; made-up slides repeat them.
 PIECE = 50_000
 AT_ONCE = 6
 TYPES = {1: ("neoplastic", (230, 30, 30)), 2: ("inflammatory", (0, 158, 115)), 3: ("connective", (0, 90, 220))}
@@ -55,9 +56,9 @@ def main() -> int:
 
 
 def one_slide(place: Path, count: int, side: int, tiles: int) -> str:
-    """Make a slide, look at it, and return the row of the table."""
+    """Make a slide, open it in the viewer, and return the row of the table."""
     xy = write_slide(place, count, side)
-    with serving(place) as (_, port):  # the first look makes the index
+    with serving(place) as (_, port):  # the first request makes the index
         index_s, _ = timed(lambda: ask(port, "/slide/0/info.json"))
     with serving(place) as (process, port):
         open_s, info = timed(lambda: open_slide(port))
@@ -76,7 +77,7 @@ def one_slide(place: Path, count: int, side: int, tiles: int) -> str:
 
 
 def write_slide(place: Path, count: int, side: int) -> np.ndarray:
-    """Write `slides/made_up.tif` and `json/made_up.json`; returns where nuclei are, (M, 2) px."""
+    """Write `slides/made_up.tif` and `json/made_up.json`; return centres of some nuclei, (M, 2) x, y in px."""
     from benchmarks.pyramid import block_px, write_pyramid
     from misc.formats.nuclei_json import types_to_header, write_json
 
@@ -94,7 +95,7 @@ def write_slide(place: Path, count: int, side: int) -> np.ndarray:
 
 
 def made_up(centres: np.ndarray, rng: np.random.Generator) -> Iterator:
-    """Yield nuclei, pieces of them, with contours of some twenty points; pieces differ in where their nuclei are."""
+    """Yield nuclei in pieces, with contours of about twenty points; pieces have the same shapes at other places."""
     from misc.nuclei import Nuclei
 
     axes, angles = rng.integers(7, 14, (PIECE, 2)).tolist(), rng.integers(0, 180, PIECE).tolist()
@@ -115,7 +116,7 @@ def made_up(centres: np.ndarray, rng: np.random.Generator) -> Iterator:
 
 
 class serving:  # noqa: N801 (a context manager)
-    """The viewer as a process; gives the process and its port."""
+    """Runs the viewer as a process; the block gets the process and its port."""
 
     def __init__(self, place: Path):
         command = [sys.executable, "view_slides.py", f"--results_dir={place}", f"--wsi_dir={place / 'slides'}"]
@@ -133,7 +134,7 @@ class serving:  # noqa: N801 (a context manager)
 
 
 def open_slide(port: int) -> dict:
-    """Do what the page does until a person sees the slide: its facts, and the tiles of the whole view."""
+    """Request what the page needs to show a slide: its facts, and the tiles of the whole view."""
     info = json.loads(ask(port, "/slide/0/info.json"))
     zoom = 2 - info["levels"]
     for kind in ("tile/{}/{}_{}.jpg", "density/0/7/{}/{}_{}.png"):
@@ -143,7 +144,7 @@ def open_slide(port: int) -> dict:
 
 
 def ask_tiles(port: int, kind: str, info: dict, xy: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Return the ms that tiles at random places took, of all zooms that the page asks for."""
+    """Return the ms of each tile, at random places and at all zooms that the page requests."""
     lowest = info["outlineZoom"] if kind == "nuclei" else 1 - info["levels"]
     highest = {"nuclei": info["maxZoom"], "density": info["outlineZoom"] - 1, "tile": 0}[kind]
     paths = []
@@ -160,7 +161,7 @@ def ask_tiles(port: int, kind: str, info: dict, xy: np.ndarray, count: int, rng:
 
 
 def ask(port: int, path: str) -> bytes:
-    """Return what the server answers."""
+    """Return the server's answer to a request; end the script if it is an error."""
     connection = http.client.HTTPConnection("127.0.0.1", port)
     connection.request("GET", path)
     answer = connection.getresponse()
@@ -172,7 +173,7 @@ def ask(port: int, path: str) -> bytes:
 
 
 def cpu_ms(process: subprocess.Popen) -> float:
-    """Return the processor time that a process has taken: what tiles cost on a machine that does other things, too."""
+    """Return the CPU time of a process so far, ms: unlike wall time, it is valid on a busy machine too."""
     ticks = Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13]
     return 1000 * sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
 

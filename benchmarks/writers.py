@@ -1,16 +1,16 @@
 """Seconds and memory of writing nuclei in each format of `convert_format.py`, from a JSON of made-up nuclei.
 
-Each format is written by a process of its own. CPU seconds are those of all its threads and processes; RSS is read from
-/proc (Linux), its processes' added. What is printed last is the time of reading the JSON alone.
+Each format is written by its own process. CPU seconds are of all its threads and processes. RSS is read from /proc
+(Linux), and includes its processes. The last row is only reading the JSON.
 
 Usage:
   writers.py [options]
 
 Options:
   -h --help          Show this text.
-  --nuclei=<n>       How many nuclei. [default: 2000000]
+  --nuclei=<n>       Number of nuclei. [default: 2000000]
   --formats=<list>   As `convert_format.py --to`, comma-separated. [default: csv,parquet,h5ad,spatialdata,geojson]
-  --work_dir=<path>  Where files go; the JSON is kept and used again. Left out: a temporary folder.
+  --work_dir=<path>  Folder for the files; the JSON is kept and used again. Left out: a temporary folder.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from docopt import docopt
 
 ROOT = Path(__file__).resolve().parents[1]
 POLL_S = 0.1
-# A square of made-up tissue, which repeats: 700 nuclei with outlines of 30 points (real ones at 40x have 30 to 45).
+# Side of a square of made-up tissue, which is repeated: 700 nuclei with outlines of 30 points (real ones at 40x have 30
+# to 45).
 SQUARE_PX = 1000
 HEADER = {"mpp": 0.25, "types": {"1": ["tumour", [255, 0, 0]], "2": ["stroma", [0, 255, 0]]}}
 READ = "import sys; from misc.formats.nuclei_json import iter_json; print(sum(map(len, iter_json(sys.argv[1]))))"
@@ -60,7 +61,7 @@ def write_source(path: Path, count: int) -> None:
 
 
 def squares(count: int) -> Iterator:
-    """Yield `count` nuclei, a square of tissue at a time, row by row as a slide's bands are."""
+    """Yield `count` nuclei, a square of tissue at a time, row by row as in a slide's bands."""
     from dataclasses import replace
 
     import numpy as np
@@ -78,7 +79,7 @@ def squares(count: int) -> Iterator:
 
 
 def report(name: str, command: list[str], out: Path) -> None:
-    """Run a command, and print what it took."""
+    """Run a command, and print its time, memory and file size."""
     from benchmarks.slide_memory import family_rss, folder_size
 
     start, peak = time.perf_counter(), 0

@@ -1,6 +1,6 @@
-// Segments a cohort in shares of its slides, then joins what was found.
+// Segments a cohort in shards, then joins the results.
 //   nextflow run contrib/main.nf --slides=cohort.csv --output_dir=results --model=net.tar --shards=8 --toolkit=/path/to/it
-// All paths must be seen by every node. Whoever runs it says in nextflow.config what a process gets (GPU, memory, queue).
+// Every node must see all paths. Set the resources of a process (GPU, memory, queue) in your nextflow.config.
 nextflow.enable.dsl = 2
 
 params.slides = null
@@ -12,7 +12,7 @@ params.gpu = '0'
 
 process SEGMENT {
     label 'gpu'
-    errorStrategy 'ignore' // slides that failed are named by the join; the other shares go on
+    errorStrategy 'ignore' // the other shards go on; `merge` names the slides that failed
 
     input:
     val index

@@ -1,7 +1,7 @@
 """Augmentation: imgaug pipelines with upstream's ranges and order, and the functions they are made of.
 
-`train_shape_augs` turns and scales image and labels together, `train_input_augs` changes the colours of the image.
-Edit them by hand. Each function takes imgaug's `(images, random_state, parents, hooks)` and changes every image.
+`train_shape_augs` transforms image and labels together; `train_input_augs` changes only the colours of the image. Edit
+them by hand. The functions take imgaug's `(images, random_state, parents, hooks)`; `images` are (H, W, 3) uint8.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["fix_mirror_padding", "iaa", "reach", "train_input_augs", "train_shap
 
 @contextlib.contextmanager
 def _numpy_with_sctypes() -> Iterator[None]:
-    """Give NumPy back the one name that imgaug 0.4.0 reads at import and NumPy 2 dropped."""
+    """Restore, for the import, the one name that imgaug 0.4.0 reads and NumPy 2 dropped."""
     missing = not hasattr(np, "sctypes")
     if missing:
         np.sctypes = {
@@ -44,20 +44,20 @@ SCALE = (0.8, 1.2)  # of each axis
 TRANSLATE_SHARE = (-0.01, 0.01)
 SHEAR_DEG = (-5, 5)
 ROTATE_DEG = (-179, 179)
-ROUNDING_PX = 2  # what the rounding of shift and pixels adds to the reach
+ROUNDING_PX = 2  # rounding of shift and pixels adds this to the reach
 MAX_BLUR = 3  # kernels of 1, 3 and 5 px
 NOISE_SD = (0.0, 0.05 * 255)
 HUE = (-8, 8)  # of 180
 SATURATION = (-0.2, 0.2)  # added to a factor of 1
 BRIGHTNESS = (-26, 26)
 CONTRAST = (0.75, 1.25)  # factor of the distance to the mean
-# Ours: how much of each stain there is, and how much is added; after Tellez et al. (2018), "Whole-slide mitosis
+# Ours: factor of the amount of each stain, and what is added to it; after Tellez et al. (2018), "Whole-slide mitosis
 # detection in H&E breast histology using PHH3 as a reference to train distilled stain-invariant convolutional
 # networks", IEEE Transactions on Medical Imaging 37.
 STAIN_FACTOR = (0.75, 1.25)
 STAIN_OFFSET = (-0.03, 0.03)  # optical density
-# Ours: share of the images whose nuclei turn brown in part and whose eosin turns blue or brown, as if H&E were
-# haematoxylin and DAB; and how much of the counterstain is left.
+# Ours: share of the images whose haematoxylin turns partly brown and whose eosin turns blue or brown, as if H&E were
+# haematoxylin and DAB; and the factor of that eosin.
 RECOLOURED_SHARE = 0.35
 COUNTERSTAIN_FACTOR = (0.2, 1.0)
 
@@ -66,7 +66,7 @@ _UNMIX = np.linalg.inv(_STAINS).astype(np.float32)
 
 
 def train_shape_augs(input_shape: Sequence[int]) -> iaa.Sequential:
-    """Return what turns, scales and flips image and labels; the centre of `input_shape` (h, w) px is cut out."""
+    """Return an augmenter that rotates, scales, shears and flips, then crops the centre of `input_shape` (h, w) px."""
     return iaa.Sequential(
         [
             iaa.Affine(
@@ -85,10 +85,10 @@ def train_shape_augs(input_shape: Sequence[int]) -> iaa.Sequential:
 
 
 def reach(input_shape: Sequence[int]) -> int:
-    """Return the side, px, of the smallest square patch of which `train_shape_augs` shows no pixel that is not there.
+    """Return the side, px, of the smallest square patch that fills `input_shape` whatever `train_shape_augs` draws.
 
-    The input's diagonal, turned anywhere, drawn from farther off by the smallest scale and the largest shear; the shift
-    grows with the side that is looked for.
+    It must hold the input's diagonal at any angle, enlarged by the smallest scale and the largest shear. The shift is a
+    share of the side itself, so it stands in the divisor.
     """
     shrink = min(SCALE) * math.cos(math.radians(max(map(abs, SHEAR_DEG))))
     shift = 2 * math.sqrt(2) * max(map(abs, TRANSLATE_SHARE))  # of the side: both directions, both axes
@@ -96,16 +96,16 @@ def reach(input_shape: Sequence[int]) -> int:
 
 
 def valid_shape_augs(input_shape: Sequence[int]) -> iaa.Sequential:
-    """Return what cuts out the centre and changes nothing else."""
+    """Return an augmenter that only crops the centre of `input_shape` (h, w) px."""
     return iaa.Sequential([iaa.CropToFixedSize(input_shape[1], input_shape[0], position="center")])
 
 
 def train_input_augs(stain_jitter: bool = False, recoloured_share: float = RECOLOURED_SHARE) -> iaa.Sequential:
-    """Return what changes the colours of the image.
+    """Return an augmenter that changes the colours of the image.
 
     Args:
-        stain_jitter: also change the amounts of the stains; off in upstream's recipe.
-        recoloured_share: with `stain_jitter`, share of the images whose stains change their colours too.
+        stain_jitter: also change the amounts of the stains; not in upstream's recipe.
+        recoloured_share: with `stain_jitter`, share of the images whose stains also change their colours.
     """
     blur_or_noise = iaa.OneOf(
         [
@@ -128,7 +128,7 @@ def train_input_augs(stain_jitter: bool = False, recoloured_share: float = RECOL
 
 
 class _Function(iaa.Augmenter):
-    """Runs one of the functions below on images. (`iaa.Lambda` holds closures, which cannot be sent to a process.)"""
+    """Runs one of the functions below. (`iaa.Lambda` holds closures, which cannot be sent to another process.)"""
 
     def __init__(self, function, **options):
         super().__init__()
@@ -160,7 +160,7 @@ def median_blur(images, random_state, parents, hooks, max_ksize: int = 3) -> lis
 
 
 def add_to_hue(images, random_state, parents, hooks, range=HUE) -> list[np.ndarray]:
-    """Turn the hue; `range` in OpenCV's units, 180 to the circle."""
+    """Shift the hue; `range` in OpenCV's units, 180 to the circle."""
     hue = random_state.uniform(*range)
     turned = []
     for img in images:
@@ -180,7 +180,7 @@ def add_to_saturation(images, random_state, parents, hooks, range=SATURATION) ->
 
 
 def add_to_contrast(images, random_state, parents, hooks, range=CONTRAST) -> list[np.ndarray]:
-    """Multiply the distance of every value to the channel's mean by a factor (upstream's returns its input)."""
+    """Multiply the distance of every value to the channel's mean by a factor (upstream's function changes nothing)."""
     value = random_state.uniform(*range)
     changed = []
     for img in images:
@@ -199,12 +199,13 @@ def add_to_brightness(images, random_state, parents, hooks, range=BRIGHTNESS) ->
 def jitter_stains(
     images, random_state, parents, hooks, factor=STAIN_FACTOR, offset=STAIN_OFFSET, recoloured_share=RECOLOURED_SHARE
 ) -> list[np.ndarray]:
-    """Change how much haematoxylin, eosin and DAB lies in every pixel (colour deconvolution, see `misc.ihc.stain`).
+    """Change the amounts of haematoxylin, eosin and DAB in every pixel (colour deconvolution, see `misc.ihc.stain`).
 
     Args:
         factor: range of the factors of the three optical densities.
         offset: range of what is added to them.
-        recoloured_share: share of the images whose nuclei turn brown in part, and whose eosin turns blue or brown.
+        recoloured_share: share of the images whose haematoxylin turns partly brown, and whose eosin turns blue or
+            brown.
     """
     factors = random_state.uniform(*factor, size=3)
     offsets = random_state.uniform(*offset, size=3)
@@ -212,8 +213,8 @@ def jitter_stains(
     if random_state.uniform() < recoloured_share:
         colours = _recoloured(*random_state.uniform(size=3))
         factors[1] *= random_state.uniform(*COUNTERSTAIN_FACTOR)
-    # unmix, scale, mix again: one matrix; the offsets are added after mixing
-    matrix = (_UNMIX * factors @ colours).T  # acts on columns
+    # unmix, scale and mix in one matrix; the mixed offsets are added
+    matrix = (_UNMIX * factors @ colours).T  # for column vectors
     affine = np.concatenate([matrix, (offsets @ colours)[:, None]], axis=1).astype(np.float32)
     jittered = []
     for img in images:
@@ -224,12 +225,12 @@ def jitter_stains(
 
 
 def _recoloured(brown: float, turned: float, turned_brown: float) -> np.ndarray:
-    """Return stain colours, (3, 3) as `_STAINS`, with haematoxylin and eosin turned towards DAB or haematoxylin.
+    """Return stain colours, (3, 3) as `_STAINS`: haematoxylin moved towards DAB, eosin towards both others.
 
     Args:
-        brown: how far haematoxylin goes towards DAB, 0 to 1.
-        turned: how far eosin goes from its own colour, 0 to 1.
-        turned_brown: how much of that is DAB; the rest is haematoxylin.
+        brown: how far haematoxylin moves towards DAB, 0 to 1.
+        turned: how far eosin moves from its own colour, 0 to 1.
+        turned_brown: share of DAB in eosin's new colour; the rest is haematoxylin.
     """
     hematoxylin, eosin, dab = _STAINS
     nuclear = (1 - brown) * hematoxylin + brown * dab
@@ -238,6 +239,6 @@ def _recoloured(brown: float, turned: float, turned_brown: float) -> np.ndarray:
 
 
 def _by_table(img: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """Replace the values of an (H, W, C) image by those of a (256, C) table, clipped and cut to whole numbers."""
+    """Map the values of an (H, W, C) uint8 image through a (256, C) table, clipped and truncated to uint8."""
     table = np.clip(table, 0, 255).astype(np.uint8)
     return cv2.LUT(img, table[None])

@@ -1,4 +1,4 @@
-"""Extracting patches from folders of images and labels: pairing, one image after the other, and what came of it."""
+"""Extract patches from folders of images and labels: pair the files, cut one image after the other, report."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from misc.patch_extractor import PatchExtractor
 
 from .patch_files import write_patches
 
-# What `extract_patches.py rois` writes beside the fields that it crops; no image.
+# Table that `extract_patches.py rois` writes beside its fields; `pair_files` skips it.
 ROIS_TABLE = "rois.csv"
 
 
@@ -27,7 +27,7 @@ class Split:
     Attributes:
         name: of the split.
         pairs: `{image's name: (image, label)}`.
-        lone: files that have no partner.
+        lone: files without a partner.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Cut:
 
     @property
     def folder(self) -> str:
-        """Name of the folder that patches of this cut lie in."""
+        """Name of the folder for patches of this cut."""
         if self.extract_type == "whole":
             return "whole"
         return "{}x{}_{}x{}".format(*self.win_size, *self.step_size)
@@ -54,13 +54,13 @@ class Cut:
 
 @dataclass
 class Report:
-    """What became of a split.
+    """The result for a split.
 
     Attributes:
         split: its name.
-        images: how many were extracted.
-        new, there: patches written, and patches that were there and are equal.
-        nuclei: number of nuclei by type (`None` without types), each counted once an image.
+        images: number of extracted images.
+        new, there: numbers of patches written, and of equal patches that were there already.
+        nuclei: number of nuclei by type (`None` without types), each counted once.
         empty: names of images without a nucleus.
         vanished: nuclei that scaling lost.
         failed: reason by image.
@@ -81,7 +81,7 @@ def pair_files(name: str, img: tuple[str, str | Path], ann: tuple[str, str | Pat
 
     Args:
         name: of the split.
-        img: how the images' names end (`.png`; upper and lower case are the same, empty takes all), and their folder.
+        img: ending of the images' names (`.png`, in any case; empty takes all files), and their folder.
         ann: the same for labels.
 
     Raises:
@@ -111,7 +111,7 @@ def pair_files(name: str, img: tuple[str, str | Path], ann: tuple[str, str | Pat
 
 
 def _some(names: dict[str, Path]) -> str:
-    """Return the first names, and how many there are."""
+    """Return the first names and the number of all."""
     return f"{', '.join(path.name for path in list(names.values())[:3]) or 'none'} ({len(names)})"
 
 
@@ -123,15 +123,15 @@ def extract_split(
     out_dir: Path,
     overwrite: bool = False,
 ) -> Report:
-    """Extract the images of a split, with a progress bar; those that fail are in the report, the others are done.
+    """Extract the images of a split, with a progress bar; an image that fails is recorded, and the others go on.
 
     Args:
         split: images and labels.
         load_img: reads an image, (H, W, 3) uint8.
         load_ann: reads a label, (H, W, 1) instances or (H, W, 2) with types.
         cut: how to cut.
-        out_dir: folder for the patches; made if it is not there.
-        overwrite: replace patches that are there.
+        out_dir: folder for the patches; created if missing.
+        overwrite: replace patches that exist.
     """
     report = Report(split.name)
     extractor = PatchExtractor(cut.win_size, cut.step_size)
@@ -153,7 +153,7 @@ def extract_split(
 
 
 def _read(load: Callable[[Path], np.ndarray], path: Path) -> np.ndarray:
-    """Read a file; what is wrong with it is said with its name."""
+    """Read a file; errors name it."""
     try:
         return load(path)
     except ValueError as error:

@@ -1,7 +1,7 @@
-"""Whether two pictures show the same tissue, whatever they are called: held-out images must not be trained on.
+"""Check whether two pictures show the same tissue, whatever their names: held-out images must not be in training.
 
-Pictures are made small and grey, and tiles of one are looked for in the other: finds copies, crops of each other, other
-compression and half or twice the magnification; not turned or mirrored ones.
+Pictures are reduced to small grey ones, and tiles of one are searched in the other. This finds copies, crops of each
+other, other compression, and half or twice the magnification. It does not find rotated or mirrored copies.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ import numpy as np
 
 from misc.files import full_stem
 
-# How many times smaller a picture is compared, at its own magnification: a nucleus is then a few pixels wide.
+# Pictures are compared at 1/8 of their size: a nucleus is then a few pixels wide.
 REDUCTION = 8
-# Magnifications beside each other at which the other picture may be.
+# Factors between the magnifications of two pictures at which they are compared.
 ZOOMS = (1.0, 0.5, 2.0)
 TILE_PX = 32  # of the small pictures
-LEAST_SD = 4.0  # grey values of a tile that shows anything
-# Normalised correlation from which tiles are one. Of 861 pairs of unrelated images of Kumar and CoNSeP the best tiles
+LEAST_SD = 4.0  # grey values; flatter tiles are not compared
+# Least normalised correlation of equal tiles. Of 861 pairs of unrelated images of Kumar and CoNSeP the best tiles
 # reach 0.60 (half of the pairs 0.30); 42 crops at odd places, as JPEG of quality 70, have 0.79 or more (half 0.95).
 SAME = 0.7
 
 
 class Picture:
-    """A picture made small.
+    """A picture, reduced for each of `ZOOMS`.
 
     Args:
         rgb: (H, W, 3) uint8.
@@ -37,13 +37,13 @@ class Picture:
         self.small = {zoom: _reduced(grey, REDUCTION * zoom) for zoom in ZOOMS}
 
     def shows_tissue_of(self, other: Picture, zooms: Sequence[float] = ZOOMS) -> bool:
-        """Whether a tile of one is in the other, which may be magnified `zooms` times as much."""
+        """Whether a tile of one picture is in the other; the other may have `zooms` times the magnification."""
         mine = self.small[1.0]
         return any(_share_a_tile(mine, other.small[zoom]) for zoom in zooms)
 
 
 def same_names(held: Iterable[Path], trained: Iterable[Path]) -> list[str]:
-    """Return the names, without endings, that come in both lists of files."""
+    """Return the names, without endings, that are in both lists of files."""
     return sorted({full_stem(path) for path in held} & {full_stem(path) for path in trained})
 
 
@@ -58,7 +58,7 @@ def same_pictures(
     Args:
         held, trained: files.
         read: returns (H, W, 3) uint8.
-        zooms: magnifications of the training pictures beside the held-out ones.
+        zooms: magnifications of the training pictures relative to the held-out ones.
     """
     pictures = [Picture(read(path)) for path in trained]
     pairs = []

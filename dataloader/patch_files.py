@@ -1,4 +1,4 @@
-"""Making training patches: image and label in one array, cut into windows, one `.npy` each."""
+"""Make training patches: image and label in one array, cut into windows, one `.npy` each."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from misc.files import atomic_path
 from misc.patch_extractor import PatchExtractor
 from misc.slides.images import resize
 
-# Types of the array on disk, smallest first; torch and OpenCV know all three.
+# Types of the array on disk, smallest first; torch and OpenCV read all three.
 _DTYPES = (np.uint8, np.uint16, np.int32)
 
 
 @dataclass
 class Written:
-    """What became of one image.
+    """The result for one image.
 
     Attributes:
-        new: patches written.
-        there: patches that were there already, equal to what would have been written.
+        new: number of patches written.
+        there: number of equal patches that were there already.
         nuclei: number of nuclei of each type; of type `None` without types.
         vanished: nuclei that shrinking the label lost.
     """
@@ -39,8 +39,8 @@ def stack(image: np.ndarray, label: np.ndarray, scale: float = 1.0) -> np.ndarra
     Args:
         image: (H, W, 3) uint8.
         label: (H, W, 1) instances or (H, W, 2) with types, int32.
-        scale: size of the result as a share of the input's; 0.5 makes 20x of 40x. The image is averaged (above 1
-            interpolated), of the label the nearest pixel is taken.
+        scale: factor of both sides; 0.5 turns 40x into 20x. The image is averaged (interpolated above 1); the label
+            takes the nearest pixel.
 
     Returns:
         (h, w, 4) or (h, w, 5), in the smallest of uint8, uint16 and int32 that holds all ids.
@@ -51,7 +51,7 @@ def stack(image: np.ndarray, label: np.ndarray, scale: float = 1.0) -> np.ndarra
     if image.shape[:2] != label.shape[:2]:
         raise ValueError(
             f"the image is {image.shape[1]} x {image.shape[0]} px, its label {label.shape[1]} x {label.shape[0]}; "
-            "they must be one size"
+            "they must have the same size"
         )
     shape = tuple(max(round(side * scale), 1) for side in image.shape[:2])
     if shape != image.shape[:2]:
@@ -63,7 +63,7 @@ def stack(image: np.ndarray, label: np.ndarray, scale: float = 1.0) -> np.ndarra
 
 
 def _nearest(side: int, new: int) -> np.ndarray:
-    """Return for each of `new` pixels the one of `side` that its centre lies in."""
+    """Return, for each of `new` pixels, which of `side` pixels holds its centre."""
     return np.minimum(((np.arange(new) + 0.5) * side / new).astype(np.int64), side - 1)
 
 
@@ -74,7 +74,7 @@ def count_nuclei(label: np.ndarray) -> Counter:
         label: (H, W, 1 or 2), instances and types.
 
     Returns:
-        Number of nuclei by the type that most of their pixels have (of equal ones the lowest); by `None` without types.
+        Number of nuclei by the type that most of their pixels have (in a tie the lowest); by `None` without types.
     """
     ys, xs = np.nonzero(label[..., 0])
     ids, which = np.unique(label[ys, xs, 0], return_inverse=True)
@@ -102,10 +102,10 @@ def write_patches(
         image, label, scale: see `stack`.
         out_dir: folder to write to.
         extractor, extract_type: how to cut.
-        overwrite: replace patches that are there and differ.
+        overwrite: replace patches that exist.
 
     Raises:
-        ValueError: image and label do not fit; or `out_dir` holds patches of this image that were cut differently.
+        ValueError: image and label differ in size; or `out_dir` holds patches of this image with other content.
     """
     stacked = stack(image, label, scale)
     nuclei = count_nuclei(stacked[..., 3:])
@@ -113,7 +113,7 @@ def write_patches(
     shape = stacked.shape[:2]
     patches = list(extractor.iterate(stacked, extract_type))
     *paths, next_path = (out_dir / f"{name}_{number:03d}.npy" for number in range(len(patches) + 1))
-    if next_path.exists():  # patches are written in order: whoever made more of them made this one
+    if next_path.exists():  # patches are numbered: an extraction that made more of them made this one
         raise ValueError(
             f"{next_path} is from an extraction with other options, which cut this image into more patches; "
             "remove them, or choose another --save_root"

@@ -1,11 +1,11 @@
-"""Re-staining: an H&E patch becomes one of haematoxylin and DAB, whose positive nuclei are known.
+"""Re-staining: turns an H&E patch into one of haematoxylin and DAB, whose positive nuclei are known.
 
-The stains are unmixed (Ruifrok and Johnston, see `misc.ihc.stain`); eosin is dropped but for a shadow, haematoxylin is
-drawn again as a counterstain, and a part of the nuclei, clustered as in tissue, gets DAB with the texture of its own
-chromatin. A network that trains on such patches learns immunohistochemistry without one label of it. What is not in
+The stains are unmixed (Ruifrok and Johnston, see `misc.ihc.stain`). A pale shadow of eosin stays, haematoxylin is drawn
+again as a counterstain, and a part of the nuclei, clustered as in tissue, gets DAB with the texture of its own
+chromatin. A network that trains on such patches learns immunohistochemistry without any label of it. Everything outside
 nuclei is drawn by `dataloader.restain_scene`.
 
-A nucleus is negative where its own DAB is: neither haze nor the brown of its cytoplasm makes it positive.
+Only its own DAB makes a nucleus positive, not haze or the brown of its cytoplasm.
 """
 
 from __future__ import annotations
@@ -21,55 +21,56 @@ from .restain_scene import LEAST_OD, MUCH, SOME, Patch, brown_cells, debris, gla
 # Classes of nuclei by how many there are: negative and positive, or negative, weak, moderate and strong.
 CLASS_COUNTS = (2, 4)
 # Range of the mean DAB density of a nucleus of each class: within the limits of `misc.ihc.scores.THRESHOLDS_OD`, with a
-# gap around each. Of the strong ones it is the low end, to which a random amount comes.
+# gap around each. Strong nuclei get a random amount on top.
 DAB_OD = {WEAK: (0.25, 0.36), MODERATE: (0.43, 0.56), STRONG: (0.65, 0.85)}
-STRONG_EXTRA_OD = (0.05, 0.7)  # mean of that amount, from image to image: up to nearly black
-# Of a Dirichlet distribution, from which each image draws how many of its positive nuclei are weak, moderate, strong:
-# the median of real positive nuclei is 0.3 to 0.6.
+STRONG_EXTRA_OD = (0.05, 0.7)  # range, over images, of the mean of that amount: up to nearly black
+# Parameters of the Dirichlet distribution from which each image draws its shares of weak, moderate and strong nuclei:
+# the median DAB of real positive nuclei is 0.3 to 0.6.
 CLASS_WEIGHTS = (1.2, 1.2, 1.6)
-# Grey-brown negative nuclei: the chance of an image with some, and the mean of their own DAB; what all brown together
-# may make of a negative nucleus, but where cytoplasm is so brown that the eye expects it (see `restain_scene.VEIL`).
+# Grey-brown negative nuclei: the chance that an image has some, and the mean of their own DAB.
 GREYISH_CHANCE = 0.4
 GREYISH_OD = 0.06
+# The most DAB, of all kinds together, over a negative nucleus, by the extent of brown outside nuclei. With much, the
+# eye expects it (see `restain_scene.VEIL`).
 MOST_NEGATIVE_OD = {0: 0.15, SOME: 0.15, MUCH: 0.55}
 # Chances of brown outside nuclei: none, some, much (membrane and cytoplasm markers; all nuclei are then negative).
 EXTENTS = (0, SOME, MUCH)
 EXTENT_CHANCES = (0.55, 0.3, 0.15)
 # Mean amount of haematoxylin in nuclei of counterstains, from hardly visible to strong (real images: 0.09 to 0.5 above
-# the ground), and of it in their ground, as a share; the least that leaves a nucleus visible.
+# the ground); the share of it in the ground; the least amount that leaves a nucleus visible.
 COUNTERSTAIN_OD = (0.09, 0.5)
 GROUND_SHARE = (0.0, 0.12)
 LEAST_NUCLEUS_OD = 0.06
-# Colours of counterstain and DAB as labs have them: bluer than haematoxylin beside eosin. Optical densities of red,
-# green and blue, and the spread from lab to lab. DAB goes from orange-brown (glioma) to black-brown (bladder).
+# Colours of real counterstains, bluer than haematoxylin in H&E, and of DAB: optical densities of red, green and blue,
+# and their spread from lab to lab. DAB ranges from orange-brown (glioma) to black-brown (bladder).
 COUNTERSTAIN_RGB = (0.72, 0.61, 0.32)
 DAB_RGB = ((0.28, 0.58, 0.77), (0.44, 0.57, 0.69))
 COLOUR_SD = 0.02
 SPECK_RGB = (1.0, 1.1, 1.2)  # of dark debris
 # Optical density of slide, mounting and light, and the scanner's white as a share of all light: the ground of real
-# images has .05 to .13 in each colour with the pale tissue on it.
+# images, pale tissue included, has .05 to .13 in each colour.
 TINT_OD = (0.0, 0.05)
 LIGHT = (0.9, 1.0)
-LIGHT_COLOUR = (0.97, 1.0)  # of red, green and blue beside each other
+LIGHT_COLOUR = (0.97, 1.0)  # further factor of each of red, green and blue
 # Share of positive nuclei: none, few (as Ki-67), or up to nearly all (as a receptor); the chance of each.
 SHARES = ((0.0, 0.0), (0.02, 0.3), (0.1, 0.9))
 SHARE_CHANCES = (0.1, 0.45, 0.45)
-# Of each nucleus: its counterstain beside that of others, how pale the middle of a hollow one is, and what share of the
-# counterstain is still seen under weak DAB (under moderate DAB its square, under strong DAB its cube).
+# Of each nucleus: the factor of its counterstain, how pale the middle of a hollow nucleus is, and the share of the
+# counterstain that is visible under weak DAB (its square under moderate, its cube under strong DAB).
 NUCLEUS_FACTOR = (0.5, 1.3)
 HOLLOWNESS = (0.0, 0.9)
 LEFT_UNDER_DAB = (0.35, 0.8)
-CLUSTER_UM = (30, 120)  # over which neighbours are alike
-# Chromatin in DAB beside that in haematoxylin: powers of its contrast, and clumps of its own (standard deviation within
-# real positive nuclei: 0.14 to 0.27 where the mean is 0.5).
+CLUSTER_UM = (30, 120)  # size of clusters of positive nuclei
+# Texture of DAB: the chromatin of haematoxylin to this power, and amplitude of clumps (standard deviation within real
+# positive nuclei: 0.14 to 0.27 at a mean of 0.5).
 DAB_CONTRAST = (0.8, 3.0)
 CLUMPS = (0.1, 0.8)
-# Chances of what only some images have.
+# Chances of features that only some images have.
 HOLLOW_CHANCE = 0.6  # pale, vesicular nuclei with a rim
 BLEED_CHANCE = 0.25  # DAB that has spread around its nucleus
 DEEP_CHANCE = 0.35  # positive nuclei above or below the focus
 BLEED_SHARE = (0.05, 0.3)
-DEEP_SHARE = 0.4  # of nuclei, at most
+DEEP_SHARE = 0.4  # largest share of such nuclei
 # Lengths, um.
 EDGE_UM = (0.2, 0.7)  # blur between nucleus and ground
 RIM_UM = (0.5, 1.2)
@@ -88,16 +89,16 @@ def restain(
     Args:
         image: (H, W, 3) uint8, RGB.
         instances: (H, W) integers, 0 background.
-        rng: all that is random; the same state, the same patch.
+        rng: source of all random numbers; the same state gives the same patch.
         nr_classes: 2 (negative, positive) or 4 (negative, weak, moderate, strong).
         mpp: um/px.
 
     Returns:
-        A new (H, W, 3) uint8 image, and the (N,) int32 class of each id up to the largest: 0 background and ids that
-        are not there, 1 negative, 2 and more positive.
+        A new (H, W, 3) uint8 image, and the (N,) int32 class of each id up to the largest: 0 for background and missing
+        ids, 1 negative, 2 and more positive.
 
     Raises:
-        ValueError: another number of classes.
+        ValueError: `nr_classes` is neither 2 nor 4.
     """
     if nr_classes not in CLASS_COUNTS:
         raise ValueError(f"re-stained nuclei have {' or '.join(map(str, CLASS_COUNTS))} classes, got {nr_classes}")
@@ -108,7 +109,7 @@ def restain(
     colours = _draw_colours(rng)
     blue, rim = _counterstain(patch, classes, rng)
     uneven, grey = glass(patch, rng)
-    # what a measurement of DAB in a nucleus finds of each
+    # DAB that a measurement finds per unit of each of them
     in_blue, in_brown, in_tint, in_grey, _, in_light = _DAB_OF_RGB @ colours
     found = patch.means(in_blue * blue + in_tint * uneven + in_grey * grey) + in_light
     ground = _brown_ground(patch, extent, found, in_brown, rng)
@@ -129,7 +130,7 @@ def _draw_share(rng: np.random.Generator) -> float:
 
 
 def _draw_colours(rng: np.random.Generator) -> np.ndarray:
-    """(3, 6) float32 optical densities of red, green, blue: counterstain, DAB, tint, grey, dark specks, the light."""
+    """(3, 6) float32 optical densities of red, green, blue, for counterstain, DAB, tint, grey, dark specks, light."""
     orange, black = np.array(DAB_RGB)
     dab = orange + rng.random() ** 2 * (black - orange)
     stains = [mean + rng.normal(0, COLOUR_SD, 3) for mean in (np.array(COUNTERSTAIN_RGB), dab)]
@@ -140,17 +141,17 @@ def _draw_colours(rng: np.random.Generator) -> np.ndarray:
 
 
 def _likeness(patch: Patch, shared: float, rng: np.random.Generator) -> np.ndarray:
-    """(N,) number of each nucleus, alike in neighbours: those of the highest ones are positive.
+    """(N,) random value of each nucleus, similar in neighbours: nuclei with the highest values become positive.
 
     Args:
-        shared: 0 (each for itself) to 1 (a smooth field).
+        shared: 0 (neighbours are independent) to 1 (a smooth field).
     """
     field = patch.noise(rng.uniform(*CLUSTER_UM), rng)
     return shared * patch.means(field) + np.sqrt(1 - shared**2) * rng.standard_normal(len(patch.areas))
 
 
 def _draw_classes(patch: Patch, likeness: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
-    """(N,) class of each nucleus, negative to strong; `share` of them is positive."""
+    """(N,) class of each nucleus, negative to strong; a `share` of them is positive."""
     ids = patch.ids
     positive = ids[np.argsort(-likeness[ids])][: round(share * len(ids))]
     classes = np.zeros(len(patch.areas), np.int32)
@@ -160,7 +161,7 @@ def _draw_classes(patch: Patch, likeness: np.ndarray, share: float, rng: np.rand
 
 
 def _counterstain(patch: Patch, classes: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """(H, W) amount of haematoxylin, and (H, W) how much of a hollow nucleus' stain its place gets."""
+    """(H, W) amount of haematoxylin, and an (H, W) factor of stain: 1, but lower in the middle of hollow nuclei."""
     inside, count = patch.inside.astype(np.float32), len(classes)
     edge_um, stain = rng.uniform(*EDGE_UM), np.exp(rng.uniform(*np.log(COUNTERSTAIN_OD)))
     own = patch.means(patch.hematoxylin) + LEAST_OD
@@ -188,10 +189,10 @@ def _depth(patch: Patch, rim_um: float) -> np.ndarray:
 def _nuclear_dab(
     patch: Patch, classes: np.ndarray, found: np.ndarray, rim: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """(H, W) amount of DAB in and around nuclei, so much that the mean of each is what its class has.
+    """(H, W) amount of DAB in and around nuclei: the mean of each nucleus fits its class.
 
     Args:
-        found: (N,) DAB that a measurement finds in each nucleus without any.
+        found: (N,) DAB that a measurement finds in each nucleus before this DAB is added.
     """
     wanted = _wanted_dab(classes, rng)
     wanted = np.where(classes > NEGATIVE, np.maximum(wanted - found, LEAST_OD), wanted)
@@ -219,7 +220,7 @@ def _focused(patch: Patch, plane: np.ndarray, edge_um: float, deep: np.ndarray |
 
 
 def _wanted_dab(classes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(N,) mean DAB of each nucleus: of its class, and in some images a little in negative ones."""
+    """(N,) mean DAB of each nucleus by its class; in some images a little in negative ones."""
     wanted = np.zeros(len(classes))
     for value, limits in DAB_OD.items():
         chosen = classes == value
@@ -233,12 +234,12 @@ def _wanted_dab(classes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def _brown_ground(
     patch: Patch, extent: int, found: np.ndarray, in_brown: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """(H, W) amount of DAB that is not nuclear, as much over nuclei as leaves negative ones negative.
+    """(H, W) amount of DAB that is not nuclear; over nuclei it is limited so that negative ones stay negative.
 
     Args:
         extent: a key of `MOST_NEGATIVE_OD`.
         found: (N,) DAB that a measurement finds in each nucleus without it.
-        in_brown: DAB that it finds in a unit of ours.
+        in_brown: DAB that a measurement finds per unit of drawn DAB.
     """
     ground = np.zeros(patch.instances.shape, np.float32) if extent == MUCH else haze(patch, rng)
     if extent:

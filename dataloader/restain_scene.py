@@ -1,7 +1,8 @@
-"""What lies around the nuclei of a re-stained patch: brown cytoplasm and membranes, glass, debris, ink, the scanner.
+"""The surroundings of nuclei in a re-stained patch: brown cytoplasm and membranes, glass, debris, ink, the scanner.
 
-`dataloader.restain` draws the nuclei. The amounts were set beside real images: Ki-67 of bladder, lung and glioma, and a
-membrane and cytoplasm stain of colon (scikit-image's `immunohistochemistry`). None of these was trained on.
+`dataloader.restain` draws the nuclei. The amounts were chosen by comparison with real images: Ki-67 of bladder, lung
+and glioma, and a membrane and cytoplasm stain of colon (scikit-image's `immunohistochemistry`). None of these images is
+in the training set.
 """
 
 from __future__ import annotations
@@ -13,28 +14,28 @@ import numpy as np
 
 from misc.ihc.stain import DENSITY_OF_VALUE, WHITE, unmixing
 
-# Brown outside nuclei, by how much of it an image has: some, or so much that it hides nuclei. Ranges of the amount of
-# DAB in cytoplasm (colon: 0.4 to 0.9 in brown glands) and membranes, of the share of cells that have it, and of how
-# much of the cytoplasm's brown lies above and below a nucleus, in the thickness of the section (colon: over nuclei
-# that have none, 0.2 to 0.6 of DAB are measured).
+# Brown outside nuclei: an image has some, or so much that it hides nuclei. Ranges of the amount of DAB in cytoplasm
+# (colon: 0.4 to 0.9 in brown glands) and in membranes, of the share of brown cells, and of the share of the cytoplasm's
+# brown that lies above and below a nucleus, in the thickness of the section (colon: 0.2 to 0.6 of DAB are measured over
+# nuclei that have none).
 SOME, MUCH = 1, 2
 CYTOPLASM_OD = {SOME: (0.05, 0.35), MUCH: (0.25, 0.75)}
 MEMBRANE_OD = {SOME: (0.1, 0.5), MUCH: (0.3, 1.0)}
 CELL_SHARE = {SOME: (0.05, 0.6), MUCH: (0.3, 1.0)}
 VEIL = {SOME: (0.1, 0.5), MUCH: (0.3, 0.65)}
 MOST_OVER_NUCLEI = 0.8
-CELL_FACTOR = (0.5, 1.2)  # of a cell's brown beside that of others
-NO_CYTOPLASM_CHANCE = 0.25  # membranes alone
+CELL_FACTOR = (0.5, 1.2)  # factor of each cell's brown
+NO_CYTOPLASM_CHANCE = 0.25  # only membranes are brown
 NO_MEMBRANE_CHANCE = 0.35
 GAPS_CHANCE = 0.5  # incomplete membranes
-# Unspecific brown of the whole tissue; and its chance.
+# Unspecific brown of the whole tissue, and its chance.
 HAZE_OD = (0.0, 0.1)
 HAZE_CHANCE = 0.5
 # Glass, light and grain.
 UNEVENNESS = 0.12  # standard deviation of the tint's strength
 GREY_OD = (0.0, 0.03)  # of unstained tissue
 GRAIN_OD = (0.0, 0.1)
-# Debris: the mean number in 100 x 100 um, of an image that has a usual amount; pigment lies in heaps.
+# Debris: the mean number of pieces in 100 x 100 um of a typical image; pigment lies in heaps.
 DEBRIS_MEAN = 0.7
 HEAP_CHANCE = 0.35
 HEAP_SIZE = 14  # mean number of granules
@@ -51,9 +52,9 @@ JPEG_QUALITY = (40, 95)
 CHROMATIN_UM = 3.0
 MATTER_UM = 0.4
 UNEVEN_UM = 60
-CELL_UM = (4.5, 12.0)  # farthest that cytoplasm lies from its nucleus
-EXTENT_FACTOR = (0.7, 1.2)  # of a cell beside that of others
-LONE_MEMBRANE_UM = (2.0, 5.0)  # the same for membranes that touch no other cell
+CELL_UM = (4.5, 12.0)  # largest distance of cytoplasm from its nucleus
+EXTENT_FACTOR = (0.7, 1.2)  # factor of that distance for each cell
+LONE_MEMBRANE_UM = (2.0, 5.0)  # distance from the nucleus of membranes that touch no other cell
 MEMBRANE_UM = (0.3, 0.7)  # half of its width
 GAP_UM = 5
 GRANULE_UM = 0.6
@@ -63,7 +64,7 @@ PIGMENT_UM = (0.2, 0.7)
 HEAP_UM = 3.0  # standard deviation
 INK_WIDTH_UM = (10, 60)
 DEFOCUS_UM = (0.15, 0.5)
-FINE_UM = 2.0  # up to here noise is interpolated linearly
+FINE_UM = 2.0  # finer noise is interpolated linearly
 LEAST_OD = 0.02  # added before dividing by a density
 
 _UNMIX = unmixing("he").T  # (2, 3), as OpenCV takes it
@@ -71,15 +72,15 @@ _UNMIX = unmixing("he").T  # (2, 3), as OpenCV takes it
 
 @dataclass(frozen=True)
 class Patch:
-    """What is read off the H&E patch.
+    """Measurements of the H&E patch.
 
     Attributes:
         instances: (H, W) ids.
-        areas: (N,) px of each id; 0 of the background.
-        places, place_ids: (P,) indices of the pixels of nuclei in the flat patch, and whose they are.
+        areas: (N,) px of each id; 0 for the background.
+        places, place_ids: (P,) flat indices of the pixels of nuclei, and their ids.
         hematoxylin: (H, W) float32 amount, 0 and more.
-        matter: (H, W) float32 how much there is outside nuclei, by the eosin: about 1 on average.
-        texture: (H, W) float32 chromatin, about 1.
+        matter: (H, W) float32 amount of tissue, measured by the eosin: about 1 on average.
+        texture: (H, W) float32 contrast of the chromatin, about 1.
         mpp: um/px.
     """
 
@@ -94,7 +95,7 @@ class Patch:
 
     @classmethod
     def of(cls, image: np.ndarray, instances: np.ndarray, mpp: float) -> Patch:
-        """Measure a patch, (H, W, 3) uint8, of instances (H, W)."""
+        """Measure a patch, (H, W, 3) uint8, with instances (H, W)."""
         stains = np.maximum(cv2.transform(cv2.LUT(image, DENSITY_OF_VALUE), _UNMIX), 0)
         hematoxylin, eosin = cv2.split(stains)
         side = 2 * round(CHROMATIN_UM / mpp) + 1
@@ -108,12 +109,12 @@ class Patch:
 
     @property
     def inside(self) -> np.ndarray:
-        """(H, W) bool."""
+        """(H, W) bool: pixels of nuclei."""
         return self.instances > 0
 
     @property
     def ids(self) -> np.ndarray:
-        """Ids that are there, without the background."""
+        """Existing ids, without the background."""
         return np.flatnonzero(self.areas)
 
     def means(self, plane: np.ndarray) -> np.ndarray:
@@ -122,15 +123,15 @@ class Patch:
         return sums / np.maximum(self.areas, 1)
 
     def spread(self, values: np.ndarray) -> np.ndarray:
-        """(H, W) float32 of (N,) values of the nuclei."""
-        return values.astype(np.float32).take(self.instances)  # half the time of indexing
+        """(H, W) float32: (N,) values of the nuclei, in their pixels."""
+        return values.astype(np.float32).take(self.instances)  # takes half the time of indexing
 
     def blur(self, plane: np.ndarray, um: float) -> np.ndarray:
         """Blur an (H, W) float32 plane with a Gaussian."""
         return cv2.GaussianBlur(plane, (0, 0), max(um / self.mpp, 0.3))
 
     def noise(self, um: float, rng: np.random.Generator) -> np.ndarray:
-        """(H, W) float32 noise of variance about 1 that changes over a length."""
+        """(H, W) float32 noise of variance about 1, with structures of about `um`."""
         height, width = self.instances.shape
         noise = rng.standard_normal([int(side * self.mpp / um) + 2 for side in (height, width)], np.float32)
         if um > FINE_UM:  # the smooth interpolation is slow
@@ -138,7 +139,7 @@ class Patch:
         return cv2.resize(noise, (width, height), interpolation=cv2.INTER_LINEAR)
 
     def cells(self) -> tuple[np.ndarray, np.ndarray]:
-        """(H, W) float32 um to the nearest nucleus, and (H, W) its id."""
+        """(H, W) float32 distance to the nearest nucleus, um, and (H, W) its id."""
         inside = self.inside
         away_px, nearest = cv2.distanceTransformWithLabels(
             (~inside).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
@@ -149,10 +150,10 @@ class Patch:
 
 
 def brown_cells(patch: Patch, likeness: np.ndarray, extent: int, rng: np.random.Generator) -> np.ndarray:
-    """(H, W) float32 DAB of cytoplasm and membranes, in a part of the cells that are most alike.
+    """(H, W) float32 DAB of cytoplasm and membranes in a part of the cells, those of the highest `likeness`.
 
     Args:
-        likeness: (N,) number of each nucleus, alike in neighbours.
+        likeness: (N,) random value of each nucleus, similar in neighbours.
         extent: `SOME` or `MUCH`.
     """
     if not len(patch.ids):
@@ -162,7 +163,7 @@ def brown_cells(patch: Patch, likeness: np.ndarray, extent: int, rng: np.random.
     factor = ((likeness >= cutoff) * rng.uniform(*CELL_FACTOR, len(likeness))).astype(np.float32).take(cells)
     above = 1 - (1 - np.float32(rng.uniform(*VEIL[extent]))) * patch.blur(patch.inside.astype(np.float32), 0.4)
     matter = np.clip(1.3 * patch.matter - 0.15, 0, 1.4)  # none in lumina
-    matter[patch.inside] = np.minimum(matter[patch.inside], MOST_OVER_NUCLEI)  # what H&E has there is no cytoplasm
+    matter[patch.inside] = np.minimum(matter[patch.inside], MOST_OVER_NUCLEI)  # eosin there is not cytoplasm
     brown = np.zeros(patch.instances.shape, np.float32)
     if rng.random() > NO_CYTOPLASM_CHANCE:
         granules = np.clip(1 + np.float32(rng.uniform(0, 0.35)) * patch.noise(GRANULE_UM, rng), 0.2, 2.2)
@@ -176,7 +177,7 @@ def brown_cells(patch: Patch, likeness: np.ndarray, extent: int, rng: np.random.
 
 
 def _membranes(patch: Patch, away_um: np.ndarray, cells: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(H, W) float32, 1 in a membrane: half way to the neighbour, or some way outside the nucleus."""
+    """(H, W) float32, 1 in a membrane: half way to the neighbour, or at a distance around the nucleus."""
     between = np.zeros(cells.shape, np.float32)
     between[:-1] += cells[:-1] != cells[1:]
     between[:, :-1] += cells[:, :-1] != cells[:, 1:]
@@ -191,7 +192,7 @@ def _membranes(patch: Patch, away_um: np.ndarray, cells: np.ndarray, rng: np.ran
 
 
 def haze(patch: Patch, rng: np.random.Generator) -> np.ndarray:
-    """(H, W) float32 unspecific DAB of all tissue, over nuclei too."""
+    """(H, W) float32 unspecific DAB of all tissue, nuclei included."""
     if rng.random() > HAZE_CHANCE:
         return np.zeros(patch.instances.shape, np.float32)
     uneven = np.clip(1 + np.float32(0.5) * patch.noise(UNEVEN_UM, rng), 0, 2)
@@ -208,10 +209,10 @@ def glass(patch: Patch, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarra
 
 
 def debris(patch: Patch, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Draw what looks like nuclei and is none, between the nuclei.
+    """Draw debris that looks like nuclei, between the nuclei.
 
     Returns:
-        (H, W) amounts of dark specks and of brown ones, and (H, W) share of light that goes through crystals, if any.
+        (H, W) amounts of dark and of brown specks, and (H, W) share by which crystals reduce all density, or `None`.
     """
     height, width = patch.instances.shape
     dark, brown, clear = np.zeros((3, height, width), np.float32)
@@ -227,7 +228,7 @@ def debris(patch: Patch, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarr
             places_xy = centre_xy + rng.normal(0, HEAP_UM / patch.mpp, (1 + rng.poisson(HEAP_SIZE), 2))
             for place_xy in places_xy:
                 _ellipse(plane, place_xy, rng.uniform(*PIGMENT_UM, 2) / patch.mpp, amount, rng)
-        else:  # crushed: a few smears over each other
+        else:  # crushed debris: a few smears over each other
             for place_xy in centre_xy + rng.normal(0, 1 / patch.mpp, (rng.integers(1, 4), 2)):
                 _ellipse(plane, place_xy, rng.uniform(*SPECK_UM, 2) / patch.mpp, amount, rng)
     if not count:
@@ -243,7 +244,7 @@ def _ellipse(plane: np.ndarray, centre_xy: np.ndarray, axes_px: np.ndarray, amou
 
 
 def ink(patch: Patch, rng: np.random.Generator) -> np.ndarray | None:
-    """(H, W, 3) float32 optical density of a stroke of a pen, in the few images that have one."""
+    """(H, W, 3) float32 optical density of a pen stroke; `None` in the many images without one."""
     if rng.random() > INK_CHANCE:
         return None
     height, width = patch.instances.shape
@@ -255,7 +256,7 @@ def ink(patch: Patch, rng: np.random.Generator) -> np.ndarray | None:
 
 
 def photograph(density: np.ndarray, mpp: float, rng: np.random.Generator) -> np.ndarray:
-    """Turn an (H, W, 3) density into what a scanner makes of it, uint8."""
+    """Turn an (H, W, 3) optical density into a scanned image, (H, W, 3) uint8: maybe blurred, sharpened, JPEG."""
     if rng.random() < BLUR_CHANCE:
         density = cv2.GaussianBlur(density, (0, 0), max(rng.uniform(*DEFOCUS_UM) / mpp, 0.3))
     image = cv2.convertScaleAbs(cv2.exp(density * np.float32(-np.log(10))), alpha=WHITE)

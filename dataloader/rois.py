@@ -1,4 +1,4 @@
-"""Fields of a slide that are worth annotating: tissue, spread over the slide, the same ones for the same seed."""
+"""Fields of a slide to annotate: on tissue, spread over the slide, the same for the same seed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Roi:
         slide: file name of the slide.
         x, y: its top left corner, level-0 px.
         size_px: its side in the PNG.
-        mpp: um per px of the PNG, `None` where the slide does not say its own.
+        mpp: um per px of the PNG; `None` if the slide has no resolution.
     """
 
     file: Path
@@ -49,16 +49,16 @@ def extract_rois(
     seed: int = 0,
     slide_mpp: float | None = None,
 ) -> list[Roi]:
-    """Write fields of a slide as `<slide>_x<x>_y<y>.png`, level-0 px of the corner in the name.
+    """Write fields of a slide as `<slide>_x<x>_y<y>.png`; x and y are the corner's level-0 px.
 
     Args:
         slide_path: the slide.
-        output_dir: folder for the PNGs; made if it is not there.
-        size_px: side of a field.
-        count: how many; fewer come where there is not enough tissue.
+        output_dir: folder for the PNGs; created if missing.
+        size_px: side of a field, px of the PNG.
+        count: number of fields; fewer if there is not enough tissue.
         mpp: um per px of the fields; `None` reads the slide as it was scanned.
-        seed: which field comes first.
-        slide_mpp: um per px of the slide's level 0; `None` goes by what the file says.
+        seed: chooses the first field.
+        slide_mpp: um per px of the slide's level 0; `None` takes the file's.
 
     Raises:
         SlideError, ValueError: the slide cannot be read, or is smaller than a field.
@@ -74,7 +74,7 @@ def extract_rois(
         corners = choose_fields(otsu_mask(thumbnail(handler)), handler.shape_yx, size_px, count, seed)
         if len(corners) < count:
             logger.warning(
-                "%s: %d of %d fields: all else is glass, ink or too little tissue; a smaller --size finds more",
+                "%s: %d of %d fields: the rest is glass, ink or too little tissue; a smaller --size finds more",
                 *(slide_path, len(corners), count),
             )
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -82,10 +82,17 @@ def extract_rois(
 
 
 def choose_fields(tissue: TissueMask, slide_yx: tuple[int, int], size_px: int, count: int, seed: int) -> np.ndarray:
-    """Choose fields of a grid, the first at random, each next one as far from all others as there is.
+    """Choose fields of a grid: the first at random, each next one as far as possible from those chosen.
+
+    Args:
+        tissue: mask of the slide.
+        slide_yx: size of the slide in the plane that is read, px.
+        size_px: side of a field in that plane, px.
+        count: number of fields.
+        seed: chooses the first field.
 
     Returns:
-        (N, 2) int64 top left corners y, x in px of the plane; N is at most `count`; they do not overlap.
+        (N, 2) int64 top left corners y, x, px of that plane, without overlap; N is at most `count`.
     """
     axes = [np.arange(0, side - size_px + 1, size_px) + (side - size_px) % size_px // 2 for side in slide_yx]
     corners = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2)

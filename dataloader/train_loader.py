@@ -1,4 +1,4 @@
-"""From patches on disk to what a training step takes."""
+"""From patches on disk to samples for a training step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from misc.utils import cropping_center
 from . import augs
 from .restain import CLASS_COUNTS, restain
 
-# Types that imgaug's OpenCV backend turns without a detour through float64.
+# Types that imgaug's OpenCV backend transforms without converting them to float64.
 _FAST_TYPES = (np.uint8, np.uint16, np.int16)
 
 
@@ -22,26 +22,26 @@ class FileLoader(Dataset):
     """Loads patches, augments them, and makes the training targets.
 
     A sample depends on the seed, the epoch, its number, and how often the epoch had it before: not on the worker that
-    loads it, nor on what else was loaded before. So a run that was interrupted goes on with the same batches.
+    loads it, nor on the samples before it. So a resumed run gets the same batches.
 
     Args:
         file_list: `.npy` patches (H, W, 4) [R, G, B, instance] or (H, W, 5) with types.
         with_type: whether samples have a `tp_map`; nuclei of patches without types are `UNKNOWN_TYPE` in it.
         input_shape: (h, w) of the network's input.
         mask_shape: (h, w) of its output.
-        mode: `train` augments, `valid` cuts out the centre. Both reflect patches that are too small for it at their
-            edges: no sample has black corners.
-        setup_augmentor: kept for old callers, as is the method of that name; nothing needs to be set up.
+        mode: `train` augments, `valid` crops the centre. Both reflect patches that are too small at their edges, so
+            that no sample has black corners.
+        setup_augmentor: not used; kept for old callers.
         target_gen: (function, keyword arguments) that makes `np_map` and `hv_map` from (instances, mask_shape).
         seed: of the augmentation.
-        stain_jitter, recoloured_share: also change the amounts of the stains, and the colours of the stains of that
-            share of the samples, see `augs.train_input_augs`.
+        stain_jitter: also change the amounts of the stains, see `augs.train_input_augs`.
+        recoloured_share: with `stain_jitter`, share of the samples whose stains also change their colours.
         restain: `{"share": 0.6, "classes": 2, "mpp": 0.5}` re-stains that share of the samples with haematoxylin and
-            DAB, see `dataloader.restain`. Their types are the DAB classes, 2 or 4 of them; with `"classes": None` they
+            DAB, see `dataloader.restain`. Their types are then the 2 or 4 DAB classes; with `"classes": None` they
             stay those of the patch.
 
     Raises:
-        ValueError: another mode.
+        ValueError: unknown `mode`, or `input_shape`, `mask_shape` or `target_gen` is missing.
     """
 
     def __init__(
@@ -76,12 +76,12 @@ class FileLoader(Dataset):
         self.setup_augmentor(0, seed)
 
     def setup_augmentor(self, worker_id: int, seed: int) -> None:
-        """Make the pipelines; `worker_id` changes nothing."""
+        """Make the augmentation pipelines; `worker_id` is not used."""
         self.seed = seed
         if self.mode == "train":
             self.shape_augs = augs.train_shape_augs(self.input_shape)
             self.input_augs = augs.train_input_augs(self.stain_jitter, self.recoloured_share)
-            # stain jitter turns haematoxylin brown: re-stained nuclei would no longer be of their class
+            # no stain jitter: it turns haematoxylin brown, so re-stained nuclei would leave their class
             self.restained_augs = augs.train_input_augs(stain_jitter=False)
             self.least_shape = (augs.reach(self.input_shape),) * 2
         else:
@@ -89,7 +89,7 @@ class FileLoader(Dataset):
             self.least_shape = self.input_shape
 
     def set_epoch(self, epoch: int, occurrence: int = 0) -> None:
-        """Go to an epoch, and to the n-th repetition of a sample within it: other random numbers."""
+        """Set the epoch, and how often it had the next sample before; both change the random numbers."""
         self.epoch, self.occurrence = epoch, occurrence
 
     def __len__(self) -> int:
@@ -99,8 +99,8 @@ class FileLoader(Dataset):
         """Return one sample.
 
         Returns:
-            `img` (H, W, 3) uint8, `np_map` (h, w) int32, `hv_map` (h, w, 2) float32, and with types `tp_map` (h, w)
-            int32.
+            `img` (H, W, 3) uint8, `np_map` (h, w) int32, `hv_map` (h, w, 2) float32 [x, y], and with types `tp_map`
+            (h, w) int32.
 
         Raises:
             ValueError: the patch cannot be read.
@@ -110,7 +110,7 @@ class FileLoader(Dataset):
         if self.occurrence:
             place += (self.occurrence,)
         shape_seed, input_seed, stain_seed = np.random.SeedSequence(place).generate_state(3).tolist()
-        # image and labels in one array: what is done to one is done to the other
+        # image and labels are in one array, so both get the same transformation
         self.shape_augs.seed_(shape_seed)
         patch = self.shape_augs.augment_image(_at_least(patch, self.least_shape))
         image = np.ascontiguousarray(patch[..., :3], np.uint8)
@@ -133,7 +133,7 @@ class FileLoader(Dataset):
 def _restained(
     image: np.ndarray, labels: np.ndarray, options: dict, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Re-stain a sample; `labels`, (H, W, 1 or 2), get the DAB classes for types where classes are asked for."""
+    """Re-stain a sample; with `classes` in `options`, the types in `labels`, (H, W, 1 or 2), become DAB classes."""
     nr_classes = options.get("classes")
     image, classes = restain(image, labels[..., 0], rng, nr_classes or CLASS_COUNTS[0], options["mpp"])
     if nr_classes:
@@ -142,7 +142,7 @@ def _restained(
 
 
 def _read(path: str | Path) -> np.ndarray:
-    """Read a patch, in the smallest type that the augmentation is quick with."""
+    """Read a patch; uint16, where it holds all values, makes augmentation faster."""
     try:
         patch = np.load(path, allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
@@ -155,7 +155,7 @@ def _read(path: str | Path) -> np.ndarray:
 
 
 def _at_least(patch: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Reflect a patch at its edges, as often as it takes, to (h, w) px; larger ones are returned as they are."""
+    """Enlarge a patch to at least (h, w) px by reflection at its edges, repeated if needed."""
     missing = [max(want - have, 0) for want, have in zip(shape, patch.shape, strict=False)]
     if not any(missing):
         return patch

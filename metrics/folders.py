@@ -21,23 +21,24 @@ from .type_maps import TypeMap, apply, read_merge, resolve
 
 # The order in which the original prints them.
 INSTANCE_SCORES = ("Dice", "AJI", "DQ", "SQ", "PQ", "AJI+")
-# Nuclei of the truth, of the prediction, and pairs of them.
+# Numbers of nuclei in the truth, in the prediction, and of pairs of them.
 DETECTION_COUNTS = ("true nuclei", "predicted nuclei", "matched nuclei")
 
 
 @dataclass
 class Scores:
-    """What was scored, and what could not be.
+    """Scores of N images, and the images that failed.
 
     Attributes:
         names: images, in the order of `values`.
         values: for instances (6, N) as `INSTANCE_SCORES`, `nan` where undefined; for types (2 + K,): F1 of
             detection, accuracy, F1 of each of `type_ids`; for a network without types (1,): F1 of detection.
-        type_ids: the K types scored; `type_info` has their names, where anything names them.
-        each_image: (N, 2 + K) the same of each image alone, `nan` where undefined; for types only.
+        type_ids: the K types scored.
+        each_image: (N, 2 + K) or (N, 1), `values` of each image alone, `nan` where undefined; for types only.
         counts: (N, 3) as `DETECTION_COUNTS`; for types only.
         failed: reason by image.
-        notes: what a person should know.
+        type_info: names of types, as far as known.
+        notes: remarks for the user.
     """
 
     names: list[str] = field(default_factory=list)
@@ -50,13 +51,13 @@ class Scores:
     notes: list[str] = field(default_factory=list)
 
     def mean(self) -> np.ndarray:
-        """(6,) mean over the images on which a score is defined, `nan` where it is on none."""
+        """(6,) mean of each score of instances over the images on which it is defined; `nan` if there is none."""
         defined = ~np.isnan(self.values)
         total = np.where(defined, self.values, 0).sum(axis=1)
         return np.divide(total, defined.sum(axis=1), out=np.full(len(total), np.nan), where=defined.any(axis=1))
 
     def undefined(self) -> list[str]:
-        """Images without a nucleus in truth and prediction; they count in no mean."""
+        """Images without a nucleus in truth and prediction; they are in no mean."""
         return [name for name, column in zip(self.names, self.values.T, strict=True) if np.isnan(column).all()]
 
 
@@ -64,11 +65,11 @@ def pair_files(pred_dir: str | Path, true_dir: str | Path, ext: str = ".mat") ->
     """Pair the files of two folders by their full names, dots included.
 
     Returns:
-        `{name: (prediction, truth)}` in order, and the reason for each file that has no partner.
+        `{name: (prediction, truth)}` in order, and an error for each file without a partner.
 
     Raises:
         FileNotFoundError: a folder is missing or holds no such file.
-        ValueError: a truth says that it is a prediction.
+        ValueError: a file of `true_dir` is a prediction.
     """
     pred, true = ({full_stem(p): p for p in list_files(folder, f"*{ext}")} for folder in (pred_dir, true_dir))
     for folder, files in ((pred_dir, pred), (true_dir, true)):
@@ -79,13 +80,13 @@ def pair_files(pred_dir: str | Path, true_dir: str | Path, ext: str = ".mat") ->
     for name in pred.keys() & true.keys():
         if says_prediction(true[name]):
             raise ValueError(
-                f"{true[name]} is a prediction ({PREDICTION_KEY}), no truth; are --true_dir and --pred_dir swapped?"
+                f"{true[name]} is a prediction ({PREDICTION_KEY}), not a truth; are --true_dir and --pred_dir swapped?"
             )
     return {name: (pred[name], true[name]) for name in pred if name in true}, lone
 
 
 def score_instances(pred_dir: str | Path, true_dir: str | Path, ext: str = ".mat") -> Scores:
-    """Score the instance maps of two folders; a file that cannot be scored is reported, the others are scored."""
+    """Score the instance maps of two folders; `failed` has the files that cannot be scored. Raises as `pair_files`."""
     pairs, failed = pair_files(pred_dir, true_dir, ext)
     scores, columns = Scores(failed=failed), []
     for name, (pred_path, true_path) in pairs.items():
@@ -117,18 +118,19 @@ def score_types(
 ) -> Scores:
     """Score detection and classification over two folders, all nuclei of all images together.
 
-    Where an image holds no nucleus, the original makes up one of type 0 at (0, 0); here it has none.
+    The original adds a nucleus of type 0 at (0, 0) to an image without nuclei; this function does not.
 
     Args:
-        type_uids: types to score, by name or number; those of the truth when left out.
-        exhaustive: every nucleus of the truth has a type; otherwise type -1 is "not looked at" and not held
-            against the prediction.
+        pred_dir, true_dir: folders of predictions and truth, paired by the names of their files.
+        type_uids: types to score, by name or number; `None` for those of the truth.
+        exhaustive: every nucleus of the truth has a type; otherwise -1 is an unknown type, and any prediction fits it.
         merge: name of an entry of `MERGES`, or a JSON file, applied to the truth.
-        true_types, pred_types: what types of the truth and of the prediction are scored as.
-        type_info: names of the types; what the files say when left out.
+        ext: ending of the files' names.
+        true_types, pred_types: types to replace before scoring, in the truth and in the prediction.
+        type_info: names of the types; types that it does not name have the names in the files.
 
     Raises:
-        ValueError: unknown `merge`, or a name that no type has.
+        FileNotFoundError, ValueError: as `pair_files`; ValueError also for an unknown `merge` or name of a type.
     """
     changes = {"--merge": read_merge(merge)} if merge is not None else {}
     changes |= {"--true_types": true_types} if true_types else {}
@@ -158,25 +160,25 @@ def score_types(
 
 
 def _read_side(path: Path, names: TypeInfo) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return centroids and types of a file; `names` takes in what it calls its types."""
+    """Return centroids and types of a file, and add its names of types to `names`."""
     content = load(path)
     take_names(content, names)
     return typed_centroids(content, path)
 
 
 def _drop_untyped(sides: dict, scores: Scores) -> bool:
-    """Tell whether no prediction has types; where some have, those without are failures."""
+    """Return whether no prediction has types. If only some have none, those fail."""
     untyped = [name for name, (_, (_, types)) in sides.items() if types is None]
     if untyped and len(untyped) == len(sides):
         return True
     for name in untyped:
         del sides[name]
-        scores.failed[name] = "its prediction has no types, those of other images have"
+        scores.failed[name] = "its prediction has no types, but those of other images have"
     return False
 
 
 def _detection_alone(sides: dict, scores: Scores) -> Scores:
-    scores.notes.append("this network has no types: the F1 score of detection alone")
+    scores.notes.append("this network has no types: only the F1 score of detection")
     nothing = [match(true, (xy, np.zeros(len(xy), np.int64))) for true, (xy, _) in sides.values()]
     _fill_in(scores, list(sides), nothing, True, ())
     scores.values, scores.each_image = scores.values[:1], scores.each_image[:, :1]
@@ -184,7 +186,7 @@ def _detection_alone(sides: dict, scores: Scores) -> Scores:
 
 
 def _differing_names(true: TypeInfo, pred: TypeInfo) -> list[str]:
-    """Say which type ids mean something else in truth and prediction."""
+    """Return a warning about type ids whose names differ between truth and prediction."""
     ids = differing_names(true, pred)
     if not ids:
         return []

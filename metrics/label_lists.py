@@ -1,4 +1,4 @@
-"""From label files of any kind to what is scored: maps of instances and types, and centroids with types."""
+"""Read label files of any kind for scoring: maps of instances and types, centroids with types."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LISTS = (("inst_type", "inst_uid", "inst_centroid"), ("class", "id", "centroid")
 
 
 def load(path: Path) -> dict[str, np.ndarray]:
-    """Read a label file; what is wrong with it is said with its name.
+    """Read a label file; errors name it.
 
     Raises:
         ValueError, FileNotFoundError: as `read_label`.
@@ -28,12 +28,12 @@ def load(path: Path) -> dict[str, np.ndarray]:
 
 
 def has_types(path: Path) -> bool:
-    """Whether a label file says what type its nuclei have."""
+    """Whether a label file has types of nuclei; raises as `load`."""
     return bool(load(path).keys() & {"type_map", *(type_key for type_key, *_ in LISTS)})
 
 
 def take_names(content: dict[str, np.ndarray], names: TypeInfo) -> None:
-    """Take in what a label file calls its types; names that are there already stay."""
+    """Add a label file's names of types to `names`; names that are there already stay."""
     for key, value in (types_of(content) or {}).items():
         names.setdefault(key, value)
 
@@ -42,7 +42,7 @@ def read_map(content: dict[str, np.ndarray], key: str, path: Path) -> np.ndarray
     """Return a map of a label file as whole numbers, (H, W).
 
     Raises:
-        ValueError: there is none, or it holds something else.
+        ValueError: there is no such map, or it does not hold whole numbers.
     """
     if key not in content:
         raise ValueError(f"{path}: lacks {[key]}; it holds {keys_of(content)}")
@@ -53,12 +53,12 @@ def read_map(content: dict[str, np.ndarray], key: str, path: Path) -> np.ndarray
 
 
 def typed_centroids(content: dict[str, np.ndarray], path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return (N, 2) centroids and (N,) types, `None` where the file has no types.
+    """Return (N, 2) centroids, x and y in px, and (N,) types, `None` if the file has no types.
 
-    Lists go before maps; centroids that the file does not list are those of the instance map.
+    Lists go before maps. Centroids that the file does not list are computed from the instance map.
 
     Raises:
-        ValueError: lists or maps do not fit each other.
+        ValueError: lists or maps do not fit each other, or there is neither.
     """
     try:
         for type_key, uid_key, centroid_key in LISTS:
@@ -84,7 +84,7 @@ def typed_centroids(content: dict[str, np.ndarray], path: Path) -> tuple[np.ndar
 
 
 def typed_pixels(content: dict[str, np.ndarray], path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return the map of instances and that of types, (H, W) each; made of the list where the file has no type map.
+    """Return the maps of instances and of types, (H, W) each; without a type map it is made from the list of types.
 
     Raises:
         ValueError: there are no types, or they do not fit the instances.
@@ -107,7 +107,7 @@ def typed_pixels(content: dict[str, np.ndarray], path: Path) -> tuple[np.ndarray
 
 
 def _listed_types(content: dict[str, np.ndarray], ids: np.ndarray) -> np.ndarray | None:
-    """Return the (N,) types of the instances `ids` from the file's list, `None` where it has none."""
+    """Return the (N,) types of the instances `ids` from the file's list, `None` without one."""
     for type_key, uid_key, _ in LISTS:
         if type_key in content:
             uids, types = types_by_id(content, ids, type_key, uid_key)
@@ -131,11 +131,11 @@ def _centroids(inst_map: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _from_maps(inst_map: np.ndarray, type_map: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return centroids, and the type that most pixels of each instance have (of equal ones the lowest)."""
+    """Return centroids, and the type that most pixels of each instance have (in a tie the lowest)."""
     _check_same_size(inst_map, type_map)
     ids, centroids = _centroids(inst_map)
     inside = inst_map != 0
-    types, column = np.unique(type_map[inside], return_inverse=True)  # -1 is one, where a truth is not exhaustive
+    types, column = np.unique(type_map[inside], return_inverse=True)  # -1 is one too, in a truth that is not exhaustive
     votes = np.zeros((len(ids), len(types)), np.int64)
     np.add.at(votes, (np.searchsorted(ids, inst_map[inside]), column), 1)
     return centroids, types[votes.argmax(axis=1)] if len(ids) else types

@@ -1,6 +1,6 @@
-"""One table of overlaps for each pair of label maps; every score of `stats_utils` is read from it.
+"""One table of overlaps for each pair of label maps; the scores of `stats_utils` are computed from it.
 
-The reference implementations compare the whole image once for every nucleus; one pass over the pixels tells as much.
+The reference implementations compare the whole image once for every nucleus; one pass over the pixels is enough.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-# A table of all pairs up to this many cells is counted directly; above, only the pairs that occur are sorted.
+# Up to this number of cells, all pairs are counted in a dense table; above, only the pairs that occur are sorted.
 MAX_DENSE_CELLS = 1 << 22
 
 
@@ -20,7 +20,7 @@ def whole_numbers(labels: np.ndarray) -> np.ndarray:
     """Return a label map as integers; the published .mat files of Kumar and CoNSeP hold whole numbers as floats.
 
     Raises:
-        ValueError: it holds fractions, numbers beyond int64, or no numbers at all.
+        ValueError: it holds fractions, numbers beyond int64, or no numbers.
     """
     labels = np.asarray(labels)
     if labels.dtype.kind not in "biuf":
@@ -36,10 +36,10 @@ def whole_numbers(labels: np.ndarray) -> np.ndarray:
 
 
 def ids_and_areas(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the labels of a map of integers in ascending order, background left out, and their areas in px.
+    """Return the labels of a map of integers in ascending order, without the background, and their areas in px.
 
     Raises:
-        ValueError: the map holds a negative one.
+        ValueError: the map holds a negative label.
     """
     if labels.size == 0:
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
@@ -77,12 +77,12 @@ class Overlap:
 
     @property
     def union(self) -> np.ndarray:
-        """(K,) px of either instance of each pair."""
+        """(K,) px of the union of each pair."""
         return self.true_areas[self.rows] + self.pred_areas[self.cols] - self.inter
 
     @property
     def both_empty(self) -> bool:
-        """Nothing is there and nothing was found: no score is defined."""
+        """No instance in truth and prediction: no score is defined."""
         return not len(self.true_ids) and not len(self.pred_ids)
 
     @classmethod
@@ -90,7 +90,7 @@ class Overlap:
         """Count the overlaps of two label maps.
 
         Raises:
-            ValueError: they differ in shape, or are no label maps.
+            ValueError: they differ in shape, or are not label maps.
         """
         true, pred = whole_numbers(true), whole_numbers(pred)
         if true.shape != pred.shape:
@@ -119,12 +119,12 @@ class Overlap:
             iou: (K,) value of each overlapping pair.
 
         Returns:
-            Positions in 0..K-1 of the pairs chosen, ascending.
+            Positions, 0..K-1, of the chosen pairs, ascending.
         """
         shape = len(self.true_ids), len(self.pred_ids)
         if shape[0] * shape[1] <= MAX_DENSE_CELLS:
             return self._assign(np.arange(len(iou)), iou)
-        # Pairs that share no instance, directly or by others, cannot compete: each group is solved alone.
+        # Pairs compete only if shared instances link them, so each linked group is solved alone.
         graph = coo_array((iou, (self.rows, self.cols + shape[0])), shape=(sum(shape), sum(shape)))
         group = connected_components(graph, directed=False)[1][self.rows]
         order = np.argsort(group, kind="stable")

@@ -1,7 +1,7 @@
 """Scores of nuclear segmentation and detection: Dice, AJI, AJI+, DQ, SQ, PQ, matching of centroids.
 
-Functions, argument order (true, pred) and values are the original repository's. Where nothing is there and nothing was
-found, a score is undefined and `nan` is returned; where only one of the two is empty, it is 0.
+Functions, argument order (true, pred) and values are the original repository's. Maps are (H, W), 0 is background. If
+truth and prediction are empty, a score is undefined and `nan`; if only one of them is empty, it is 0.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ EPS = 1.0e-6
 
 
 def get_dice_1(true: np.ndarray, pred: np.ndarray) -> float:
-    """Dice coefficient of nuclear against other pixels, 2 |A and B| / (|A| + |B|)."""
+    """Dice coefficient of nuclear pixels, 2 |A and B| / (|A| + |B|)."""
     inter = np.count_nonzero((true > 0) & (pred > 0))
     return _ratio(2.0 * inter, np.count_nonzero(true > 0) + np.count_nonzero(pred > 0))
 
 
 def get_dice_2(true: np.ndarray, pred: np.ndarray) -> float:
-    """Ensemble Dice: every overlapping pair counts with the sum of its areas (Computational Precision Medicine)."""
+    """Ensemble Dice: each overlapping pair is weighted by the sum of its areas (Computational Precision Medicine)."""
     return dice_2(Overlap.of(true, pred))
 
 
@@ -38,7 +38,7 @@ def get_fast_aji(true: np.ndarray, pred: np.ndarray) -> float:
 
 
 def get_fast_aji_plus(true: np.ndarray, pred: np.ndarray) -> float:
-    """AJI with a one-to-one matching of maximal total IoU instead of a choice for each true nucleus alone."""
+    """AJI with a one-to-one matching of maximal total IoU, instead of the best prediction for each true nucleus."""
     return aji_plus(Overlap.of(true, pred))
 
 
@@ -47,8 +47,8 @@ def get_fast_pq(true: np.ndarray, pred: np.ndarray, match_iou: float = 0.5):
 
     Args:
         true, pred: (H, W) label maps; any ids.
-        match_iou: instances match when their IoU is above. From 0.5 on matches are unique; below, they are chosen
-            one-to-one with maximal total IoU.
+        match_iou: instances match if their IoU is above it. From 0.5 on, matches are unique; below, they are chosen
+            one to one with maximal total IoU.
 
     Returns:
         `[dq, sq, pq]` and `[paired_true, paired_pred, unpaired_true, unpaired_pred]`, ids.
@@ -68,7 +68,7 @@ def dice_2(overlap: Overlap) -> float:
 
 def aji(overlap: Overlap) -> float:
     iou = overlap.inter / (overlap.union + EPS)
-    # the best pair of every true nucleus; of equal ones the prediction with the lowest id
+    # the best pair of every true nucleus; in a tie the prediction with the lowest id
     order = np.lexsort((overlap.cols, -iou, overlap.rows))
     best = order[np.flatnonzero(np.diff(overlap.rows[order], prepend=-1))]
     return _aggregated_jaccard(overlap, best)
@@ -79,7 +79,7 @@ def aji_plus(overlap: Overlap) -> float:
 
 
 def _aggregated_jaccard(overlap: Overlap, pairs: np.ndarray) -> float:
-    """Shared pixels of the chosen pairs over their unions and the areas of all that was not chosen."""
+    """Shared pixels of the chosen pairs, divided by their unions plus the areas of all instances not chosen."""
     lone_true, lone_pred = overlap.true_areas.copy(), overlap.pred_areas.copy()
     lone_true[overlap.rows[pairs]] = 0
     lone_pred[overlap.cols[pairs]] = 0

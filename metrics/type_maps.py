@@ -1,4 +1,4 @@
-"""Types that become others before they are scored: presets, and what options and files say, by name or number."""
+"""Types to replace before scoring: presets, and maps from options and files, by name or number."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from misc.type_info import TypeInfo, split_types, type_ids
 # predict 1 miscellaneous, 2 inflammatory, 3 epithelial, 4 spindle-shaped.
 MERGES: dict[str, dict[int, tuple[int, ...]]] = {"consep": {3: (3, 4), 4: (5, 6, 7)}}
 
-# {type, by name or number: what it becomes, by name or number}
+# {old type, by name or number: new type, by name or number}
 TypeMap = Mapping[int | str, int | str]
 
 
 def read_merge(merge: str) -> TypeMap:
-    """Return a preset, or what a JSON file `{"new type": [types], ...}` says.
+    """Return a preset, or the map in a JSON file `{"new type": [types], ...}`.
 
     Raises:
-        ValueError: there is neither such a preset nor such a file.
+        ValueError: there is no such preset and no such file, or the file has another form.
     """
     if merge in MERGES:
         groups = MERGES[merge]
@@ -38,13 +38,13 @@ def read_merge(merge: str) -> TypeMap:
 
 
 def read_type_map(text: str, option: str) -> TypeMap:
-    """Return what an option says: `weak=Positive,3=1`, or a JSON file of that kind.
+    """Return the map in an option: `weak=Positive,3=1`, or a JSON file `{"old type": "new type", ...}`.
 
     Raises:
-        ValueError: it is neither; the line names the option.
+        ValueError: `text` is neither; the message names the option.
     """
     if Path(text).is_file():
-        pairs = list(_read_json(text, '{"type": "what it becomes", ...}').items())
+        pairs = list(_read_json(text, '{"old type": "new type", ...}').items())
     else:
         pairs = [part.split("=") for part in text.split(",")]
     try:
@@ -58,9 +58,9 @@ def resolve(type_map: TypeMap, own: TypeInfo, other: TypeInfo, option: str) -> d
 
     Args:
         type_map: by names or numbers.
-        own: names of the types that change.
-        other: names of what they become; `own` where the other side has none of that name.
-        option: that said so, for messages.
+        own: names of the old types.
+        other: names of the new types; names that it lacks are looked up in `own`.
+        option: that gave the map, for messages.
 
     Raises:
         ValueError: a name that no type has.
@@ -79,7 +79,7 @@ def resolve(type_map: TypeMap, own: TypeInfo, other: TypeInfo, option: str) -> d
 
 
 def apply(types: np.ndarray, ids: Mapping[int, int]) -> np.ndarray:
-    """Return the types, (N,) int64, with those of `ids` replaced."""
+    """Return an array of types with those of `ids` replaced."""
     result = types.copy()
     for old, new in ids.items():
         result[types == old] = new

@@ -1,13 +1,13 @@
 """Scores of typed nuclei over a set of images: HoVer-Net's Fd and F1, PanNuke's mPQ and bPQ, CoNIC's mPQ+ and R2.
 
 - Fd, F1 of each type: HoVer-Net paper (Graham et al., 2019), section 4.2: nuclei of all images together.
-- mPQ, bPQ: PanNuke (Gamper et al., 2020, arXiv 2003.10778): PQ of each type, and of all nuclei whatever their type, in
-  each image; what the truth of an image lacks is left out of its mean; then the mean over the images. (PanNuke's tables
-  take the mean over the images of a tissue, then over the tissues.)
+- mPQ, bPQ: PanNuke (Gamper et al., 2020, arXiv 2003.10778): PQ of each type (mPQ) and of all nuclei (bPQ) in each
+  image. Types without a nucleus in the truth of an image are left out of its mean; then the mean over the images.
+  (PanNuke's tables take the mean over the images of a tissue, then over the tissues.)
 - mPQ+, R2: CoNIC (Graham et al., 2024): PQ of each type from matches and overlaps summed over all images, and the
   coefficient of determination of the number of nuclei of each type in an image; means over the types.
 
-What is undefined (nothing there and nothing found; counts that never change) is `nan`, and left out of a mean.
+Undefined scores (no nucleus in truth and prediction; numbers of nuclei that never change) are `nan`, and in no mean.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from .overlap import Overlap
 from .stats_utils import EPS
 from .type_maps import apply, read_merge, resolve
 
-# A pair of nuclei counts from this overlap on; above it, matches are unique.
+# Nuclei match if their IoU is above this; such matches are unique.
 MATCH_IOU = 0.5
 
 
 @dataclass
 class TypedCounts:
-    """What was counted in N images of K types; every score is a function of it, also of a resample of the images.
+    """Counts of K types in N images; all scores are computed from them, also for a resample of the images.
 
     Attributes:
         names: of the images.
@@ -55,10 +55,10 @@ class TypedCounts:
     failed: dict[str, str] = field(default_factory=dict)
 
     def scores(self, picks: np.ndarray | None = None) -> dict[str, float]:
-        """Return every score, of all images or of those picked: `Fd`, `F1 <type>`, `mPQ`, `bPQ`, `mPQ+`, `R2`.
+        """Return all scores, of all images or of those picked: `Fd`, `F1 <type>`, `mPQ`, `bPQ`, `mPQ+`, `R2`.
 
         Args:
-            picks: positions of images; one may come several times.
+            picks: positions of images; an image may be picked several times.
         """
         picks = np.arange(len(self.names)) if picks is None else picks
         panoptic, by_type = self.panoptic[picks], self.types[picks].sum(axis=0)
@@ -74,7 +74,7 @@ class TypedCounts:
 
     @classmethod
     def joined(cls, parts: Iterable[TypedCounts]) -> TypedCounts:
-        """Return the counts of several sets, of the same types, as those of one."""
+        """Join the counts of several sets of images with the same types."""
         parts = list(parts)
         arrays = [
             np.concatenate([getattr(part, name) for part in parts])
@@ -87,16 +87,16 @@ class TypedCounts:
 def score_typed(
     pred_dir: str | Path, true_dir: str | Path, merge: str | None = None, type_ids: Iterable[int] | None = None
 ) -> TypedCounts:
-    """Count over two folders of `.mat` files what every score of types is made of.
+    """Count, over two folders of `.mat` files, what the scores of types need.
 
     Args:
         pred_dir: predictions, with an instance map and types.
-        true_dir: truth of the same names, the same.
+        true_dir: the same for the truth, under the same names.
         merge: name of an entry of `type_maps.MERGES`, or a JSON file, applied to the truth.
-        type_ids: types to count; those of the truth when left out.
+        type_ids: types to count; `None` for those of the truth.
 
     Raises:
-        ValueError: unknown `merge`.
+        ValueError: unknown `merge`, a name in it that no type has, or a file of `true_dir` is a prediction.
         FileNotFoundError: a folder is missing or empty.
     """
     change = read_merge(merge) if merge is not None else {}
@@ -121,7 +121,7 @@ def score_typed(
 
 
 def panoptic_counts(true: np.ndarray, pred: np.ndarray) -> tuple[int, int, int, float]:
-    """Return matched, invented and missed nuclei of two (H, W) label maps, and the summed IoU of the matched ones."""
+    """Return the numbers of matched, invented and missed nuclei of two (H, W) label maps, and the sum of their IoU."""
     overlap = Overlap.of(true, pred)
     iou = overlap.inter / overlap.union
     hits = iou > MATCH_IOU
@@ -138,7 +138,7 @@ def image_pq(counts: np.ndarray) -> np.ndarray:
 
 
 def summed_pq(counts: np.ndarray) -> np.ndarray:
-    """PQ+ of K types from (N, K, 4) `panoptic_counts` of N images, as CoNIC has it; `nan` where there is no nucleus."""
+    """PQ+ of K types from (N, K, 4) `panoptic_counts` of N images, as CoNIC has it; `nan` without any nucleus."""
     hits, invented, missed, overlap = np.moveaxis(counts.sum(axis=0), -1, 0)
     quality = hits / (hits + 0.5 * invented + 0.5 * missed + EPS) * overlap / (hits + EPS)
     return np.where(hits + invented + missed > 0, quality, np.nan)
@@ -162,7 +162,7 @@ class _Image:
 
     @classmethod
     def read(cls, path: Path, names: TypeInfo) -> _Image:
-        """Read a label file; `names` takes in what it calls its types."""
+        """Read a label file, and add its names of types to `names`."""
         content = load(path)
         take_names(content, names)
         return cls(*typed_pixels(content, path), *typed_centroids(content, path))
@@ -183,7 +183,7 @@ def _count(true: _Image, pred: _Image, type_ids: Sequence[int]) -> tuple:
 
 
 def _mean(values: np.ndarray, axis: int | None = None):
-    """Mean without `nan`; of nothing it is `nan`."""
+    """Mean of the values that are not `nan`; `nan` if there are none."""
     defined = ~np.isnan(values)
     total, count = np.where(defined, values, 0).sum(axis=axis), defined.sum(axis=axis)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)[()]

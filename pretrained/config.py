@@ -1,4 +1,4 @@
-"""The configuration of the checkpoint in this folder: python run_train.py --config=pretrained/config.py
+"""The configuration of the first checkpoint: python run_train.py --config=pretrained/config.py
 
 The commands that make the patches are in README.md beside this file.
 """
@@ -10,7 +10,7 @@ from models.hovernet.opt import SHAPES
 
 
 class Config:
-    """Kumar: 16 training images at 0.5 um/px, quarter width, instances alone; attributes as in the root config.py."""
+    """Kumar: 16 training images at 0.5 um/px, quarter width, without types; attributes as in the root config.py."""
 
     def __init__(self):
         self.seed = 10
@@ -21,13 +21,13 @@ class Config:
         self.log_dir = "logs/pretrained"
 
         self.train_dir_list = ["dataset/training_data/kumar/kumar/train/540x540_82x82"]
-        # other organs, another stain, another archive; looked at, never chosen by: the last epoch is what ships
+        # other organs, another stain, another archive; no choice depends on them: the last epoch ships
         self.valid_dir_list = ["dataset/training_data/mat/mat/valid/whole"]
         self.valid_image_dir_list = []
         self.meta = {
             "mpp": 0.5,
-            "window": 600,  # px that inference reads at once: four times faster on a CPU, for the same scores
-            "precision": "bf16",  # where the processor has it
+            "window": 600,  # px, for inference: four times faster on a CPU, with the same scores
+            "precision": "bf16",  # if the processor has it
             "licence": "CC BY-NC-SA 4.0",
             "data": "Kumar et al. (2017), 16 training images",
         }

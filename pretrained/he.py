@@ -1,7 +1,7 @@
 """The configuration of the typed H&E checkpoint: python run_train.py --config=pretrained/he.py
 
-Kumar's 16 training images (no types) and CoNSeP's 27 (four types) train one network at 0.5 um/px, each set half of the
-samples. It starts from the first checkpoint, which knows Kumar's images and no types. The patches:
+Kumar's 16 training images (no types) and CoNSeP's 27 (four types) train one network at 0.5 um/px; each set gives half
+of the samples. It starts from the first checkpoint, which was trained on Kumar's images without types. The patches:
 
     python extract_patches.py --dataset=kumar --no_type --scale=0.5 --mode=fast --step_size=164 \
         --img_dir=kumar/Train/Images --ann_dir=kumar/Train/Labels
@@ -10,8 +10,8 @@ samples. It starts from the first checkpoint, which knows Kumar's images and no 
     python extract_patches.py --dataset=mat --no_type --scale=0.5 --mode=fast --extract_type=whole --split=valid \
         --img_dir=others/Images --ann_dir=others/Labels
 
-The last ones are of other archives (PanNuke's breast patches): looked at, nothing is chosen by them. More typed sets
-join the same way, their types matched by name: MoNuSAC with --rename_types=lymphocyte:inflammatory,...
+The last command makes validation patches from another archive (PanNuke's breast patches); no choice depends on them.
+Add more typed sets in the same way. Types match by name: MoNuSAC with --rename_types=lymphocyte:inflammatory,...
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ FOLDER = Path(__file__).resolve().parent
 
 
 class Config:
-    """Attributes as in the root config.py; in capitals, what another run of the same recipe changes."""
+    """Attributes as in the root config.py; values in capitals are those that other runs of the recipe change."""
 
     MPP = 0.5
     NR_TYPES = 5  # background, and the four of he_types.json
     WIDTH = 0.25  # of HoVer-Net's channels
     START = "hovernet_fast_w025_20x.tar"  # of this folder
     PHASES = ((5, 1.0e-3),)  # (epochs of 344 steps, learning rate)
-    RECOLOURED_SHARE: ClassVar[float | None] = None  # of the samples, see dataloader.augs; None leaves it as it is
+    RECOLOURED_SHARE: ClassVar[float | None] = None  # of the samples, see dataloader.augs; None is the default there
     EMA = 0.998  # half of the average comes from the last 350 steps
     BATCH = 2
-    # A window of 344 px has 18 % more pixels of output for the same work than one of 256 px (measured on a CPU).
+    # For the same work, a window of 344 px predicts 18 % more pixels than one of 256 px (measured on a CPU).
     WINDOW = 344
-    KUMAR_WEIGHT = 432 / 256  # patches of CoNSeP to patches of Kumar
+    KUMAR_WEIGHT = 432 / 256  # number of CoNSeP's patches / number of Kumar's
     # The TP branch starts from random weights: its Dice, summed over five classes, would outweigh the other branches.
     TP_LOSS: ClassVar[dict] = {"bce": 1, "dice": 0.5}
     PATCHES = "dataset/training_data"

@@ -1,8 +1,8 @@
 """The exponential moving average of the weights: what validation scores, what inference loads.
 
 `extra_info` of the recipe has `"ema": 0.999`. After a step the average keeps that share of itself and takes the rest
-from the weights; in the first steps it takes more, so that the random start is soon forgotten. Batch-norm statistics
-are averaged with the weights that they belong to.
+from the weights. In the first steps it takes more, so that the random start is soon forgotten. Batch-norm statistics
+are averaged together with their weights.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _WARMUP = (1, 10)
 
 
 def make_average(net: nn.Module, decay: float | None) -> AveragedModel | None:
-    """Return the average of a network that is not wrapped, on its device; `None` without a decay."""
+    """Return the average of an unwrapped network, on its device; `None` without `decay`, the share kept per step."""
     if decay is None:
         return None
 
@@ -34,6 +34,6 @@ def make_average(net: nn.Module, decay: float | None) -> AveragedModel | None:
 
 
 def scored_network(net_info: dict) -> nn.Module:
-    """Return the network that is validated: the average where there is one, else the one that is trained."""
+    """Return the network to validate: the average, or without one the network that is trained."""
     average = net_info.get("average")
     return net_info["desc"] if average is None else average.module

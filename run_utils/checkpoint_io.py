@@ -1,8 +1,8 @@
-"""Training checkpoints: upstream's three parts, and what taking a run up again needs besides.
+"""Training checkpoints: upstream's three parts, and what a resumed run needs besides.
 
 `<net>_epoch=N.tar`: `desc` (weights without `module.` prefixes, so that upstream loads them strictly), `optimizer`,
-`lr_scheduler`; ours add `meta` (what the network is, how it was made) and `resume` (where the run was). Where weights
-are averaged, `desc` is the average, and `raw` and `nr_averaged` are what training goes on from.
+`lr_scheduler`; ours add `meta` (what the network is, how it was made), `resume` (where the run was) and, for fp16,
+`scaler`. Where weights are averaged, `desc` is the average, and training resumes from `raw` and `nr_averaged`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .disk_full import SaveError, is_disk_full
 from .plain_values import storable
 
 _EPOCH_NAME = re.compile(r"_epoch=(\d+)\.tar$")
-# What torch's message calls the first object that it refuses to load.
+# The name, in torch's message, of the first object that it refuses to load.
 _REFUSED = re.compile(r"GLOBAL ([\w.]+)")
 # Temporary names of the files of a phase, which `misc.files.atomic_path` made.
 _PARTS = (".*_*.part.tar", ".stats.*.part.json", ".config.*.part.json", ".steps.*.part.csv")
@@ -31,7 +31,7 @@ _MB = 1e6
 
 @dataclass(frozen=True)
 class Resume:
-    """A moment a run can be taken up from.
+    """A moment that a run can resume from.
 
     Attributes:
         path: the file; `None` for the very beginning.
@@ -47,7 +47,7 @@ class Resume:
 
 
 def save_checkpoint(path: str | Path, net_info: dict, meta: dict, resume: dict) -> None:
-    """Write one network with everything that belongs to it; the file is the old one or the whole new one.
+    """Write one network with its optimizer, schedule and average; if that fails, an older file stays as it was.
 
     Args:
         path: the file.
@@ -56,13 +56,13 @@ def save_checkpoint(path: str | Path, net_info: dict, meta: dict, resume: dict) 
         resume: where the run is, plain values.
 
     Raises:
-        SaveError: it could not be written, e.g. the disk is full.
-        ValueError: something in it is no plain value.
+        SaveError: the file could not be written, e.g. the disk is full.
+        ValueError: a value is not one that a checkpoint can hold.
     """
     path = Path(path)
     content = {**_states(net_info), "meta": meta, "resume": resume}
     content = {**_weights(net_info), **{key: storable(value, key) for key, value in content.items()}}
-    # looked up before saving: torch keeps an unfinished file open as long as its error is handled
+    # asked before saving: torch keeps an unfinished file open, and its space in use, while its error is handled
     needed, free = _size(content), shutil.disk_usage(path.parent).free
     try:
         with atomic_path(path) as temporary:
@@ -77,7 +77,7 @@ def save_checkpoint(path: str | Path, net_info: dict, meta: dict, resume: dict) 
 
 
 def what_is_left(log_dir: Path, net_name: str = "net") -> str:
-    """Name the last good checkpoint of a phase, or of the phase before where it has none yet, and say how to go on."""
+    """Return a text that names the last good checkpoint of a phase or of the phases before it, and how to go on."""
     is_phase = re.fullmatch(r"\d\d", log_dir.name)
     earlier = [path for path in log_dir.parent.glob("[0-9][0-9]") if is_phase and path.name < log_dir.name]
     for folder in (log_dir, *sorted(earlier, reverse=True)):
@@ -98,7 +98,7 @@ def check_storable(net_info: dict, name: str) -> None:
         name: of phase and network, for the message.
 
     Raises:
-        ValueError: they hold something that no checkpoint can hold.
+        ValueError: they hold a value that no checkpoint can hold.
     """
     for key, state in _states(net_info).items():
         storable(state, f"{name}: {key}")
@@ -116,13 +116,13 @@ def _weights(net_info: dict) -> dict:
 
 
 def _states(net_info: dict) -> dict:
-    """Return what optimizer, schedule and loss scale have to remember."""
+    """Return the states of optimizer, schedule and loss scale."""
     parts = ("optimizer", "lr_scheduler", "scaler")
     return {name: net_info[name].state_dict() for name in parts if net_info.get(name) is not None}
 
 
 def _size(content) -> int:
-    """Bytes of the tensors in a checkpoint, which is nearly all of it."""
+    """Return the bytes of the tensors in a checkpoint, which are nearly all of it."""
     if isinstance(content, torch.Tensor):
         return content.numel() * content.element_size()
     if isinstance(content, dict):
@@ -139,12 +139,12 @@ def last_checkpoint(log_dir: str | Path, net_name: str) -> Path | None:
 
 
 def read_resume(log_dir: str | Path, net_name: str = "net") -> Resume:
-    """Find and read the latest moment that a phase can be taken up from; its beginning where nothing was saved.
+    """Find and read the latest moment that a phase can resume from; its beginning if nothing was saved.
 
-    A checkpoint of the original repository counts: the epoch is in its name.
+    Checkpoints of the original repository count too: the epoch is in their name.
 
     Raises:
-        ValueError: the file is damaged.
+        ValueError: the file is damaged, or lacks what a resume needs.
     """
     moments = []
     by_epoch, by_step = last_checkpoint(log_dir, net_name), Path(log_dir, f"{net_name}_step.tar")
@@ -156,10 +156,10 @@ def read_resume(log_dir: str | Path, net_name: str = "net") -> Resume:
 
 
 def restore(net_info: dict, resume: Resume) -> None:
-    """Put weights, their average, optimizer, schedule and loss scale back to where they were.
+    """Load weights, their average, optimizer, schedule and loss scale from a checkpoint.
 
     Raises:
-        ValueError: the checkpoint is of another network or optimizer.
+        ValueError: the checkpoint is from another network or optimizer.
     """
     content, average = resume.content, net_info.get("average")
     weights = {name.removeprefix("module."): value for name, value in content["desc"].items()}
@@ -183,14 +183,14 @@ def restore(net_info: dict, resume: Resume) -> None:
 
 
 def remove_parts(log_dir: str | Path) -> None:
-    """Remove the temporary files that a killed run left while writing; they have no other name."""
+    """Remove the temporary files that a killed run left unfinished."""
     for pattern in _PARTS:
         for path in Path(log_dir).glob(pattern):
             path.unlink()
 
 
 def remove_obsolete(resume: Resume) -> None:
-    """Remove the checkpoints that the one to go on from replaces, where a kill came between saving and removing."""
+    """Remove the checkpoints that this one replaced, in case a kill came between saving it and removing them."""
     callbacks = resume.content.get("resume", {}).get("callbacks", {})
     for name in (name for state in callbacks.values() for name in state.get("obsolete", [])):
         path = resume.path.parent / Path(name).name
@@ -202,7 +202,7 @@ def read_checkpoint(path: Path) -> dict:
     """Read a training checkpoint, tensors on the CPU.
 
     Raises:
-        ValueError: it cannot be read; the message says why, and what to do.
+        ValueError: the file cannot be read; the message says why, and what to do.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -213,7 +213,7 @@ def read_checkpoint(path: Path) -> dict:
         if refused and isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path):
             raise ValueError(
                 f"{path} is whole, but holds Python objects besides tensors ({refused[1]}), which are not loaded since "
-                "that can run code; save it again with plain values in their place"
+                "they can run code; save it again with plain values in their place"
             ) from error
         raise ValueError(
             f"{path} is damaged ({(str(error) or type(error).__name__).splitlines()[0]}); remove it to go on from the "

@@ -1,4 +1,4 @@
-"""What is wrong with the data of a run, found before the first step and said in one line."""
+"""Checks of a run's patches before the first step; every error is one line."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def list_patches(folders: Sequence[str | Path], setting: str) -> list[Path]:
     """List the `.npy` patches of several folders, in a fixed order.
 
     Args:
-        folders: where `extract_patches.py` wrote them; of a pair `(folder, weight)` the folder is taken.
+        folders: where `extract_patches.py` wrote them, as `folder` or `(folder, weight)`.
         setting: name of the value in `config.py`, for messages.
 
     Raises:
         FileNotFoundError: a folder is missing.
-        ValueError: no folder was named, or one holds no patch.
+        ValueError: no folder was named, one holds no patch, or a weight is not a number above 0.
     """
     if not folders:
         raise ValueError(f"{setting} in config.py names no folder")
@@ -44,10 +44,10 @@ def list_patches(folders: Sequence[str | Path], setting: str) -> list[Path]:
 
 
 def folder_weights(folders: Sequence, files: Sequence[Path], setting: str) -> np.ndarray | None:
-    """Return how often each patch is drawn beside the others: as its folder's weight says, 1 where it has none.
+    """Return how often each patch is drawn, relative to the others: the weight of its folder, 1 without one.
 
     Args:
-        folders: as in `config.py`; `(folder, 2.0)` has its patches drawn twice as often as a folder without a weight.
+        folders: as in `config.py`; patches of `(folder, 2.0)` are drawn twice as often as those of a plain folder.
         files: the patches in them, as `list_patches` lists them.
         setting: name of the value in `config.py`, for messages.
 
@@ -73,11 +73,11 @@ def _with_weights(folders: Sequence, setting: str) -> list[tuple[str | Path, flo
 
 
 def check_patches(files: Sequence[Path], nr_types: int | None, show: bool = False) -> np.ndarray | None:
-    """Read every patch once: shapes, and type ids against the number of types.
+    """Read every patch once, and check its shape and type ids.
 
     Args:
         files: `.npy` patches.
-        nr_types: number of types with the background; `None` looks at the shapes alone.
+        nr_types: number of types with the background; `None` checks only the shapes.
         show: whether to show a progress bar.
 
     Returns:
@@ -85,7 +85,7 @@ def check_patches(files: Sequence[Path], nr_types: int | None, show: bool = Fals
         network.
 
     Raises:
-        ValueError: a patch that training could not use; it is named.
+        ValueError: training cannot use a patch; the message names it.
     """
     with ThreadPoolExecutor(min(8, cpu_count())) as pool:
         counts = pool.map(lambda path: _check_patch(path, nr_types), files)
@@ -122,14 +122,14 @@ def _check_patch(path: Path, nr_types: int | None) -> np.ndarray | None:
 
 
 def describe_unknown(counts: np.ndarray, types_are_made: bool = False) -> str | None:
-    """Say how much of the training patches has no type, in one line; `None` where all has.
+    """Return a line that says how many patches have nuclei of unknown type; `None` if none has.
 
     Args:
         counts: what `check_patches` returned for a typed network.
-        types_are_made: training gives nuclei types of its own (`restain` in the recipe).
+        types_are_made: training itself assigns types to nuclei (`restain` in the recipe).
 
     Raises:
-        ValueError: a typed network, and not one nucleus has a type.
+        ValueError: no nucleus has a type, and training assigns none.
     """
     known, unknown = int(counts[:, 1:-1].sum()), int(counts[:, -1].sum())
     if not unknown:
@@ -141,7 +141,7 @@ def describe_unknown(counts: np.ndarray, types_are_made: bool = False) -> str | 
         )
     patches = np.count_nonzero(counts[:, -1])
     share = unknown / (known + unknown)
-    but = ", but where they are re-stained" if types_are_made else ""
+    but = ", except in re-stained samples" if types_are_made else ""
     return (
         f"types are unknown in {patches} training patches, {share:.0%} of nuclear pixels: left out of the TP loss{but}"
     )
@@ -158,11 +158,11 @@ def source_image(patch: Path) -> str:
 
 
 def type_sampling_weights(counts: np.ndarray, power: float) -> np.ndarray:
-    """Return how much more often a patch is drawn for the rarest type in it.
+    """Return how much more often each patch is drawn, because of the rarest type in it.
 
     Args:
         counts: (N, nr_types) pixels of each type in each patch.
-        power: 0 changes nothing, 1 makes up for the rarity in full, 0.5 half-way (on a logarithmic scale).
+        power: 0 ignores rarity, 1 makes up for it in full, 0.5 half-way (on a logarithmic scale).
 
     Returns:
         (N,) float64, 1 for patches of the commonest type or without nuclei.

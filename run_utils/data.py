@@ -1,4 +1,4 @@
-"""The data of a training run: which patches and images there are, what is wrong with them, how patches are loaded."""
+"""The data of a training run: its patches and validation images, their checks, and the loaders of patches."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from .validate import ImageValidator, check_pairs, find_pairs
 
 
 class TrainingData:
-    """What a `Config` names.
+    """The patches and validation images that a `Config` names.
 
     Args:
         config: a `config.Config`, or anything with its attributes.
         nr_types: of the network, background included; `None` without types.
-        np_threshold: probability from which on validation takes a pixel of a whole image for nuclear.
+        np_threshold: a pixel of a whole validation image is nuclear at this probability or more.
 
     Attributes:
-        files: patches by `train` and `valid`.
-        image_validator: scores whole images, where the configuration names any.
+        files: patches of `train` and of `valid`.
+        image_validator: scores whole images; `None` if the configuration names none.
     """
 
     def __init__(self, config, nr_types: int | None, np_threshold: float):
@@ -44,11 +44,19 @@ class TrainingData:
         self.np_threshold = np_threshold
         self.files: dict[str, list[Path]] = {}
         self.image_validator: ImageValidator | None = None
-        self._type_counts: dict[str, np.ndarray | None] = {}  # pixels by patch and type, unknown ones last
+        self._type_counts: dict[str, np.ndarray | None] = {}  # (N, K) pixels by patch and type, unknown type last
         self._weights: np.ndarray | None = None  # how often each training patch is drawn
 
     def prepare(self, devices: list[torch.device], say: Callable[[str], None]) -> None:
-        """List and check all data, and say how much there is."""
+        """List and check all data.
+
+        Args:
+            devices: named in the first line.
+            say: called with each line about the data.
+
+        Raises:
+            FileNotFoundError, ValueError: a folder or a label is missing, or training cannot use a file.
+        """
         for name in ("train", "valid"):
             self.find(name)
         self._find_images(say)
@@ -59,20 +67,20 @@ class TrainingData:
             if unknown := describe_unknown(self._type_counts["train"], bool(restain.get("classes"))):
                 say(unknown)
         if devices[0].type == "cpu":
-            say("no GPU: training on the CPU; after a few steps you are told how long an epoch takes")
+            say("no GPU: training on the CPU; the time of an epoch is printed after a few steps")
         whole = [pair.image for pair in self.image_validator.pairs] if self.image_validator else []
         for line in distributed.on_main(describe_overlap, self.files["train"], self.files["valid"], whole):
             say(line)
 
     def find(self, name: str) -> None:
-        """List and check the patches of `train` or `valid`."""
+        """List and check the patches of `train` or `valid`; errors as of `prepare`."""
         folders = getattr(self.config, f"{name}_dir_list")
         self.files[name] = list_patches(folders, f"{name}_dir_list")
         weights = folder_weights(folders, self.files[name], f"{name}_dir_list")
         if name == "train":
             self._weights = weights
         elif weights is not None:
-            raise ValueError(f"{name}_dir_list in config.py has weights; they are for training alone")
+            raise ValueError(f"{name}_dir_list in config.py has weights; only train_dir_list may have them")
         self._type_counts[name] = check_patches(self.files[name], self.nr_types, show=distributed.is_main())
 
     def _find_images(self, say: Callable[[str], None]) -> None:
@@ -90,12 +98,12 @@ class TrainingData:
         """Return the loader of `train` or `valid`.
 
         Args:
-            name: which.
+            name: `train` or `valid`.
             opt: an entry of the recipe's `phase_list`.
-            engine: of the recipe's `run_engine`.
+            engine: the entry of this name in the recipe's `run_engine`.
             seed: of the order and of the augmentation.
-            devices: among which a batch is shared out.
-            process: this process among those of torchrun.
+            devices: the devices of this process; each takes `batch_size` patches of a batch.
+            process: this process's place among those of torchrun.
         """
         training = name == "train"
         weights = self._weights if training else None

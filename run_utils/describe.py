@@ -1,4 +1,4 @@
-"""The effective configuration as plain values: what is saved beside the checkpoints, and compared on a resume."""
+"""The effective configuration as plain values: saved beside the checkpoints, and compared when a run resumes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from misc.type_info import load_type_info
 
 from .plain_values import plain_scalar, storable
 
-# State of a schedule that changes while it runs, and so is no configuration.
+# State of a schedule that is not configuration: a counter, and functions (`_describe_factor` describes those).
 _SCHEDULE_STATE = ("last_epoch", "lr_lambdas")
-# What a resume does not take from the checkpoint (functions), what follows from the optimizer, and a word of old torch.
+# Not compared on a resume: functions (no checkpoint has them), what follows from the optimizer, an option of old torch.
 _NOT_OF_COURSE = ("lr_lambdas", "base_lrs", "verbose")
 
 
 def describe_config(config, phase: dict, nets: dict) -> dict:
-    """Return what a phase runs with, as values that JSON and a checkpoint can hold.
+    """Return the settings of a phase as values that JSON and a checkpoint can hold.
 
     Args:
         config: a `config.Config`.
@@ -40,7 +40,11 @@ def describe_config(config, phase: dict, nets: dict) -> dict:
 
 
 def meta_of_config(config, nr_types: int | None) -> dict:
-    """Return what the configuration wants every checkpoint to say, as values that a checkpoint can hold."""
+    """Return `meta` of the configuration, with names and colours of the types, as values that a checkpoint can hold.
+
+    Raises:
+        ValueError: `meta` is not a dictionary of plain values, or the file of types is wrong.
+    """
     meta = storable(getattr(config, "meta", None) or {}, "meta in config.py")
     if not isinstance(meta, dict):
         raise ValueError(f"meta in config.py must be a dictionary, got {meta!r}")
@@ -72,22 +76,22 @@ def _describe_net(info: dict, recipe: dict) -> dict:
 
 
 def _describe_factor(function: Callable) -> dict:
-    """Return the name of a function that makes learning rates, and the plain values that it was made with."""
+    """Return the name of a function that computes learning rates, and the plain values in its closure."""
     values = inspect.getclosurevars(function).nonlocals if inspect.isfunction(function) else {}
     simple = {name: value for name, value in values.items() if isinstance(value, bool | int | float | str)}
     return {"name": plain(function), **plain(simple)}
 
 
 def check_same_course(old: dict, new: dict, path: Path) -> None:
-    """Check that optimizer and schedule are still those of a checkpoint, from which a resume takes their values.
+    """Check that the recipe still has the optimizer and schedule of a checkpoint: a resume takes their values from it.
 
     Args:
-        old: the configuration described in it; empty in upstream's.
-        new: that of the recipe now.
+        old: the configuration in the checkpoint; empty for upstream's.
+        new: the configuration of the recipe now.
         path: of the checkpoint.
 
     Raises:
-        ValueError: the recipe was edited; going on would ignore that.
+        ValueError: the recipe was edited; a resume would ignore the edit.
     """
     changed = differences(_course(old), _course(new))
     if changed:
@@ -98,7 +102,7 @@ def check_same_course(old: dict, new: dict, path: Path) -> None:
 
 
 def _course(described: dict) -> dict:
-    """Return what decides the learning rate, by network."""
+    """Return optimizer and schedule of each network, as far as they are compared."""
     return {
         name: {
             "optimizer": dict(zip(("class", "options"), net["optimizer"], strict=True)),
@@ -121,14 +125,14 @@ def plain(value):
         return str(value)
     if callable(value):
         return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__name__)}"
-    if hasattr(value, "__dict__"):  # callbacks: their class and what they were given
+    if hasattr(value, "__dict__"):  # callbacks: their class and their arguments
         given = {name: plain(v) for name, v in vars(value).items() if isinstance(v, bool | int | float | str | list)}
         return {"class": type(value).__name__, **{name: v for name, v in given.items() if not name.startswith("_")}}
     return str(value)
 
 
 def differences(old: dict, new: dict) -> list[str]:
-    """Return what changed between two described configurations, as `name: old -> new`; nothing where `old` is empty."""
+    """Return the changes between two described configurations as `name: old -> new`; an empty `old` has none."""
     if not old:
         return []
     before, after = _flat(old), _flat(new)

@@ -1,4 +1,4 @@
-"""A full disk while a run writes: which file, and that nothing but the newest lines is lost."""
+"""A full disk during a run: errors name the file, and the last checkpoint stays whole."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ class SaveError(OSError):
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether the system said that there is no room, or that the user's quota is used up."""
+    """Whether the system reports a full disk, or a quota of the user that is used up."""
     return isinstance(error, OSError) and error.errno in _FULL
 
 
 @contextlib.contextmanager
 def writing(path: str | Path) -> Iterator[None]:
-    """Give errors of the block the name of the file; a failed `write` knows none, a temporary one tells nobody much."""
+    """Name the file in errors of the block: a failed `write` names none, and a temporary name helps nobody."""
     try:
         yield
     except OSError as error:
@@ -31,11 +31,11 @@ def writing(path: str | Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def closing(writer) -> Iterator[None]:
-    """Close a TensorBoard writer (or `None`) after the block; an error of the block is the one that is raised."""
+    """Close a TensorBoard writer (or `None`) after the block; an error of the block goes before one of closing."""
     try:
         yield
     except BaseException:
-        with contextlib.suppress(OSError):  # its disk may be the one that is full
+        with contextlib.suppress(OSError):  # its disk may be full too
             _close(writer)
         raise
     _close(writer)

@@ -1,6 +1,6 @@
-"""Several processes, one run: what torchrun started, and what the ranks have to tell one another.
+"""Several processes of one run, as torchrun starts them, and what the ranks exchange.
 
-Without torchrun every function here does what is right for one process, so callers need no second path.
+Without torchrun every function here works for the one process, so callers need no second path.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Process:
-    """This process among the others; `local_rank` counts on this machine."""
+    """This process's place among all; `local_rank` counts the processes of this machine."""
 
     rank: int = 0
     local_rank: int = 0
@@ -29,7 +29,7 @@ def is_torchrun() -> bool:
 
 
 def read_environment() -> Process:
-    """Return which process of a torchrun this is; alone without one."""
+    """Return this process's place in a torchrun; without one, the only process."""
     if not is_torchrun():
         return Process()
     return Process(
@@ -40,7 +40,7 @@ def read_environment() -> Process:
 
 
 def start(process: Process, device: torch.device) -> None:
-    """Meet the other processes, if torchrun started any: NCCL between GPUs, gloo between CPUs."""
+    """Connect to the other processes, if torchrun started this one: NCCL between GPUs, gloo between CPUs."""
     if not is_torchrun() or dist.is_initialized():
         return
     if device.type == "cuda":
@@ -51,7 +51,7 @@ def start(process: Process, device: torch.device) -> None:
 
 
 def stop() -> None:
-    """Leave the run."""
+    """Disconnect from the other processes."""
     if is_running():
         dist.destroy_process_group()
 
@@ -86,9 +86,9 @@ def gather(value) -> list:
 
 
 def on_main(function: Callable, *arguments):
-    """Call `function` on rank 0 alone; every rank gets what it returned, or raises what it raised.
+    """Call `function` on rank 0 only; every rank returns its result, or raises its ValueError or OSError.
 
-    For what only the one that writes can know: on several machines the others may not see its files.
+    For questions about files: on several machines, other ranks may not see those of rank 0.
     """
     result = error = None
     if is_main():
@@ -117,7 +117,7 @@ def _keys(parts: list[dict]) -> list[str]:
 
 @torch.no_grad()
 def average_buffers(module: nn.Module) -> None:
-    """Give every rank the mean of the ranks' batch-norm statistics; the other buffers are alike anyway."""
+    """Give every rank the mean of all ranks' batch-norm statistics; the other buffers are equal anyway."""
     if not is_running():
         return
     for buffer in module.buffers():

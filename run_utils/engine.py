@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 from .seeding import seed_everything
 
-# Steps that are timed before the length of an epoch is announced; the first one, which warms up, is left out. An epoch
-# that has fewer is announced at its end.
+# Steps that are timed before the duration of an epoch is printed, without the first one, which warms up. With fewer
+# steps it is printed at the end of the epoch.
 _TIMED_STEPS = 3
 
 
@@ -32,16 +32,16 @@ class State:
 
     Attributes:
         logging: whether this process writes files.
-        log_dir: where to.
+        log_dir: folder for them.
         log_info: `json_file`, `steps_file`, `tfwriter`, `meta`, `image_validator`, `type_info`.
         attached_engine_name: `train` or `valid`.
         run_info: `{net name: {"desc", "optimizer", "lr_scheduler", "extra_info", ...}}`.
         nr_epochs: epochs that the engine runs in all.
         nr_epoch_steps: steps of a whole epoch.
         curr_epoch: epochs completed; curr_epoch_step: steps completed in this epoch; curr_global_step: in all.
-        tracked_step_output: `{"scalar": {name: value}, "image": {name: array}}`, what is logged.
+        tracked_step_output: `{"scalar": {name: value}, "image": {name: array}}`, to be logged.
         epoch_accumulated_output: lists that grow over the steps of an epoch.
-        run_accumulated_output: the last epoch's, kept until the next one ends.
+        run_accumulated_output: a list with that of the last whole epoch.
         step_output: what the step function returned last.
         global_state: the state of the engine that triggered this one.
         snapshot: returns where the run is, for a checkpoint.
@@ -77,10 +77,10 @@ class RunEngine:
         engine_name: `train` shows the loss in its progress bar; other names do not.
         dataloader: a `DataLoader` whose `batch_sampler` is an `EpochBatchSampler`, or any sized iterable of batches.
         run_step: `run_step(batch, [run_info, {"epoch", "step", "epoch_step"}])`, returns a dictionary.
-        run_info: passed on to it, and to the callbacks.
-        log_info: passed on to the callbacks.
-        seed: seeds every random generator at each step, together with epoch and step, so that a run that is taken up
-            again draws the same numbers; `None` leaves the generators alone.
+        run_info: passed to `run_step` and to the callbacks.
+        log_info: passed to the callbacks.
+        seed: seeds every random generator at each step, together with epoch and step, so that a resumed run draws the
+            same numbers; `None` leaves the generators alone.
     """
 
     def __init__(self, engine_name=None, dataloader=None, run_step=None, run_info=None, log_info=None, seed=None):
@@ -98,7 +98,7 @@ class RunEngine:
         self._announced = False
 
     def add_event_handler(self, event_name: Events, handler) -> None:
-        """Append a callback; callbacks of one event run in the order they were added."""
+        """Append a callback; callbacks of one event run in the order in which they were added."""
         self.event_handler_dict[event_name].append(handler)
 
     def run(self, nr_epoch: int = 1, shared_state: State | None = None, chained: bool = False) -> None:
@@ -124,7 +124,7 @@ class RunEngine:
         self._trigger(Events.COMPLETED)
 
     def state_dict(self) -> dict:
-        """Return where the run is, and what the callbacks remember."""
+        """Return where the run is, and the states of the callbacks."""
         state = self.state
         return {
             "epoch": state.curr_epoch,
@@ -134,7 +134,7 @@ class RunEngine:
         }
 
     def load_state_dict(self, saved: dict) -> None:
-        """Go on from where `state_dict` was taken."""
+        """Return to the moment at which `state_dict` was called."""
         self.state.curr_epoch = saved["epoch"]
         self.state.curr_epoch_step = saved["epoch_step"]
         self.state.curr_global_step = saved["global_step"]
@@ -160,7 +160,7 @@ class RunEngine:
         if not chained and state.logging:
             tqdm.write(f"epoch {state.curr_epoch + 1} of {nr_epoch}")
         self._seed()
-        # a loader that knows where it is (TrainLoader) starts in the middle of an epoch; a plain list does not
+        # a `PositionedLoader` can start in the middle of an epoch; a plain list cannot
         if hasattr(self.dataloader, "set_position"):
             self.dataloader.set_position(state.curr_epoch, state.curr_epoch_step)
         self._trigger(Events.EPOCH_STARTED)
@@ -207,12 +207,12 @@ class RunEngine:
         return text
 
     def _announce(self, pace: _Pace, is_known: bool) -> None:
-        """Say once, after a few steps, how long an epoch takes."""
+        """Print once, after a few steps, how long an epoch takes."""
         if self._announced or not is_known:
             return
         seconds, nr_steps = pace.seconds_per_step, self.state.nr_epoch_steps
         time_text = _duration(seconds * nr_steps)
-        tqdm.write(f"{seconds:.2f} s a step: an epoch of {nr_steps} steps takes about {time_text}")
+        tqdm.write(f"{seconds:.2f} s per step: an epoch of {nr_steps} steps takes about {time_text}")
         self._announced = True
 
     def _seed(self) -> None:
@@ -221,7 +221,7 @@ class RunEngine:
 
 
 class _Pace:
-    """How fast steps follow one another."""
+    """Measures the rate of steps and patches."""
 
     def __init__(self):
         self._started = self._first_step_at = time.perf_counter()
@@ -246,7 +246,7 @@ class _Pace:
 
     @property
     def seconds_per_step(self) -> float:
-        """Mean without the first step, unless that is all there is."""
+        """Mean without the first step, unless it is the only one."""
         if self.nr_timed:
             return (self._now - self._first_step_at) / self.nr_timed
         return self._now - self._started

@@ -1,4 +1,4 @@
-"""Whether images are both trained on and validated on, whatever they are called."""
+"""Check whether images are in both training and validation, by name and by content."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from misc.text import counted
 
 from .checks import source_image
 
-# Pairs of pictures that are compared before a run, some 10 ms each; with more, names alone are.
+# Largest number of pairs of pictures to compare before a run, at about 10 ms each; beyond it, only names are compared.
 MAX_PAIRS = 1000
 
 
 def describe_overlap(train: Sequence[Path], valid: Sequence[Path], whole: Sequence[Path]) -> list[str]:
-    """Say, a line each, which images are both trained on and validated on: by their names, and by what they show.
+    """Return up to two lines about images in both training and validation: by name, and by content.
 
-    Of each image that patches were cut from, the middle one of the patches is compared.
+    The middle patch of an image stands for its content.
 
     Args:
         train, valid: patches.
-        whole: validation images.
+        whole: whole validation images.
     """
     trained, validated = _middle_patches(train), _middle_patches(valid) | {full_stem(path): path for path in whole}
     both, lines = sorted(trained.keys() & validated.keys()), []
     if both:
-        lines.append(f"warning: both trained and validated on: {counted(len(both), 'image')} ({both[0]}, ...)")
+        lines.append(f"warning: in both training and validation: {counted(len(both), 'image')} ({both[0]}, ...)")
     trained, validated = ([p for name, p in files.items() if name not in both] for files in (trained, validated))
     if len(trained) * len(validated) <= MAX_PAIRS and (pairs := same_pictures(validated, trained, _read)):
         shown = " and ".join(path.name for path in pairs[0])
         pictures = counted(len(pairs), "validation picture")
-        lines.append(f"warning: {pictures} of tissue that is trained on ({shown}, ...)")
+        lines.append(f"warning: {pictures} of tissue that is also in training ({shown}, ...)")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""Loaders of a training run: the same batches for the same (seed, epoch, step), however many processes load."""
+"""Loaders of a training run: the same batches for the same (seed, epoch, step), with any number of processes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .sampling import EpochBatchSampler
 
 
 class EpochDataset(Dataset):
-    """A data set whose samples are asked for by (epoch, number, occurrence), so that workers that stay know all three.
+    """A data set indexed by (epoch, number, occurrence): so persistent workers learn the epoch with each sample.
 
     Args:
         dataset: has `set_epoch(epoch, occurrence)` and `__getitem__(number)`.
@@ -32,7 +32,7 @@ class PositionedLoader(DataLoader):
     """A `DataLoader` that starts at any step of any epoch."""
 
     def set_position(self, epoch: int, first_step: int) -> None:
-        """Go to an epoch, and within it to a step; holds for the next iteration."""
+        """Let the next iteration start at a step of an epoch."""
         self.batch_sampler.set_position(epoch, first_step)
 
 
@@ -44,8 +44,8 @@ def build_loader(
     Args:
         dataset: as `EpochDataset` takes it.
         sampler: which samples, in which order.
-        nr_procs: processes that load; no more are started than the machine has processors or the epoch has batches, and
-            0 loads in this process.
+        nr_procs: loading processes, at most as many as the machine has processors and the epoch has batches; 0 loads in
+            this process.
         pin_memory: for a CUDA device.
         start_method: `fork`, `spawn`, `forkserver`; `None` is the platform's own.
     """

@@ -1,4 +1,4 @@
-"""The files a run writes beside its checkpoints: `stats.json` by epoch, `steps.csv` by step, TensorBoard's events."""
+"""Files that a run writes beside its checkpoints: `stats.json` by epoch, `steps.csv` by step, TensorBoard's events."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def read_stats(path: str | Path) -> dict[str, dict[str, float]]:
     """Read `stats.json`: `{epoch: {"<engine>-<name>": value}}`, epochs as strings; empty where there is no file.
 
     Raises:
-        ValueError: the file is no JSON.
+        ValueError: the file is not JSON.
     """
     path = Path(path)
     if not path.is_file():
@@ -37,7 +37,16 @@ def read_stats(path: str | Path) -> dict[str, dict[str, float]]:
 
 
 def truncate_logs(log_dir: str | Path, epoch: int, epoch_step: int) -> None:
-    """Drop what was logged after the moment that a run is taken up from; it will be logged again."""
+    """Remove entries that are later than the moment from which a run resumes; it writes them again.
+
+    Args:
+        log_dir: folder of the phase.
+        epoch: completed epochs.
+        epoch_step: completed steps of the next epoch.
+
+    Raises:
+        ValueError: `stats.json` is damaged.
+    """
     stats_file, steps_file = Path(log_dir, "stats.json"), Path(log_dir, "steps.csv")
     stats = read_stats(stats_file)
     with writing(stats_file):
@@ -51,7 +60,7 @@ def truncate_logs(log_dir: str | Path, epoch: int, epoch_step: int) -> None:
         steps_file.unlink()
         return
     header = next(csv.reader(lines[:1]))
-    # a line that a killed run left unfinished is later than any checkpoint
+    # a killed run may leave an unfinished line, which is later than any checkpoint
     rows = [row for row in csv.reader(line for line in lines[1:] if "\0" not in line) if len(row) == len(header)]
     text = io.StringIO()
     CsvWriter(text).writerows([header, *(row for row in rows if _before(row, epoch, epoch_step))])
@@ -66,7 +75,7 @@ def _before(row: list[str], epoch: int, epoch_step: int) -> bool:
 def log_epoch(log_info: dict, epoch: int, engine_name: str, output: dict) -> None:
     """Write `output` (`{"scalar": {name: value}, "image": {name: (H, W, 3)}}`) to console, JSON and TensorBoard.
 
-    Values that `stats.json` already has for this epoch stay unless they have the same name.
+    Values that `stats.json` already has for this epoch stay, unless a new one has the same name.
     """
     named = [
         (kind, f"{engine_name}-{name}", value) for kind, values in output.items() for name, value in values.items()
@@ -101,9 +110,9 @@ def _log_to_tensorboard(writer, named: list[tuple], epoch: int, type_info: TypeI
 
 
 def step_columns(path: str | Path, names: Iterable[str]) -> list[str]:
-    """Return the columns that values of these names go to; those that `steps.csv` lacks are added to it, empty so far.
+    """Return the columns of `steps.csv`, after adding those of these names that it lacks, empty in earlier rows.
 
-    After an edit of the losses a run that is taken up logs other values than the file has.
+    After an edit of the losses, a resumed run logs other values than before.
     """
     path = Path(path)
     if not path.is_file() or path.stat().st_size == 0:
@@ -123,10 +132,10 @@ def append_step(path: str | Path, epoch: int, step: int, values: dict[str, float
     """Append a line to `steps.csv`; epoch and step count from 1, numbers keep every digit.
 
     Args:
-        path: the file; gets its header if it has none.
+        path: the file; an empty or missing one gets a header.
         epoch, step: of the values.
         values: by name.
-        columns: what `step_columns` returned; `None` for the names as they are.
+        columns: what `step_columns` returned; `None` for the names of the values.
     """
     path, columns = Path(path), list(values) if columns is None else columns
     new = not path.is_file() or path.stat().st_size == 0

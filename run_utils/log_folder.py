@@ -1,4 +1,4 @@
-"""Who may write into a log folder: one run at a time, and never over the results of another."""
+"""Locks and checks of a log folder: one run at a time writes there, and never over the results of another."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from . import checkpoint_io, distributed
 from .log_files import read_stats
 
 LOCK = ".run.lock"  # hidden, so that it does not count as a result
-# Loading processes share the lock of their run; when that was killed, they notice within 5 s.
+# Loading processes share the lock of their run. If the run is killed, they notice within 5 s, so a new run waits.
 _PATIENCE_S = 10.0
 
 
 @contextlib.contextmanager
 def held(folder: Path, writes: bool) -> Iterator[None]:
-    """Keep other runs out of a folder while the block runs; the first process does it for all.
+    """Lock a folder against other runs while the block runs; rank 0 does it for all processes.
 
     Args:
-        folder: is made; if nothing came into it, it goes again.
-        writes: whether this run writes anything; if not, nothing is done.
+        folder: created if missing; removed at the end if it is empty.
+        writes: whether this run writes anything; if not, there is no lock.
 
     Raises:
         ValueError: another run is at work there.
@@ -48,16 +48,16 @@ def _hold(stack: contextlib.ExitStack, folder: Path) -> None:
 
 
 def find_moment(root: Path, folders: list[Path], resume: bool, writes: bool) -> tuple[int, checkpoint_io.Resume]:
-    """Return the phase and the moment to go on from, after a look at what would be overwritten (P36).
+    """Return the phase and the moment to start from, after checking that nothing would be overwritten.
 
     Args:
         root: `log_dir`.
-        folders: of the phases, in it or itself.
-        resume: whether to go on with what is there.
+        folders: of the phases, inside `root`; or `root` itself.
+        resume: whether to resume the run that is there.
         writes: whether this run writes anything.
 
     Raises:
-        ValueError: the folder holds another run, or results without a checkpoint to go on from.
+        ValueError: the folder holds another run, or results without a checkpoint to resume from.
     """
     if resume:
         return _last_moment(root, folders)
@@ -76,7 +76,7 @@ def _last_moment(root: Path, folders: list[Path]) -> tuple[int, checkpoint_io.Re
         if moment.path is not None:
             return index, moment
         _refuse_results(folders[index])
-    # of a recipe with more phases, or fewer
+    # results of a recipe with more or fewer phases
     for folder in (root, *sorted(root.glob("[0-9][0-9]"))):
         _refuse_results(folder)
     tqdm.write(f"{root} holds no checkpoint to resume from: starting at the beginning")
@@ -84,8 +84,8 @@ def _last_moment(root: Path, folders: list[Path]) -> tuple[int, checkpoint_io.Re
 
 
 def _refuse_results(folder: Path) -> None:
-    """Refuse to begin where something would be lost; what a run killed in its first epoch left is made again."""
-    found = {path.name for path in folder.glob("*.tar") if not path.name.startswith(".")}  # those are unfinished
+    """Raise if a new start would overwrite results; files of a run that was killed in its first epoch do not count."""
+    found = {path.name for path in folder.glob("*.tar") if not path.name.startswith(".")}  # hidden ones: unfinished
     epochs = list(read_stats(folder / "stats.json"))
     if epochs == ["1"]:
         found.discard("net_best.tar")
@@ -93,13 +93,13 @@ def _refuse_results(folder: Path) -> None:
         found.add("stats.json")
     if found:
         raise ValueError(
-            f"{folder} holds {', '.join(sorted(found)[:3])}, but no checkpoint that this recipe goes on from: put back "
+            f"{folder} holds {', '.join(sorted(found)[:3])}, but no checkpoint that this recipe resumes from: put back "
             "net_epoch=N.tar or the number of phases, or name another log_dir; existing results are never deleted"
         )
 
 
 def tidy(folders: list[Path], moment: checkpoint_io.Resume) -> None:
-    """Remove what a kill left behind."""
+    """Remove unfinished files and replaced checkpoints that a killed run left."""
     for folder in folders:
         checkpoint_io.remove_parts(folder)
     if moment.path is not None:

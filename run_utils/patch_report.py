@@ -1,4 +1,4 @@
-"""What is in a folder of patches, and what is wrong with it."""
+"""The content of a folder of patches, and its errors."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from .checks import check_patches
 
 @dataclass
 class PatchReport:
-    """What is in some patches.
+    """The content of some patches.
 
     Attributes:
-        shapes: how many patches have each (H, W, C).
-        dtypes: how many have each type of numbers, by name.
+        shapes: number of patches of each (H, W, C).
+        dtypes: number of patches of each dtype, by its name.
         size: bytes on disk.
-        nuclei: nuclei by type (`None` without types), each counted once in every patch that shows it.
-        pixels: pixels by type, 0 for background.
+        nuclei: nuclei by type (`None` without types), counted once in every patch that shows them.
+        pixels: pixels by type, 0 for background; empty without types.
         empty: names of patches without a nucleus.
-        odd: names of the patches for each oddity that does not stop training.
-        failed: what is wrong, by name.
+        odd: names of patches by oddity; oddities do not stop training.
+        failed: the error of each patch that training cannot use, by name.
     """
 
     shapes: Counter = field(default_factory=Counter)
@@ -49,7 +49,7 @@ def report_patches(files: Sequence[Path], nr_types: int | None = None) -> PatchR
 
     Args:
         files: `.npy` patches.
-        nr_types: number of types, background included, that they may have; `None` allows any.
+        nr_types: number of types that they may have, background included; `None` allows any.
     """
     report = PatchReport()
     with ThreadPoolExecutor(min(8, cpu_count())) as pool:
@@ -104,7 +104,7 @@ def _check_values(patch: np.ndarray, nr_types: int | None) -> None:
 
 
 def _oddities(rgb: np.ndarray, label: np.ndarray, nuclei: Counter) -> list[str]:
-    """Name what training accepts, but hardly anybody means."""
+    """Name what training accepts, but is probably a mistake."""
     found = []
     if rgb.min() == rgb.max():
         found.append("an image of one colour")
@@ -112,8 +112,8 @@ def _oddities(rgb: np.ndarray, label: np.ndarray, nuclei: Counter) -> list[str]:
         inst, types = label[..., 0], label[..., 1]
         if nuclei[0]:
             found.append("nuclei of type 0 (background)")
-        if (types[inst == 0] % UNKNOWN_TYPE).any():  # an unknown one there is ground that nobody looked at
-            found.append("a type where no nucleus is")
+        if (types[inst == 0] % UNKNOWN_TYPE).any():  # unknown type outside nuclei: an area without annotation
+            found.append("a type outside nuclei")
         pairs = np.unique(np.stack([inst[inst > 0], types[inst > 0]], axis=-1), axis=0)
         if len(pairs) > nuclei.total():
             found.append("nuclei with several types")

@@ -9,7 +9,7 @@ from pathlib import PurePath
 import numpy as np
 import torch
 
-# Exactly these: a subclass (NumPy's float64 is one of float) is written by its own name, which is refused on reading.
+# Exactly these: a subclass (NumPy's float64 is one of float) is saved under its own name, which torch refuses to load.
 _ATOMS = (type(None), bool, int, float, complex, str, bytes, torch.Tensor, torch.nn.Parameter, torch.dtype, torch.Size)
 _BASES = (int, float, str)
 # Dictionaries that schedules rely on (`MultiStepLR` counts in one).
@@ -17,7 +17,7 @@ _MAPPINGS = (dict, OrderedDict, Counter)
 
 
 def plain_scalar(value):
-    """Return the Python value for a NumPy number, a path, a date or a subclass of a number; anything else as it is."""
+    """Return the plain value of a NumPy number, path, date or subclass of int, float or str; others as they are."""
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, PurePath):
@@ -38,7 +38,7 @@ def storable(value, name: str):
         name: what it is, for the message.
 
     Raises:
-        ValueError: something in it cannot be converted; the message says where it stands.
+        ValueError: a value cannot be converted; the message says where it is.
     """
     value = plain_scalar(value)
     if isinstance(value, np.ndarray):

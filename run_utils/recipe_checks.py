@@ -1,4 +1,4 @@
-"""What is wrong with a hand-edited recipe, found before the first step and said in one line."""
+"""Checks of a hand-edited recipe before the first step; every error is one line."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def check_recipe(model_config: dict, nr_types: int | None, first_fresh: int = 0)
     Args:
         model_config: what `get_config` returned.
         nr_types: number of types with the background, or `None`.
-        first_fresh: the first phase that starts at its beginning, and so needs its `pretrained` file.
+        first_fresh: index of the first phase that starts at its beginning, and so needs its `pretrained` file.
 
     Raises:
-        ValueError, FileNotFoundError: a value that would stop the run later; the message names it.
+        ValueError, FileNotFoundError: a value would stop the run later; the message names it.
     """
     engines = model_config["run_engine"]
     for name in ("train", "valid"):
@@ -53,7 +53,7 @@ def check_recipe(model_config: dict, nr_types: int | None, first_fresh: int = 0)
 
 
 def check_shapes(shape_info: dict, mode: str) -> None:
-    """Check that the targets are as large as what a network of this mode makes of its input.
+    """Check that the targets are as large as the output of a network of this mode.
 
     Args:
         shape_info: `{"train" or "valid": {"input_shape": (h, w), "mask_shape": (h, w)}}`, px.
@@ -67,13 +67,13 @@ def check_shapes(shape_info: dict, mode: str) -> None:
         wanted = tuple(output_size(mode, side) for side in shapes["input_shape"])
         if got != wanted:
             raise ValueError(
-                f"shape_info of `{name}`: a `{mode}` network makes {wanted} of {tuple(shapes['input_shape'])}, but "
+                f"shape_info of `{name}`: a `{mode}` network turns {tuple(shapes['input_shape'])} into {wanted}, but "
                 f"mask_shape is {got}; the usual ones are in SHAPES in models/hovernet/opt.py {PATCH_SHAPES[mode]}"
             )
 
 
 def check_extra(extra: dict, nr_types: int | None, where: str) -> None:
-    """Check losses, precision and the like of one network.
+    """Check losses, precision, average and clipping of one network.
 
     Args:
         extra: `extra_info` of the recipe.
@@ -81,7 +81,7 @@ def check_extra(extra: dict, nr_types: int | None, where: str) -> None:
         where: the phase, for messages.
 
     Raises:
-        ValueError: a value that no training step could use.
+        ValueError: a training step cannot use a value.
     """
     _check_loss(extra.get("loss"), ("np", "hv") if nr_types is None else ("np", "hv", "tp"), where)
     axis = extra.get("msge_axis", MSGE_AXES[0])
@@ -110,12 +110,15 @@ def check_extra(extra: dict, nr_types: int | None, where: str) -> None:
 
 
 def make_optimizer(net_info: dict, parameters: Iterable, nr_steps: int):
-    """Make optimizer and schedule as a recipe describes them.
+    """Make the optimizer and the schedule that a recipe describes.
 
     Args:
         net_info: `optimizer` is `[class, options]`; `lr_scheduler` takes the optimizer, and maybe the number of steps.
         parameters: of the network.
         nr_steps: steps of the whole phase.
+
+    Returns:
+        The optimizer and the schedule.
     """
     optimizer_class, options = net_info["optimizer"]
     optimizer = optimizer_class(parameters, **options)
@@ -188,14 +191,14 @@ def _check_norm(norm, where: str) -> None:
 
 
 def _check_optimizer(net_info: dict, name: str, where: str) -> None:
-    """Make optimizer and schedule once for nothing: their options are right, and a checkpoint can hold them."""
+    """Make optimizer and schedule once: this checks their options, and that a checkpoint can hold them."""
     weight = torch.nn.Parameter(torch.zeros(1))
     try:
         optimizer, schedule = make_optimizer(net_info, [weight], nr_steps=100)
     except (TypeError, ValueError, KeyError) as error:
         raise ValueError(f"{where}: optimizer or lr_scheduler of `{name}`: {error}") from error
     if not isinstance(optimizer, optim.Optimizer):
-        raise ValueError(f"{where}: optimizer of `{name}` is a {type(optimizer).__name__}, no optimizer of torch")
+        raise ValueError(f"{where}: optimizer of `{name}` is a {type(optimizer).__name__}, not a torch optimizer")
     check_storable({"optimizer": optimizer, "lr_scheduler": schedule}, f"{where}, `{name}`")
 
 

@@ -1,4 +1,4 @@
-"""Which samples make up which batch: a pure function of (seed, epoch), cut to this process's share."""
+"""The samples of each batch of this process: a pure function of (seed, epoch)."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import numpy as np
 
 
 def plan_batches(order: np.ndarray, batch_size: int, world_size: int) -> list[list[np.ndarray]]:
-    """Cut an epoch into steps, and every step into one batch a process.
+    """Cut an epoch into steps, and every step into one batch per process.
 
-    Every sample comes once; all processes have the same number of steps, and batches differ by one sample at most (17
-    samples in batches of at most 16 become 9 and 8, not 16 and 1). Only batches of 1 may have to take a second sample,
-    where the processes do not divide the samples.
+    Every sample comes once. All processes have the same number of steps, and batches differ by one sample at most (17
+    samples in batches of at most 16 become 9 and 8, not 16 and 1). Only with `batch_size` 1 may a batch be larger: by
+    one, if the samples cannot be shared out evenly.
 
     Args:
-        order: (N, ...) sample numbers in the order of the epoch, and maybe what goes with each.
+        order: (N, ...) sample numbers in the order of the epoch; more columns stay with their sample.
         batch_size: largest batch of one process.
         world_size: number of processes.
 
     Returns:
-        `plan[step][rank]`, arrays of sample numbers.
+        `plan[step][rank]`, arrays of rows of `order`.
 
     Raises:
         ValueError: fewer samples than processes, or a batch size below 1.
@@ -36,13 +36,13 @@ def plan_batches(order: np.ndarray, batch_size: int, world_size: int) -> list[li
 
 
 def share_batches(order: np.ndarray, batch_size: int, rank: int, world_size: int) -> list[np.ndarray]:
-    """Cut one process's share of an evaluation into batches; processes may have different numbers, or none."""
+    """Cut one process's share of a validation into batches; processes may have different numbers of them, or none."""
     mine = order[rank::world_size]
     return [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
 
 
 def occurrences(order: np.ndarray) -> np.ndarray:
-    """Return how often each entry of `order`, (N,), came before its place: 0 the first time."""
+    """Return how often each entry of `order`, (N,), came before: 0 the first time."""
     by_number = np.argsort(order, kind="stable")
     alike = order[by_number]
     counts = np.empty(len(order), np.int64)
@@ -53,7 +53,7 @@ def occurrences(order: np.ndarray) -> np.ndarray:
 class EpochBatchSampler:
     """Batches of (epoch, sample number, occurrence) for the `DataLoader` of one process.
 
-    The occurrence counts how often the epoch had that sample before, so that each one is augmented in its own way.
+    The occurrence counts how often the epoch had that sample before, so that each repetition is augmented differently.
 
     Args:
         length: number of samples.
@@ -63,7 +63,7 @@ class EpochBatchSampler:
             all epochs, so that the first few batches are typical of the set and not of one image.
         rank: this process.
         world_size: number of processes.
-        weights: (length,) chance of each sample relative to the others; samples are then drawn with replacement.
+        weights: (length,) chance of each sample relative to the others; training then draws with replacement.
     """
 
     def __init__(
@@ -88,11 +88,11 @@ class EpochBatchSampler:
         self._nr_steps = len(self._plan(0))
 
     def set_position(self, epoch: int, first_step: int = 0) -> None:
-        """Go to an epoch, and within it to a step."""
+        """Let the next iteration start at a step of an epoch."""
         self.epoch, self.first_step = epoch, first_step
 
     def __len__(self) -> int:
-        """Number of steps of a whole epoch."""
+        """Number of batches of a whole epoch."""
         return self._nr_steps
 
     def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:

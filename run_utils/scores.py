@@ -1,7 +1,7 @@
-"""Scores of types in `stats.json`: how they are called, what they weigh beside those of nuclei, which epoch is best.
+"""Scores of types in `stats.json`: their names, their weight beside the scores of nuclei, and the best epoch.
 
 A score of a type is `<engine>-<score>_<type>`, as `valid-tp_dice_3`. Type 0 is background, never a nucleus' type, and
-counts in no mean.
+is in no mean.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _OF_TYPE = re.compile(r"(.*(?:tp_dice|img_f1))_(\d+)")
 
 
 def labelled(name: str, type_info: TypeInfo | None) -> str:
-    """Return the name of a score as a person reads it: with the name of the type that it is of, where it has one."""
+    """Return the name of a score, followed by the name of its type, if it has one."""
     match = _OF_TYPE.fullmatch(name)
     if not match or not type_info:
         return name
@@ -27,13 +27,13 @@ def labelled(name: str, type_info: TypeInfo | None) -> str:
 
 
 def type_scores(stats: dict[str, float], prefix: str) -> list[float]:
-    """Return the finite scores of types 1, 2, ... of an epoch whose names are `<prefix>_<type>`."""
+    """Return the finite scores `<prefix>_<type>` of an epoch, of types 1, 2, ..."""
     found = {int(match[2]): stats[name] for name in stats if (match := _OF_TYPE.fullmatch(name)) and match[1] == prefix}
     return [value for key, value in sorted(found.items()) if key > 0 and math.isfinite(value)]
 
 
 def combined(stats: dict[str, float], metric: str, types: str | None) -> float:
-    """Return a score of an epoch or, with scores of types, the mean of it and of their mean; NaN where one lacks."""
+    """Return a score of an epoch; with `types`, the mean of it and of the types' mean score. NaN if one is missing."""
     value = stats.get(metric, math.nan)
     if types is None:
         return value
@@ -42,24 +42,24 @@ def combined(stats: dict[str, float], metric: str, types: str | None) -> float:
 
 
 def first_known(names: Sequence[str], stats: dict[str, dict[str, float]]) -> str | None:
-    """Return the first score that any epoch has."""
+    """Return the first of these scores that any epoch has."""
     return next((name for name in names if any(name in epoch for epoch in stats.values())), None)
 
 
 def first_known_types(prefixes: Sequence[str], stats: dict[str, dict[str, float]]) -> str | None:
-    """Return the first of the scores of types that any epoch has."""
+    """Return the first of these scores of types that any epoch has."""
     return next((p for p in prefixes if any(type_scores(epoch, p) for epoch in stats.values())), None)
 
 
 def describe_best(path: Path, best: dict, stats: dict[str, dict[str, float]], type_info, on_cpu: bool) -> list[str]:
-    """Say which epoch is best, what it scores, and how to use it.
+    """Return lines that name the best epoch, its scores, and how to use it.
 
     Args:
         path: of the checkpoint.
-        best: `{"metric", "value", "epoch"}`, as its `meta` has it.
+        best: `{"metric", "value", "epoch"}` of its `meta`.
         stats: of the phase, `{epoch: {name: value}}`.
         type_info: names of the types; `None` without types.
-        on_cpu: the run was on a CPU.
+        on_cpu: whether the run was on a CPU.
     """
     shown = {labelled(n, type_info): v for n, v in stats.get(str(best["epoch"]), {}).items() if n.startswith("valid-")}
     width = max(map(len, shown), default=0)

@@ -1,7 +1,7 @@
-"""Random numbers that depend on where a run is, and on nothing else.
+"""Random numbers that depend only on the seed and on where a run is.
 
-Every generator is seeded again at each step from (seed, epoch, step, rank). So nothing has to be saved to take a run
-up again, wherever it was killed: the same step draws the same numbers.
+Every generator is seeded again at each step from (seed, epoch, step, rank). So the same step draws the same numbers in
+a resumed run, wherever it was killed, and checkpoints need not hold the generators' states.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from . import distributed
 
 
 def seed_everything(seed: int, epoch: int = 0, step: int = 0) -> None:
-    """Seed Python's, NumPy's and torch's generators (all devices); other processes of a run draw other numbers."""
+    """Seed Python's, NumPy's and torch's generators (all devices), differently in each process of a run."""
     mixed = int(np.random.SeedSequence((seed, epoch, step, distributed.rank())).generate_state(1)[0])
     random.seed(mixed)
     np.random.seed(mixed)
@@ -24,10 +24,10 @@ def seed_everything(seed: int, epoch: int = 0, step: int = 0) -> None:
 
 
 def check_manual_seed(seed: int | None) -> int:
-    """Seed everything; draw a seed where none is given, and say which (upstream's name).
+    """Seed all generators and return the seed; `None` draws one. (The name is upstream's.)
 
     Raises:
-        ValueError: the seed is no whole number, or negative.
+        ValueError: the seed is not a whole number, or negative.
     """
     if seed is None:
         seed = random.SystemRandom().randrange(1, 10_000)

@@ -1,4 +1,4 @@
-"""A training run: its phases one after the other, from the beginning or from where it was interrupted."""
+"""A training run: its phases one after the other, from the beginning or resumed."""
 
 from __future__ import annotations
 
@@ -46,8 +46,11 @@ class Trainer:
     Args:
         config: a `config.Config`, or anything with its attributes.
         devices: one CPU, or one or several CUDA devices; under torchrun each process takes its own.
-        resume: go on from what `log_dir` holds.
-        process: this process among those of torchrun.
+        resume: go on from the last checkpoint in `log_dir`.
+        process: this process's place among those of torchrun.
+
+    Raises:
+        ValueError: shapes, seed or `meta` of the configuration are wrong.
     """
 
     def __init__(self, config, devices: list[torch.device], resume: bool = False, process=None):
@@ -70,7 +73,8 @@ class Trainer:
         """Run every phase, in `log_dir/00`, `log_dir/01`, ..., or in `log_dir` itself where there is only one.
 
         Raises:
-            ValueError, FileNotFoundError: something is wrong with the configuration or the data; before any step.
+            ValueError, FileNotFoundError: configuration or data are wrong (before any step), or GPU memory is full.
+            SaveError: the disk is full.
         """
         phases, engines = self.config.model_config["phase_list"], self.config.model_config["run_engine"]
         root = Path(self.config.log_dir)
@@ -92,18 +96,14 @@ class Trainer:
             self._say(line)
 
     def run_once(self, opt, run_engine_opt, log_dir, prev_log_dir=None, phase=0) -> None:
-        """Run one phase by itself; arguments as of `_run_phase`.
-
-        Raises:
-            ValueError: `log_dir` holds another run.
-        """
+        """Run one phase by itself; arguments as of `_run_phase`, errors as of `run`."""
         log_dir = Path(log_dir)
         with held(log_dir, self.config.logging):
             _, moment = self._moment(log_dir, [log_dir])
             self._run_phase(opt, run_engine_opt, log_dir, prev_log_dir, phase, moment)
 
     def _moment(self, root: Path, folders: list[Path]) -> tuple[int, checkpoint_io.Resume]:
-        # one process looks and tells the others: on several machines they need not see its files
+        # rank 0 decides for all: on several machines the others may not see its files
         return distributed.on_main(find_moment, root, folders, self.resume, self.config.logging)
 
     def _run_phase(self, opt, run_engine_opt, log_dir: Path, prev_log_dir, phase: int, moment) -> None:
@@ -112,10 +112,10 @@ class Trainer:
         Args:
             opt: an entry of the recipe's `phase_list`.
             run_engine_opt: the recipe's `run_engine`.
-            log_dir: where its files go.
+            log_dir: folder for its files.
             prev_log_dir: folder of the phase before, for `pretrained: -1`.
-            phase: its number.
-            moment: where to go on from.
+            phase: its index.
+            moment: where to start from.
         """
         # phases draw different numbers, but each the same ones every time
         seed = check_manual_seed(self.seed) + phase
@@ -125,7 +125,7 @@ class Trainer:
             name: self._net(name, net_info, nr_steps, prev_log_dir, moment)
             for name, net_info in opt["run_info"].items()
         }
-        # as the recipe wants them: a checkpoint puts its own values in their place
+        # described before restoring: a checkpoint replaces the recipe's values of optimizer and schedule
         described = describe_config(self.config, opt, nets)
         if moment.path is not None:
             self._restore(nets, moment, described)
@@ -138,7 +138,7 @@ class Trainer:
                 engines["train"].run(opt["nr_epochs"])
 
     def view_batches(self, mode: str, batch_size: int = 2):
-        """Yield pictures (RGB, uint8) of batches as the network gets them, with the names of the types below.
+        """Yield pictures, (H, W, 3) uint8 RGB, of batches as the network gets them, with the names of types below.
 
         Args:
             mode: `train` or `valid`.
@@ -155,20 +155,20 @@ class Trainer:
             yield with_legend(picture, self.type_info)
 
     def _choose_seed(self, moment: checkpoint_io.Resume) -> int:
-        """Return the seed of the configuration, of the run that is taken up, or a new one; the same on every rank."""
+        """Return the seed of the configuration or of the resumed run, or a new one; the same on every rank."""
         saved = moment.content.get("meta", {}).get("seed")
         seed = self.config.seed if self.config.seed is not None else saved
         return distributed.gather(check_manual_seed(seed))[0]
 
     def prepare(self) -> None:
-        """List and check all data, and say how much there is."""
+        """List and check all data, and print how much there is."""
         self.data.prepare(self.devices, self._say)
 
     def _loader(self, name: str, opt: dict, engine: dict, seed: int):
         return self.data.loader(name, opt, engine, seed, self.devices, self.process)
 
     def _net(self, name: str, net_info: dict, nr_steps: int, prev_log_dir, moment: checkpoint_io.Resume) -> dict:
-        """Create a network with its optimizer and schedule; what a checkpoint holds of them is not in it yet."""
+        """Create a network with its optimizer and schedule; `_restore` loads the states of a checkpoint."""
         net = net_info["desc"]()
         pretrained = net_info["pretrained"]
         if moment.path is None and pretrained == -1:
@@ -189,7 +189,7 @@ class Trainer:
         }
 
     def _restore(self, nets: dict, moment: checkpoint_io.Resume, described: dict) -> None:
-        """Put the networks back to where they were, unless the recipe wants something that they could not follow."""
+        """Load a checkpoint into the networks, unless the recipe's optimizer or schedule has changed."""
         self._say(f"resuming from {moment.path}: epoch {moment.epoch}, step {moment.epoch_step}")
         saved = moment.content.get("meta", {}).get("config", {})
         check_same_course(saved, described, moment.path)
@@ -211,13 +211,13 @@ class Trainer:
             return DistributedDataParallel(
                 net,
                 device_ids=[self.device] if self.device.type == "cuda" else None,
-                broadcast_buffers=False,  # averaged at the end of an epoch instead, so that every rank's batches count
+                broadcast_buffers=False,  # averaged at the end of an epoch, so that the batches of every rank count
                 find_unused_parameters=bool(getattr(net, "freeze", False)),
             )
         return nn.DataParallel(net, device_ids=self.devices) if len(self.devices) > 1 else net
 
     def _log_info(self, log_dir: Path, nets: dict, moment: checkpoint_io.Resume, described: dict) -> dict:
-        """Make the folder of a phase, and write the effective configuration into it."""
+        """Make the folder of a phase, write the effective configuration into it, and return what callbacks log with."""
         info = {"image_validator": self.data.image_validator, "type_info": self.type_info}
         if not self.logging:
             return info
@@ -272,7 +272,7 @@ class Trainer:
         return engines
 
     def _describe_best(self, folder: Path) -> list[str]:
-        """Say which epoch of the last phase is best; nothing where none was chosen."""
+        """Return lines about the best epoch of the last phase; none if no epoch was chosen."""
         path = folder / "net_best.tar"
         best = checkpoint_io.read_checkpoint(path).get("meta", {}).get("best") if path.is_file() else None
         if not best:
@@ -293,7 +293,7 @@ def choose_devices(gpu: str | None, process: distributed.Process) -> list[torch.
         process: under torchrun each process takes one of them.
 
     Raises:
-        ValueError: there is no such GPU, or there are fewer than processes.
+        ValueError: there is no such GPU, or this machine has more processes than GPUs.
     """
     if gpu is None:
         gpu = ",".join(str(index) for index in range(torch.cuda.device_count()))
@@ -313,7 +313,7 @@ def _type_info(meta: dict, nr_types: int | None) -> TypeInfo | None:
 
 
 def _described_net(config) -> nn.Module:
-    """Make the network of the recipe without weights: mode and number of types stand nowhere else."""
+    """Make the recipe's network without weights: only the network itself knows its mode and number of types."""
     net_info = next(iter(config.model_config["phase_list"][0]["run_info"].values()))
     with torch.device("meta"):
         return net_info["desc"]()
@@ -329,7 +329,7 @@ def _last_weights(log_dir: str | Path, name: str) -> tuple[Path, dict[str, torch
 
 
 def _go_to(engine: RunEngine, moment: checkpoint_io.Resume, nr_epoch_steps: int) -> None:
-    """Put a training engine where a checkpoint says; upstream's tell the epoch alone."""
+    """Move a training engine to the moment of a checkpoint; upstream's checkpoints hold only the epoch."""
     if moment.path is not None and "resume" in moment.content:
         engine.load_state_dict(moment.content["resume"])
     elif moment.path is not None:
@@ -339,7 +339,7 @@ def _go_to(engine: RunEngine, moment: checkpoint_io.Resume, nr_epoch_steps: int)
 
 @contextlib.contextmanager
 def _explained(log_dir: Path) -> Iterator[None]:
-    """Say in one line what to do when the disk or the GPU's memory is full."""
+    """Turn errors of a full disk or full GPU memory into one line that says what to do."""
     try:
         yield
     except torch.cuda.OutOfMemoryError as error:

@@ -1,4 +1,4 @@
-"""Scores on whole validation images while training: the same steps as inference, the same metrics as scoring."""
+"""Scores on whole validation images while training: the steps of inference, the metrics of `compute_stats.py`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from models.hovernet.post_proc import NP_THRESHOLD
 from . import distributed
 
 IMAGE_FOLDER, LABEL_FOLDER = "Images", "Labels"
-_NOT_LOOKED_AT = -1  # type of a true nucleus that is not held against a prediction
+_NOT_LOOKED_AT = -1  # unknown type of a true nucleus: any predicted type is accepted
 _IN_TRUTH = [0, 2, 4]  # columns of `type_counts` that count nuclei of the truth
 
 
@@ -52,7 +52,7 @@ def find_pairs(folders: Sequence[str | Path]) -> list[Pair]:
 
     Raises:
         FileNotFoundError: a folder or a label is missing.
-        ValueError: there is no image, or two have one name.
+        ValueError: there is no image, or two share a name.
     """
     pairs = []
     for folder in folders:
@@ -69,12 +69,12 @@ def find_pairs(folders: Sequence[str | Path]) -> list[Pair]:
 
 @dataclass(frozen=True)
 class Truth:
-    """What a label says.
+    """The content of a label.
 
     Attributes:
         inst_map: (H, W) int32, numbered from 1.
-        centroids_xy: (N, 2), of the nuclei.
-        types: (N,) their types, -1 where nobody named one; `None` where the label has none.
+        centroids_xy: (N, 2) of the nuclei, px.
+        types: (N,) of the nuclei, -1 where unknown; `None` if the label has no types.
     """
 
     inst_map: np.ndarray
@@ -86,7 +86,7 @@ def read_pair(pair: Pair) -> tuple[np.ndarray, Truth]:
     """Read an image, (H, W, 3) uint8, and its label.
 
     Raises:
-        ValueError: one cannot be read, or they do not fit each other; the message names the file.
+        ValueError: one cannot be read, or their sizes differ; the message names the file.
     """
     try:
         image = read_image(pair.image)
@@ -108,14 +108,14 @@ def read_pair(pair: Pair) -> tuple[np.ndarray, Truth]:
 
 
 def check_pairs(pairs: Sequence[Pair], nr_types: int | None = None) -> str | None:
-    """Read every validation image and its label once, before the first of them is scored epochs later.
+    """Read every validation image and its label once, so that a bad file stops the run at once, not epochs later.
 
     Args:
         pairs: images and labels.
         nr_types: of the network, background included; `None` without types.
 
     Returns:
-        Why types cannot be scored, in a few words; `None` where they can.
+        Why types cannot be scored, in a few words; `None` if they can.
 
     Raises:
         ValueError: as `read_pair`.
@@ -130,15 +130,15 @@ def _why_untyped(pair: Pair, nr_types: int | None) -> str | None:
     if nr_types is None or types is None:
         return f"{pair.label} has none" if types is None else "the network has none"
     if types.max(initial=0) >= nr_types:
-        return f"{pair.label} has the type {types.max()}, the network 1 to {nr_types - 1}"
+        return f"{pair.label} has type {types.max()}, the network only 1 to {nr_types - 1}"
     return None
 
 
 @dataclass(frozen=True)
 class _ScoreJob:
-    """Scores the maps of an image, (C, h, w) float32 of the network's plane, by its label.
+    """Scores the maps of an image, (C, h, w) float32 in the network's plane, against its label.
 
-    `run` returns scores by name, and (nr_types - 1, 5) counts of types 1, 2, ... as `type_counts`; `None` without.
+    `run` returns scores by name, and (nr_types - 1, 5) `type_counts` of types 1, 2, ..., or `None` without types.
     """
 
     maps: SharedArray
@@ -161,7 +161,7 @@ class _ScoreJob:
 
 
 class _ScoreTask(Task):
-    """An image that is to be scored."""
+    """An image to be scored."""
 
     def __init__(self, pair: Pair, validator: ImageValidator, net: nn.Module):
         super().__init__(pair.image)
@@ -182,10 +182,13 @@ class ImageValidator:
 
     Args:
         pairs: images and labels.
-        scale: size at which the network sees an image, 1.0 as it is; its maps are enlarged back before post-processing.
-        batch_size: patches at a time.
-        with_types: score types too; network and labels have them.
-        np_threshold: probability from which on a pixel is nuclear.
+        scale: factor by which images are reduced for the network; its maps are enlarged back before post-processing.
+        batch_size: patches per batch.
+        with_types: score types too; needs a network and labels with types.
+        np_threshold: a pixel is nuclear at this probability or more.
+
+    Raises:
+        ValueError: `scale` is not above 0 and at most 1.
     """
 
     def __init__(
@@ -205,10 +208,13 @@ class ImageValidator:
         self.np_threshold = np_threshold
 
     def score(self, model: nn.Module) -> dict[str, float]:
-        """Return mean Dice, AJI, DQ, SQ and PQ over the images as `img_dice`, ...; every process does its share.
+        """Return mean Dice, AJI, DQ, SQ and PQ over the images as `img_dice`, ...; every process scores its share.
 
-        With types, `img_f1_1`, ... are the F1 scores of those that the truth has, all images together. An image without
-        nuclei in which none were found has no scores, and is left out of the mean.
+        With types, `img_f1_1`, ... are the F1 scores of the types in the truth, over all images together. Images
+        without nuclei in truth and prediction have no scores and are left out of the means.
+
+        Raises:
+            RuntimeError: an image could not be scored.
         """
         mine = self.pairs[distributed.rank() :: distributed.world_size()]
         gathered = [image for part in distributed.gather(self._scores(unwrapped(model), mine)) for image in part]
@@ -220,7 +226,7 @@ class ImageValidator:
         return means | _type_f1s([counts for _, counts in gathered if counts is not None])
 
     def _scores(self, net: nn.Module, pairs: Sequence[Pair]) -> list[tuple[dict[str, float], np.ndarray | None]]:
-        # a copy: the network of the training keeps its gradients and its place in memory
+        # a copy: the network in training keeps its gradients and its place in memory
         predictor = Predictor(copy.deepcopy(net), [next(net.parameters()).device], self.batch_size)
         tasks = [_ScoreTask(pair, self, net) for pair in pairs]
         stream = Stream(tasks, predictor, WorkerPool(0), readers=1, ahead=1, budget=Budget(0))

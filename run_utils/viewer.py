@@ -1,4 +1,4 @@
-"""Looking at pictures: in a window, or in a file where there is no screen."""
+"""Show pictures in a window, or write them to a file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def save_picture(path: str | Path, rgb: np.ndarray) -> None:
     """Write an (H, W, 3) uint8 RGB picture; its suffix chooses the format.
 
     Raises:
-        ValueError: OpenCV writes no such format.
+        ValueError: OpenCV cannot write this format.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,7 +36,7 @@ def show_pictures(pictures: Iterable[np.ndarray], title: str) -> None:
     Raises:
         ValueError: there is no screen.
     """
-    # asked first, since Qt ends the process where there is none
+    # checked first, since Qt ends the process if there is none
     if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         raise ValueError("there is no screen to open a window on; name a file by --view_path=FILE.png")
     cv2.namedWindow(title, cv2.WINDOW_NORMAL)

@@ -20,6 +20,23 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("HOVERNET_TEST_DATA", ROOT.parent / "shared")).resolve()
 
 
+# Files that take longest, by a name of their folder; begun first, so that no process still has one where the others
+# have none left (./run_tests.sh gives each process a file at a time, in the order in which tests are collected).
+LONGEST_FIRST = (
+    "docs/test_pages.py",
+    "scripts/test_run_train_resume.py",
+    "scripts/test_run_ihc.py",
+    "infer/test_tile_faults.py",
+    "scripts/test_end_to_end.py",
+    "infer/test_wsi.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {ROOT / "tests" / name: number for number, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Folder with real images, labels, slides and annotations."""
@@ -48,6 +65,15 @@ def browser():
         running = driver.chromium.launch(executable_path=where, args=["--no-sandbox"])
         yield running
         running.close()
+
+
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory):
+    """A Python that starts at once; see `warm_python.py`."""
+    from warm_python import WarmPython
+
+    with WarmPython(tmp_path_factory.mktemp("warm")) as python:
+        yield python
 
 
 @pytest.fixture(scope="session")

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import csv
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import scipy.io
 import torch
+from warm_python import WarmPython
 
 import run_train
 
@@ -126,10 +125,9 @@ def run_here(config: Path, *options: str) -> None:
         torch.set_num_threads(threads)
 
 
-def start(command: list[str], **options) -> subprocess.Popen:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
+def start(command: list[str], python: WarmPython) -> subprocess.Popen:
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, *command], cwd=ROOT, env=environment, **pipes, **options)
+    return subprocess.Popen([python.bin / "python", *command], cwd=ROOT, env=python.environ, **pipes)
 
 
 def steps(log_dir: Path) -> list[list[str]]:

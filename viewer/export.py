@@ -1,7 +1,7 @@
 """Places of slides as a page that opens from disk: no server, no Python, no slide.
 
-A page on disk may load scripts and pictures beside it, and read no px of pictures. So the tiles of a place are text in
-one script, `place_<n>.js`; the page itself is the server's.
+A page on disk may load scripts and pictures beside it, but may not read the px of those pictures. So the tiles of a
+place are text in one script, `place_<n>.js`. The page itself is the server's.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from viewer.server import POLICY, STATIC
 from viewer.slides import Library, OpenSlide
 from viewer.tiles import TILE_PX, jpeg, png
 
-# A place is read whole, and its script loaded whole: at this size 110 MB and about 30 MB.
+# A place is read at once (110 MB at this size), and the browser loads its script at once (about 30 MB).
 MAX_SIDE_PX = 6_000
-# Outlines are drawn up to twice the size of the slide's px; beyond, the page enlarges.
+# Outlines are drawn at up to twice the slide's own zoom; beyond, the page enlarges them.
 MAX_ZOOM = 1
 THUMBNAIL_PX = 360
 _LICENCE = "openseadragon.LICENSE.txt"
-# A frame's policy cannot be given in the page; a script beside it is called `file:` by some browsers.
+# A page cannot set `frame-ancestors` itself; some browsers allow scripts beside it only as `file:`.
 _META = POLICY.replace("frame-ancestors 'none'", "").replace("'self'", "'self' file:").strip("; ")
 _HEAD = '<meta charset="utf-8">'
 
@@ -40,11 +40,11 @@ def export_places(
 
     Args:
         library: the slides.
-        folder: where to write; made if it is not there.
-        region: x, y, width, height, level-0 px; `None`: the hot spots and regions.
+        folder: where to write; created if missing.
+        region: x, y, width, height, level-0 px; `None` for the hot spots and regions.
 
     Returns:
-        How many places were written, and why slides failed, by name.
+        The number of places written, and the reason for each slide that failed, by name.
     """
     folder.mkdir(parents=True, exist_ok=True)
     failed: dict[str, str] = {}
@@ -70,7 +70,7 @@ def export_places(
 
 
 def _write(folder: Path, number: int, slide: OpenSlide, place: Place) -> dict:
-    """Write the script of a place; returns its entry of the list."""
+    """Write the script of a place, and return its entry for the list."""
     x, y, width, height = _box(slide, place)
     rgb = slide.image.read(y, x, height, width)
     levels = max(int(np.ceil(np.log2(max(width, height) / TILE_PX))), 0) + 1
@@ -92,7 +92,7 @@ def _write(folder: Path, number: int, slide: OpenSlide, place: Place) -> dict:
 
 
 def _pixels(rgb: np.ndarray, levels: int) -> dict[str, str]:
-    """Return the tiles of a place's own px, of all levels."""
+    """Return the tiles of a place's pixels (H, W, 3), of all levels."""
     tiles, (height, width) = {}, rgb.shape[:2]
     for zoom in range(1 - levels, 1):
         side = tuple(max(round(length * 2.0**zoom), 1) for length in (width, height))
@@ -105,25 +105,25 @@ def _pixels(rgb: np.ndarray, levels: int) -> dict[str, str]:
 
 
 def _box(slide: OpenSlide, place: Place) -> tuple[int, int, int, int]:
-    """Return the whole px of a place that lie on the slide: x, y, width, height."""
+    """Return the part of a place on the slide, in whole px: x, y, width, height."""
     low = np.maximum(np.floor(place.box_xywh[:2]), 0).astype(int)
     high = np.ceil(np.add(place.box_xywh[:2], place.box_xywh[2:])).astype(int)
     size = np.minimum(high, (slide.image.width, slide.image.height)) - low
     if size.min() < 1:
-        raise ValueError(f"{place.name} does not lie on the slide of {slide.image.width} x {slide.image.height} px")
+        raise ValueError(f"{place.name} lies outside the slide of {slide.image.width} x {slide.image.height} px")
     if size.max() > MAX_SIDE_PX:
-        raise ValueError(f"{place.name} is {size[0]} x {size[1]} px; at most {MAX_SIDE_PX} px a side are exported")
+        raise ValueError(f"{place.name} is {size[0]} x {size[1]} px; at most {MAX_SIDE_PX} px a side can be exported")
     return (*low.tolist(), *size.tolist())
 
 
 def _grid(width: int, height: int, zoom: int) -> list[tuple[int, int]]:
-    """Return the tiles of a zoom, (column, row)."""
+    """Return (column, row) of all tiles at a zoom."""
     columns, rows = (int(np.ceil(length * 2.0**zoom / TILE_PX)) for length in (width, height))
     return [(column, row) for row in range(rows) for column in range(columns)]
 
 
 def _outlines(slide: OpenSlide, which: int, box: tuple[int, int, int, int], levels: int) -> dict[str, str]:
-    """Return the tiles with nuclei of one result, for each value that the slider may be about."""
+    """Return the tiles with nuclei of one result, for each value that the slider offers."""
     x, y, width, height = box
     tiles = {}
     for value in slide.ranges or ("none",):
@@ -137,7 +137,7 @@ def _outlines(slide: OpenSlide, which: int, box: tuple[int, int, int, int], leve
 
 
 def _nuclei(result: Result, box: tuple[int, int, int, int]) -> list[dict]:
-    """Return the values of the nuclei of a place, their contours counted from its corner."""
+    """Return the values of the nuclei of a place; contours count from its corner."""
     x, y, width, height = box
     low, high = ((np.array(corner) + 0.5) / result.facts.scale - 0.5 for corner in ((x, y), (x + width, y + height)))
     found = result.index.field(*low, *high)

@@ -1,7 +1,7 @@
-"""Nuclei on disk, so ordered that those of any field are found at once: made once, then mapped into memory.
+"""An index of nuclei on disk that finds those of any field fast: made once, then mapped into memory.
 
-Nuclei lie sorted by cells of `CELL_PX` (by their centroids), so a field reads a few runs of rows. Contours are bytes,
-counted from the nucleus' own corner. A pyramid of counts by type answers for fields too far out to tell nuclei apart.
+Nuclei are sorted by cells of `CELL_PX` (by their centroids), so a field reads a few runs of rows. Contours are bytes,
+relative to the nucleus' own corner. A pyramid of counts by type serves views too far out to show single nuclei.
 A million nuclei take about 100 MB. All coordinates are px of the JSON file's plane.
 """
 
@@ -20,23 +20,24 @@ from misc.locks import locked
 from misc.nuclei import Nuclei
 from misc.nuclei_features import pixel_areas
 
-VERSION = 1  # of the files; others are made again
+VERSION = 1  # of the index files; other versions are made again
 CELL_PX = 512
-# px, side of the smallest bins that are counted: 16 um at 40x. Each level above has bins of twice the side.
+# px, side of the smallest bins: 16 um at 40x. Each level above has bins of twice the side.
 BIN_PX = 64
-# px, side of the fields whose density the colours of the map end at.
+# px, side of the fields whose highest densities set the end of the colour scale.
 PEAK_PX = 256
-# Cells that a slide may have: 2 million px by 2 million px. More is a broken file.
+# Most cells of a slide: 2 million px by 2 million px. More means a broken file.
 MAX_CELLS = 1 << 24
 # A type is one byte in the tiles that the page colours.
 MAX_TYPES = 255
-# Nuclei whose contours are moved at once, which bounds memory.
+# Nuclei whose contours are copied at once; this bounds memory.
 MOVED_NUCLEI = 200_000
 # Share of nuclei below the end of a slider: one giant would make it useless.
 RANGE_QUANTILE = 0.998
 
-# One nucleus. Its contour is `corner + (points[start:start + length] << shift)`: shift is 0 but for the odd object of
-# more than 255 px, whose contour is rounded. `centre` is counted from `corner`, `side` is (w - 1, h - 1) >> shift.
+# One nucleus. Its contour is `corner + (points[start:start + length] << shift)`. `shift` is 0, except for the rare
+# object of more than 256 px, whose contour is rounded. `centre` is relative to `corner`; `side` is (w - 1, h - 1) >>
+# shift; `code` is a position in `types`.
 NUCLEUS = np.dtype(
     [
         ("id", "<i8"),
@@ -56,18 +57,21 @@ NUCLEUS = np.dtype(
 
 @dataclass(frozen=True)
 class Field:
-    """The nuclei that reach into a box: (N,) records of `NUCLEUS`, and where each lies in the index."""
+    """The nuclei that reach into a box: (N,) records of `NUCLEUS`, and their (N,) rows in the index."""
 
     nuclei: np.ndarray
     rows: np.ndarray
 
 
 class NucleiIndex:
-    """An index that is open.
+    """An open index.
 
     Attributes:
-        meta: `types` ids by code (`null` without types), `counts` of nuclei by code, `ranges` of `prob`, `area`, `dab`
-            (low, high) where known, `mean_area` px, `peak` most nuclei per px^2 in view.
+        meta: `types` ids by code (`null` without types), `counts` of nuclei by code, `ranges` (low, high) of `prob`,
+            `area` and `dab` where known, `mean_area` px^2, `peak` nuclei per px^2 at the end of the colour scale.
+        nuclei: (N,) records of `NUCLEUS`.
+        points: (P, 2) uint8, the contours.
+        probs: (N, K) float32, probability of each type; K is 0 if the file has none.
         counts: of each level (rows, cols, types), bins of `BIN_PX << level`.
     """
 
@@ -81,7 +85,7 @@ class NucleiIndex:
         return len(self.nuclei)
 
     def field(self, x0: float, y0: float, x1: float, y1: float) -> Field:
-        """Return the nuclei whose box meets the box from (x0, y0) to (x1, y1), px, both inclusive."""
+        """Return the nuclei whose box overlaps the box from (x0, y0) to (x1, y1), px, both inclusive."""
         low, high = self._extent[:, :2], self._extent[:, 2:]
         cells = np.flatnonzero((low <= (x1, y1)).all(axis=1) & (high >= (x0, y0)).all(axis=1))
         rows = np.concatenate([np.arange(0), *(np.arange(*self._first[cell : cell + 2]) for cell in cells)])
@@ -91,7 +95,7 @@ class NucleiIndex:
         return Field(nuclei[inside], rows[inside])
 
     def contours(self, nuclei: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the contour points of some nuclei, (P, 2) int32, and where each one's start, (N + 1,) int64."""
+        """Return the contour points of some nuclei, (P, 2) int32 x, y, and the (N + 1,) int64 start of each contour."""
         lengths = nuclei["length"].astype(np.int64)
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         where = np.repeat(nuclei["start"] - offsets[:-1], lengths) + np.arange(offsets[-1])
@@ -100,7 +104,7 @@ class NucleiIndex:
 
 
 def _load(path: Path) -> np.ndarray:
-    """Map an array into memory; an empty one has nothing to map."""
+    """Map an array into memory; an empty one is read, since it cannot be mapped."""
     with open(path, "rb") as handle:
         np.lib.format.read_magic(handle)
         shape = np.lib.format.read_array_header_1_0(handle)[0]
@@ -108,26 +112,26 @@ def _load(path: Path) -> np.ndarray:
 
 
 def open_index(folder: Path, key: dict) -> NucleiIndex | None:
-    """Open an index, or return `None` where there is none of that key (what it was made from, as plain values)."""
+    """Open an index; return `None` if there is none of this `key`, plain values that say what it was made from."""
     try:
         if json.loads((folder / "index.json").read_text(encoding="utf-8"))["key"] != _full(key):
             return None
         return NucleiIndex(folder)
-    except (OSError, ValueError, KeyError):  # none, or one that was damaged
+    except (OSError, ValueError, KeyError):  # missing or damaged
         return None
 
 
 def build_index(folder: Path, key: dict, parts: Iterable[Nuclei], dab: np.ndarray | None = None) -> NucleiIndex:
-    """Make an index, or open the one that somebody else made meanwhile.
+    """Make an index, or open the one that another process made meanwhile.
 
     Args:
-        folder: where it goes; made again if it is there.
-        key: what it is made from; see `open_index`.
+        folder: of the index; replaced if it exists.
+        key: what the index is made from; see `open_index`.
         parts: the nuclei, in pieces.
-        dab: (N,) float32 DAB density in the order of the parts, NaN where not known; `None` where nobody measured.
+        dab: (N,) float32 DAB density in the order of the parts, NaN where unknown; `None` without a measurement.
 
     Raises:
-        ValueError: nuclei lie too far apart to be of a slide, have too many types, or `dab` is of others.
+        ValueError: nuclei lie too far apart for a slide, have too many types, or `dab` has another length.
         OSError: the folder cannot be written.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -185,7 +189,7 @@ def _write(folder: Path, key: dict, parts: Iterable[Nuclei], dab: np.ndarray | N
 
 
 def _pack(part: Nuclei, start: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the records of some nuclei, whose points begin at `start`, and their contours as bytes."""
+    """Return the records of some nuclei, whose points begin at row `start`, and their contours as bytes."""
     lengths, drawn = np.diff(part.offsets), np.diff(part.offsets) > 0
     low = np.rint(part.centroids_xy).astype(np.int32)  # of a nucleus without a contour
     high = low.copy()
@@ -205,18 +209,18 @@ def _pack(part: Nuclei, start: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _sort(centres: np.ndarray) -> tuple[tuple[int, int], np.ndarray, np.ndarray]:
-    """Return (rows, columns) of the cells, the order of the nuclei by cell, and where each cell begins, (C + 1,)."""
+    """Return (rows, columns) of the cells, the order of the nuclei by cell, and each cell's first row, (C + 1,)."""
     cells = (centres // CELL_PX).astype(np.int64)
     columns, rows = (int(n) + 1 for n in cells.max(axis=0, initial=0))
     if rows * columns > MAX_CELLS:
-        raise ValueError(f"nuclei lie as far as {centres.max():.0f} px: a broken file")
+        raise ValueError(f"has nuclei at up to {centres.max():.0f} px: the file is broken")
     flat = cells[:, 1] * columns + cells[:, 0]
     first = np.concatenate([[0], np.cumsum(np.bincount(flat, minlength=rows * columns))])
     return (rows, columns), np.argsort(flat, kind="stable"), first
 
 
 def _save_points(folder: Path, nuclei: np.ndarray, points: np.ndarray) -> None:
-    """Write the contours in the order of the nuclei, and set where each begins."""
+    """Write the contours in the order of the nuclei, and set the start of each."""
     lengths = nuclei["length"].astype(np.int64)
     starts = np.cumsum(lengths) - lengths
     shape = (int(lengths.sum()), 2)
@@ -234,7 +238,7 @@ def _save_points(folder: Path, nuclei: np.ndarray, points: np.ndarray) -> None:
 
 
 def _extents(nuclei: np.ndarray, first: np.ndarray) -> np.ndarray:
-    """Return the box that holds the nuclei of each cell, (C, 4) int32 x0, y0, x1, y1; of an empty one, none."""
+    """Return the box around the nuclei of each cell, (C, 4) int32 x0, y0, x1, y1; inverted for an empty cell."""
     extent = np.full((len(first) - 1, 4), [1, 1, -1, -1], np.int32) * np.iinfo(np.int32).max
     filled = np.diff(first) > 0
     if filled.any():
@@ -245,7 +249,7 @@ def _extents(nuclei: np.ndarray, first: np.ndarray) -> np.ndarray:
 
 
 def _count(centres: np.ndarray, codes: np.ndarray, nr_types: int, shape: tuple[int, int]) -> list[np.ndarray]:
-    """Count nuclei by bin and type; returns (rows, cols, types) of each level, bins doubling, the last one bin."""
+    """Count nuclei by bin and type; return (rows, cols, types) of each level: bins double until one is left."""
     rows, columns = (n * CELL_PX // BIN_PX for n in shape)
     bins = (centres // BIN_PX).astype(np.int64)
     flat = (bins[:, 1] * columns + bins[:, 0]) * nr_types + codes
@@ -259,14 +263,14 @@ def _count(centres: np.ndarray, codes: np.ndarray, nr_types: int, shape: tuple[i
 
 
 def _peak(levels: list[np.ndarray]) -> float:
-    """Return the density, nuclei per px^2, at which the colours of the map end: that of the fullest fields."""
+    """Return the density at the end of the colour scale, nuclei per px^2: that of the densest fields."""
     level = min((PEAK_PX // BIN_PX).bit_length() - 1, len(levels) - 1)
     totals = levels[level].sum(axis=2)
     return float(np.quantile(totals[totals > 0], 0.99)) / (BIN_PX << level) ** 2 if totals.any() else 1.0
 
 
 def _ranges(nuclei: np.ndarray) -> dict[str, tuple[float, float]]:
-    """Return the ends of the sliders, of the values that are known."""
+    """Return the ends of the slider for each value that is known."""
     ranges = {}
     for name in ("prob", "area", "dab"):
         values = nuclei[name][np.isfinite(nuclei[name])]

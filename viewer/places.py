@@ -1,4 +1,4 @@
-"""Places on a slide that are worth a look: hot spots of `plot_heat_map.py`, and regions in GeoJSON beside them."""
+"""Places to look at on a slide: hot spots of `plot_heat_map.py`, and regions in GeoJSON files beside them."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from misc.files import full_stem
 from misc.tables import read_table
 
 HOT_SPOTS = "hotspots.csv"
-# Files of outlined nuclei have the same form as those of regions, and a million lines: they are not read for regions.
+# Files of outlined nuclei have the same form as those of regions, but a million lines. Larger files are not read.
 MAX_GEOJSON_BYTES = 16 << 20
-# A region is drawn by hand: more corners than this are thinned out for the page.
+# Regions with more corners are thinned out for the page.
 MAX_CORNERS = 2_000
 _ANNOTATION = "annotation"
 
 
 @dataclass(frozen=True)
 class Place:
-    """A box on the slide, and the ring that it holds where it is no box.
+    """A box on the slide, and the outline of a region in it.
 
     Attributes:
         kind: `hot spot` or `region`.
-        name: as the list shows it; `detail` says more.
+        name: in the list.
+        detail: a second line of the list.
         box_xywh: level-0 px.
-        ring: (N, 2) level-0 px, or `None`.
+        ring: (N, 2) outline, x, y in level-0 px; `None` for the box itself.
     """
 
     kind: str
@@ -39,18 +40,18 @@ class Place:
     ring: np.ndarray | None = None
 
     def as_json(self) -> dict:
-        """Return it as the page reads it."""
+        """Return the place in the form that the page reads."""
         ring = None if self.ring is None else np.round(self.ring, 1).tolist()
         return {"kind": self.kind, "name": self.name, "detail": self.detail, "box": list(self.box_xywh), "ring": ring}
 
 
 def find_places(name: str, folders: list[Path], origin_xy: tuple[int, int] = (0, 0)) -> tuple[list[Place], list[str]]:
-    """Return the places of a slide, hot spots first, and what could not be read.
+    """Return the places of a slide, hot spots first, and a note for each file that cannot be read.
 
     Args:
         name: stem of the slide.
-        folders: where to look; not in what folders they hold.
-        origin_xy: corner of what QuPath shows of level 0, which GeoJSON is counted from.
+        folders: where to look, without their subfolders.
+        origin_xy: corner of the part of level 0 that QuPath shows, level-0 px; GeoJSON counts from it.
     """
     hot_spots, regions, notes = [], [], []
     files = [path for folder in folders for path in sorted(folder.glob("*")) if path.is_file()]
@@ -62,7 +63,7 @@ def find_places(name: str, folders: list[Path], origin_xy: tuple[int, int] = (0,
                 regions += _regions(path, origin_xy)
         except (ValueError, KeyError, TypeError, AttributeError, OSError, EOFError, zlib.error) as error:
             notes.append(f"{path.name} cannot be read ({type(error).__name__}: {error})")
-    # a hot spot may stand in both kinds of file
+    # a hot spot may be in both kinds of file
     boxes = {tuple(np.rint(place.box_xywh).astype(int)) for place in hot_spots}
     return [*hot_spots, *(r for r in regions if tuple(np.rint(r.box_xywh).astype(int)) not in boxes)], notes
 
@@ -111,7 +112,7 @@ def _regions(path: Path, origin_xy: tuple[int, int]) -> list[Place]:
 def _region(ring: list, name: str, origin_xy: tuple[int, int]) -> Place:
     points = np.array([point[:2] for point in ring], np.float64) + origin_xy
     if len(points) < 3 or not np.isfinite(points).all():
-        raise ValueError(f"the ring of {name} is none")
+        raise ValueError(f"the outline of {name} needs at least three points with finite coordinates")
     low, size = points.min(axis=0), np.ptp(points, axis=0)
     thinned = points[:: -(-len(points) // MAX_CORNERS)]
     return Place("region", name, "", (*low.tolist(), *size.tolist()), thinned)

@@ -1,4 +1,4 @@
-"""A file of nuclei that is looked at: its index, how it lies on the slide, and the values of its nuclei."""
+"""An open file of nuclei: its index, its position on the slide, and the values of its nuclei."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from misc.type_info import TypeInfo, default_type_info
 from models.hovernet.post_proc import measure
 from viewer.index import NucleiIndex, build_index, open_index
 
-INDEX_DIR = ".viewer"  # beside the results, hidden: no run takes it for a result
+INDEX_DIR = ".viewer"  # beside the results; hidden, so that no run reads it as a result
 LABEL_SUFFIXES = (".mat", ".npy")
-# What the system says where results are somebody else's.
+# Errors of folders that this user may not write to.
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Result:
-    """The nuclei of a slide from one file: its index, and how it lies on the slide."""
+    """The nuclei of a slide from one file: its label in the page, its index, its position on the slide, its types."""
 
     label: str
     index: NucleiIndex
@@ -40,7 +40,7 @@ class Result:
     type_info: TypeInfo
 
     def types(self) -> list[dict]:
-        """Return the types by code, as the page reads them."""
+        """Return the types in the order of their codes, in the form that the page reads."""
         ids, counts = self.index.meta["types"], self.index.meta["counts"]
         named = [(type_id, *self.type_info.get(type_id, (str(type_id), None))) for type_id in ids]
         defaults = default_type_info(max((i or 0 for i in ids), default=0) + 1)
@@ -50,13 +50,18 @@ class Result:
         ]
 
     def near(self, x: float, y: float) -> list[dict]:
-        """Return the nuclei whose box holds a point (level-0 px), their values as in the file."""
+        """Return the values of the nuclei whose box holds a point (level-0 px); see `values`."""
         at = (np.array([x, y]) + 0.5) / self.facts.scale - 0.5
         field_ = self.index.field(*(at - 0.5), *(at + 0.5))
         return self.values(field_.nuclei, field_.rows)
 
     def values(self, nuclei: np.ndarray, rows: np.ndarray) -> list[dict]:
-        """Return the values of some records as in the file, but for `contour`, which is in level-0 px."""
+        """Return the values of some nuclei as in the file; only `contour` is in level-0 px.
+
+        Args:
+            nuclei: (N,) records of the index.
+            rows: (N,) their rows in the index.
+        """
         points, offsets = self.index.contours(nuclei)
         points = (points + 0.5) * self.facts.scale - 0.5
         names = self.types()
@@ -90,14 +95,17 @@ def open_result(
     score: Path | None = None,
     first: Result | None = None,
 ) -> Result:
-    """Open the index of a file of nuclei, making it where there is none.
+    """Open the index of a file of nuclei; make it if there is none.
 
     Args:
         path: the file.
         image: its slide.
-        type_info, mpp, scale: as the options say them, before what the file says.
-        score: the table with its DAB densities, where there is one.
-        first: the result that it is compared with, whose names of types it takes where it has none of its own.
+        type_info, mpp, scale: options of the user; they go before the values in the file.
+        score: the table with its DAB densities, if any.
+        first: the result to compare it with; its names of types are used if the file has none.
+
+    Raises:
+        ValueError, OSError: the file or its table cannot be read, or fits no slide.
     """
     key = {"file": stamp(path), "score": score and stamp(score)}
     if path.suffix.lower() in LABEL_SUFFIXES:
@@ -131,6 +139,7 @@ def _build(folder: Path, key: dict, parts: Callable[[], Iterable[Nuclei]], dab: 
 
 
 def stamp(path: Path) -> list[int]:
+    """Return size in bytes and time of change, ns: they change with the file."""
     stat = path.stat()
     return [stat.st_size, stat.st_mtime_ns]
 
@@ -148,6 +157,6 @@ def _nuclei_of(content: dict) -> Nuclei:
 
 
 def _read_dab(path: Path) -> np.ndarray:
-    """Return the DAB densities that `plot_heat_map.py --score` wrote, in the order of the JSON file."""
+    """Return the DAB densities of `plot_heat_map.py --score`, (N,) float32, in the order of the JSON file."""
     with open(path, encoding="utf-8", newline="") as handle:
         return np.array([float(row["dab_od"] or "nan") for row in csv.DictReader(handle)], np.float32)

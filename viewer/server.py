@@ -1,8 +1,8 @@
-"""The viewer's server: pages, tiles and values for a browser on this machine, and for nobody else.
+"""The viewer's server: pages, tiles and values for browsers on this machine only.
 
-It listens on the loopback address alone, answers only requests that call it by a name of that address (so that no page
-of another site can reach it by a name of its own), only reads, and takes nothing of a request for a path: files of the
-page are held in memory by name, slides are called by their number.
+It listens only on the loopback address. It answers only requests to a name of that address, so that no page of another
+site can reach it by a name of its own. It only reads, and no part of a request becomes a path: files of the page are
+held in memory by name, and slides have numbers.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ KINDS = {
     ".js": "text/javascript; charset=utf-8",
 }
 KINDS |= {".svg": "image/svg+xml"}
-# The page may load what this server has, and nothing else; tiles are images in memory, too.
+# The page may load only from this server; tiles are also images in memory.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -42,16 +42,16 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
 }
-# Tiles have the stamp of their files in their address: a browser may keep them.
+# The address of a tile holds the stamp of its files, so a browser may keep it.
 KEEP = "private, max-age=86400, immutable"
-IDLE_S = 60  # seconds after which a connection that asks nothing is closed
+IDLE_S = 60  # seconds after which an idle connection is closed
 JPEG, PNG, JSON = "image/jpeg", "image/png", "application/json"
 
 logger = logging.getLogger(__name__)
 
 
 class Viewer:
-    """Answers by path; what a request may ask for is this list."""
+    """Answers requests by their path; `routes` lists all that are allowed."""
 
     def __init__(self, library: Library):
         self.library = library
@@ -69,10 +69,10 @@ class Viewer:
         ]
 
     def answer(self, path: str) -> tuple[bytes, str, bool]:
-        """Return what is at a path, its kind, and whether a browser may keep it.
+        """Return the content at a path, its MIME type, and whether a browser may keep it.
 
         Raises:
-            LookupError: there is nothing of that name.
+            LookupError: there is nothing at this path.
             ValueError, OSError: a slide or its nuclei cannot be read.
         """
         name = path.removeprefix("/") or "index.html"
@@ -124,18 +124,18 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"  # one connection for many tiles
     server_version, sys_version = "viewer", ""
     timeout = IDLE_S
-    disable_nagle_algorithm = True  # a body does not wait until its headers have been acknowledged
+    disable_nagle_algorithm = True  # else a body waits until the browser acknowledges its headers
 
     def do_GET(self) -> None:
         """Answer a request."""
         host = self.headers.get("Host", "").rpartition(":")
         if (host[0] or host[2]) not in HOST_NAMES:
-            self._send(HTTPStatus.MISDIRECTED_REQUEST, b"this server answers to 127.0.0.1 and localhost", "text/plain")
+            self._send(HTTPStatus.MISDIRECTED_REQUEST, b"open 127.0.0.1 or localhost", "text/plain")
             return
         try:
             body, kind, keep = self.server.viewer.answer(self.path.partition("?")[0])
         except LookupError:
-            self._send(HTTPStatus.NOT_FOUND, b"there is nothing of that name", "text/plain")
+            self._send(HTTPStatus.NOT_FOUND, b"not found", "text/plain")
         except (ValueError, OSError, MemoryError) as error:
             logger.warning("%s", reason(error))
             self._send(HTTPStatus.INTERNAL_SERVER_ERROR, reason(error).encode(), "text/plain; charset=utf-8")
@@ -152,12 +152,12 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, text: str, *values) -> None:
-        """Say nothing of requests unless somebody debugs."""
+        """Log requests only at debug level."""
         logger.debug(text, *values)
 
 
 class Server(ThreadingHTTPServer):
-    """The server, listening from here on; `serve_forever` answers."""
+    """The server; it listens once made, and `serve_forever` answers."""
 
     daemon_threads = True
 
@@ -167,9 +167,9 @@ class Server(ThreadingHTTPServer):
 
     @property
     def address(self) -> str:
-        """Where the page is."""
+        """Address of the page."""
         return f"http://{HOST}:{self.server_address[1]}/"
 
     def handle_error(self, request, client_address) -> None:
-        """Pass over browsers that left before their tile came."""
+        """Ignore browsers that left before their tile came."""
         logger.debug("a connection ended early", exc_info=True)

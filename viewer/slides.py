@@ -1,4 +1,4 @@
-"""Which slides there are to look at, and one that is open: its pixels, its nuclei, its places."""
+"""The list of slides to look at, and open slides: their pixels, nuclei and places."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from viewer.tiles import MAX_NUCLEI_ZOOM, RIM_PX, TILE_PX, SlideTiles, draw_outl
 
 THUMBNAIL_PX = 360
 UM2_PER_MM2 = 1e6
-# What the slider may be about: name in the index, words, unit, decimals.
+# Values for the slider: name in the index, words, unit, decimals.
 VALUES = {"prob": ("Probability", "", 2), "area": ("Size", "px²", 0), "dab": ("DAB density", "OD", 2)}
 AREA_UM = ("Size", "µm²", 0)
 
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Options:
-    """What to look at; the text of `view_slides.py` explains each."""
+    """What to look at; the help text of `view_slides.py` explains each option."""
 
     results_dir: Path | None = None
     wsi_dir: Path | None = None
@@ -46,7 +46,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Entry:
-    """A slide of the list: its picture, the files of its nuclei (the second one to compare), or why it is not shown."""
+    """A slide of the list: its file, the files of its nuclei (a second one to compare), or why it is not shown."""
 
     name: str
     image: Path | None
@@ -55,10 +55,10 @@ class Entry:
 
 
 def find_entries(options: Options) -> list[Entry]:
-    """Return the slides that there are results of, by name.
+    """Return the slides with results, by name.
 
     Raises:
-        ValueError, FileNotFoundError: there is nothing to look at, or two results have one name.
+        ValueError, FileNotFoundError: there is nothing to look at, or two results share a name.
     """
     if options.json:
         for path in (options.json, options.slide):
@@ -81,12 +81,12 @@ def find_entries(options: Options) -> list[Entry]:
 
 
 def json_dir(folder: Path) -> Path:
-    """Return where the JSON files of a folder of results lie: in `json/`, or in itself."""
+    """Return the folder of the JSON files of results: its `json/`, or `folder` itself."""
     return folder / "json" if (folder / "json").is_dir() else folder
 
 
 def _result_of(name: str, where: Path) -> Path | None:
-    """Return the second result of a slide: a file, or the one of its name in a folder of results or labels."""
+    """Return the second result of a slide: a file, or the file of its name in a folder of results or labels."""
     if where.is_file():
         return where
     suffixes = (".json", *LABEL_SUFFIXES)
@@ -101,7 +101,7 @@ def _result_of(name: str, where: Path) -> Path | None:
 
 @dataclass
 class OpenSlide:
-    """A slide that is looked at."""
+    """An open slide: its image, results and tiles."""
 
     entry: Entry
     options: Options
@@ -121,7 +121,7 @@ class OpenSlide:
 
     @property
     def _folders(self) -> list[Path]:
-        """Folders with what else is known of the slide."""
+        """Folders that may hold scores and places of the slide."""
         own = self.entry.results[0].parent
         own = own.parent if own.name == "json" else own
         known = [own, *([self.options.heat_dir] if self.options.heat_dir else [])]
@@ -129,7 +129,7 @@ class OpenSlide:
 
     @cached_property
     def ranges(self) -> dict[str, tuple[float, float]]:
-        """Ends of the sliders, the same for both results; of sizes in px^2 of level 0."""
+        """Ends of the slider for each value, the same for both results; sizes in px^2 of level 0."""
         ends: dict[str, tuple[float, float]] = {}
         for result in self.results:
             for name, (_, high) in result.index.meta["ranges"].items():
@@ -138,13 +138,13 @@ class OpenSlide:
         return {name: ends[name] for name in VALUES if name in ends}
 
     def range_of(self, name: str, which: int) -> tuple[float, float]:
-        """Return the ends of a slider in the unit of the index of one result."""
+        """Return the ends of the slider for a value, in the unit of one result's index."""
         low, high = self.ranges.get(name, (0.0, 1.0))
         factor = self.results[which].facts.scale ** 2 if name == "area" else 1.0
         return low / factor, high / factor
 
     def outlines(self, which: int, value: str, zoom: int, corner: np.ndarray) -> np.ndarray:
-        """Draw a tile of one result; where there are two, the first one is seen beside the second."""
+        """Draw a tile of one result; of two results, the first has wider lines, to be seen beside the second."""
         result, known = self.results[which], value if value in self.ranges else "area"
         rim = RIM_PX if which + 1 < len(self.results) else 0
         ends = self.range_of(known, which)
@@ -157,7 +157,7 @@ class OpenSlide:
         return max(min_outline_zoom(mean_area), 1 - self.tiles.levels)
 
     def _values(self) -> list[dict]:
-        """Return what the slider may be about, as the page reads it."""
+        """Return the values for the slider in the form that the page reads."""
         mpp, values = self.results[0].facts.mpp_xy, []
         for name, (low, high) in self.ranges.items():
             is_um = name == "area" and mpp is not None
@@ -175,7 +175,7 @@ class OpenSlide:
         return found
 
     def info(self) -> dict:
-        """Return what the page needs to know of the slide."""
+        """Return the facts about the slide that the page needs."""
         facts = self.results[0].facts
         mpp = facts.mpp_xy
         # per level-0 px^2 -> per mm2
@@ -209,15 +209,15 @@ class OpenSlide:
 
 
 def stamp_of(entry: Entry) -> str:
-    """Return what tells the files of a slide from those that had their names before."""
+    """Return a digest that changes with the files of a slide."""
     files = [entry.image, *entry.results]
     return hashlib.sha256(repr([(str(path), *stamp(path)) for path in files]).encode()).hexdigest()[:12]
 
 
 class Library:
-    """The slides of the list, opened when somebody looks at them; the last few stay open.
+    """The slides of the list, opened on demand; the last few stay open.
 
-    A slide that is let go of closes when the last thread that reads it has ended.
+    A dropped slide closes when the last thread that reads it has ended.
     """
 
     KEPT_OPEN = 4
@@ -230,20 +230,20 @@ class Library:
         self._thumb_lock = threading.Lock()
 
     def slide(self, number: int) -> OpenSlide:
-        """Return a slide, opened; its index is made if it must.
+        """Return an open slide; make its index if there is none.
 
         Raises:
             IndexError: there is no such slide.
-            ValueError, OSError: it, or its file of nuclei, cannot be read.
+            ValueError, OSError: the slide, or its file of nuclei, cannot be read.
         """
         entry = self.entries[number]
         if entry.reason:
             raise ValueError(f"{entry.name}: {entry.reason}")
         with self._locks[number]:
             found = self._open.pop(number, None)
-            if found is None or found.stamp != stamp_of(entry):  # or its files were written again
+            if found is None or found.stamp != stamp_of(entry):  # its files have changed
                 found = OpenSlide(entry, self.options)
-            self._open[number] = found  # the last one used is the last one to go
+            self._open[number] = found  # at the end: the last one used is the last one dropped
             for other in list(self._open)[: -self.KEPT_OPEN]:
                 self._open.pop(other, None)
         return found
@@ -261,5 +261,5 @@ class Library:
         return self._thumbnails[number]
 
     def listing(self) -> list[dict]:
-        """Return the list as the page reads it."""
+        """Return the list in the form that the page reads."""
         return [{"name": entry.name, "reason": entry.reason} for entry in self.entries]

@@ -1,7 +1,7 @@
-"""Tiles of a slide as the page shows them: the slide itself, outlines of nuclei, and their density.
+"""Tiles for the page: of the slide itself, of outlines of nuclei, and of their density.
 
 A tile is `TILE_PX` wide at a scale of 2^zoom screen px per level-0 px: zoom 0 is the slide's own px, -1 half of it.
-Outlines and types are not yet coloured: the page does that, so that types, colours and the slider take no request.
+Outlines have no colours yet: the page colours them, so that types, colours and the slider need no request.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ TILE_PX = 512
 JPEG_QUALITY = 88
 # Tiles of the slide that are kept, 0.8 MB each.
 KEPT_TILES = 100
-# Levels of a file are rounded to whole px.
+# Tolerance of a factor of 2 between levels, since their sizes are rounded to whole px.
 ROUNDED = 0.02
-# Beyond the slide's own px it is the page that enlarges; outlines are drawn again up to here, so that they stay sharp.
+# Beyond zoom 0 the page enlarges the slide; outlines are drawn up to this zoom, so that they stay sharp.
 MAX_NUCLEI_ZOOM = 3
-# Nuclei are drawn as outlines where their mean diameter is so many screen px; farther out as density.
+# Least mean diameter of nuclei that are drawn as outlines, screen px; smaller ones are shown as density.
 MIN_OUTLINE_PX = 6.0
-# Values of a slider are told apart in so many steps; 0 is a value that nobody knows.
+# Steps of the slider; step 0 is an unknown value.
 VALUE_STEPS = 64
-# Width of outlines, screen px: where nuclei are large, and where they are small.
+# Width of outlines of large and of small nuclei, screen px, and the least mean diameter of large ones.
 LINE_PX, THIN_LINE_PX = 2, 1
 LARGE_PX = 20.0
-# By so much the lines of a result are wider when another one is drawn upon them.
+# Extra width of the lines of the first of two results, which shows on both sides of the second's lines.
 RIM_PX = 2
-MARGIN_PX = LINE_PX + RIM_PX  # how far a line may reach beyond the box of its nucleus, at most
+MARGIN_PX = LINE_PX + RIM_PX  # largest distance of a line from the box of its nucleus
 # Fixed point of OpenCV's drawing: sixteenths of a px.
 SUB_BITS = 4
-# Bins of a density map are so many screen px or less before they are smoothed.
+# Largest side of the bins of a density map before smoothing, screen px.
 MAX_BIN_PX = 16
-# They are smoothed by a Gaussian that ends after so many.
+# Radius of the Gaussian that smooths them, bins.
 BLUR_BINS = 5
-# Opacity of the densest place: the tissue is seen through it.
+# Opacity of the densest place: the tissue stays visible.
 MAX_ALPHA = 0.5
-# Lines on nothing: runs of the same value, unfiltered, pack in half the time and no larger.
+# Tiles of lines are mostly runs of one value: without a filter they pack in half the time, and get no larger.
 PNG = [
     *(cv2.IMWRITE_PNG_COMPRESSION, 1),
     *(cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE),
@@ -50,18 +50,19 @@ PNG = [
 
 
 class SlideTiles:
-    """The pixels of a slide by tile, at zoom 0, -1, ... down to where it is one tile.
+    """The pixels of a slide by tile, at zoom 0, -1, ... until the slide is one tile.
 
-    A level that the file does not have is made of the one above, tile by tile; the last tiles are kept, since those
-    around and above them need them, too.
+    A level that the file lacks is made from the next larger one, tile by tile. The last tiles are kept, since others
+    are made from them.
 
     Attributes:
-        levels: how many zooms there are.
+        levels: number of zooms.
+        rgb: `rgb(zoom, column, row)` returns a tile, see `_rgb`.
     """
 
     def __init__(self, handler: FileHandler):
-        """`handler` is one that was opened as 1x whatever the slide is, so that planes can be asked for by their share
-        of level 0 even where it says no resolution."""
+        """`handler` was opened with `mag=1.0`, whatever the slide's own is: a magnification is then a share of level 0,
+        also if the slide has no resolution."""
         self._planes = [handler]
         while max(self._planes[-1].shape_yx) > TILE_PX:
             self._planes.append(handler.at(read_mag=0.5 ** len(self._planes)))
@@ -81,14 +82,14 @@ class SlideTiles:
         height, width = plane.shape_yx
         if x > width or y > height:
             raise IndexError(f"no tile {column}, {row}")
-        x, y = min(x, width - 1), min(y, height - 1)  # sides are rounded down: the last tile may be a share of a px
+        x, y = min(x, width - 1), min(y, height - 1)  # sides are rounded down: the last tile may be less than a px
         size = min(TILE_PX, width - x), min(TILE_PX, height - y)
         if zoom == 0 or plane.shrinks < 2 - ROUNDED or 1 in size:
             return plane.read_region((x, y), size)
         return self._of_four(zoom + 1, column, row, size)
 
     def _of_four(self, zoom: int, column: int, row: int, size: tuple[int, int]) -> np.ndarray:
-        """Make a tile of the four under it."""
+        """Make a tile from the four tiles of the next larger level."""
         width, height = size
         large = np.full((2 * height, 2 * width, 3), 255, np.uint8)
         for down, right in np.ndindex(2 if 2 * height > TILE_PX else 1, 2 if 2 * width > TILE_PX else 1):
@@ -106,7 +107,7 @@ def jpeg(rgb: np.ndarray) -> bytes:
 
 
 def png(image: np.ndarray) -> bytes:
-    """Return an image in OpenCV's order of channels as PNG, packed as fast as can be."""
+    """Return an image in OpenCV's order of channels as PNG, packed fast."""
     return cv2.imencode(".png", image, PNG)[1].tobytes()
 
 
@@ -114,7 +115,7 @@ def png(image: np.ndarray) -> bytes:
 
 
 def min_outline_zoom(mean_area: float) -> int:
-    """Return the smallest zoom at which nuclei are outlined; `mean_area` is theirs in level-0 px^2."""
+    """Return the smallest zoom at which nuclei are outlined; `mean_area` is of nuclei, level-0 px^2."""
     diameter = max(2 * np.sqrt(mean_area / np.pi), 1.0)
     return min(int(np.ceil(np.log2(MIN_OUTLINE_PX / diameter))), MAX_NUCLEI_ZOOM)
 
@@ -127,11 +128,11 @@ def draw_outlines(
     Args:
         index: the nuclei.
         scale: level-0 px per px of the index.
-        value: `prob`, `area` or `dab`: what the slider is about.
+        value: `prob`, `area` or `dab`: the value for the slider.
         ends: of the slider, in the unit of the index.
         zoom: of the tile.
         corner: (2,) x, y of its first px, in px of its zoom.
-        rim: px by which lines are wider, for a second result to be drawn upon them.
+        rim: extra width of lines, px, if a second result is drawn on top.
 
     Returns:
         (TILE_PX, TILE_PX, 3) uint8 in OpenCV's order: coverage, step of the value, code of the type.
@@ -156,7 +157,7 @@ def draw_outlines(
         part = rings[group[0] : group[-1] + 1]
         cv2.polylines(key, part, True, int(keys[group[0]]), 1, cv2.LINE_8, SUB_BITS)
     cv2.polylines(coverage, rings, True, 255, width, cv2.LINE_AA, SUB_BITS)
-    for _ in range(width // 2 + 1):  # thin lines, drawn fast, grow to where the soft edge of the wide one ends
+    for _ in range(width // 2 + 1):  # thin lines are fast to draw; they grow to the soft edge of the wide ones
         key = np.where(key > 0, key, cv2.dilate(key, np.ones((3, 3), np.uint8)))
     coverage[key == 0] = 0
     key[coverage == 0] = 1
@@ -166,13 +167,13 @@ def draw_outlines(
 
 
 def value_steps(values: np.ndarray, ends: tuple[float, float]) -> np.ndarray:
-    """Return the step of each value on the slider, 1 to `VALUE_STEPS`; 0 where it is not known."""
+    """Return the slider's step of each value, 1 to `VALUE_STEPS`; 0 for an unknown value."""
     share = np.clip((values - ends[0]) / (ends[1] - ends[0]), 0, 1)
     return np.where(np.isfinite(share), 1 + np.rint(np.nan_to_num(share) * (VALUE_STEPS - 1)), 0).astype(np.uint8)
 
 
 def _line_width(mean_area: float, factor: float) -> int:
-    """Return the same width for all tiles of a zoom, so that no seam shows between them."""
+    """Return the width of lines, px: the same for all tiles of a zoom, so that no seam shows between them."""
     diameter = 2 * np.sqrt(mean_area / np.pi) * factor
     return LINE_PX if diameter >= LARGE_PX else THIN_LINE_PX
 
@@ -181,10 +182,10 @@ def _line_width(mean_area: float, factor: float) -> int:
 
 
 def draw_density(index: NucleiIndex, scale: float, codes: list[int], zoom: int, corner: np.ndarray) -> np.ndarray:
-    """Draw how dense nuclei of some types are; arguments as in `draw_outlines`.
+    """Draw the density of nuclei whose type is in `codes`; other arguments as in `draw_outlines`.
 
     Returns:
-        (TILE_PX, TILE_PX, 4) uint8 in OpenCV's order, clear where there are none.
+        (TILE_PX, TILE_PX, 4) uint8 in OpenCV's order, transparent where there are none.
     """
     share = np.clip(density(index, scale, codes, zoom, corner) / index.meta["peak"], 0, 1)
     bgra = np.empty((*share.shape, 4), np.uint8)

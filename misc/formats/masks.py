@@ -70,7 +70,7 @@ class LabelMask:
 
 
 def paint_contours(contours: Sequence[Contour], types: Sequence[int], shape: tuple[int, int]) -> LabelMask:
-    """Paint contours, the smaller ones on top (P14), each within its own box.
+    """Paint contours, the smaller ones on top, each within its own box.
 
     Args:
         contours: what to paint.

@@ -227,7 +227,7 @@ def _to_device(batch_data: dict, device: torch.device, nr_types: int | None) -> 
     imgs = batch_data["img"].to(device, non_blocking=True).permute(0, 3, 1, 2).float()  # (B, 3, H, W)
     imgs = imgs.contiguous(memory_format=torch.channels_last)
     hv = batch_data["hv_map"].to(device, non_blocking=True).float()  # (B, h, w, 2)
-    # `reshape`, not `squeeze`: a batch of one stays a batch (P11)
+    # `reshape`, not `squeeze`: a batch of one stays a batch
     plane = hv.shape[:3]
     true = {"np": batch_data["np_map"].to(device, non_blocking=True).long().reshape(plane), "hv": hv}
     if nr_types is not None:

@@ -1,4 +1,4 @@
-"""Callbacks of a `RunEngine`; those of one event run in the order in which the recipe lists them."""
+"""Callbacks of a `RunEngine`. Those of one event run in the order in which the recipe lists them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _COMPARATORS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": ope
 
 
 class BaseCallbacks:
-    """What every callback can do; `engine_trigger` marks those that run another engine."""
+    """Base of all callbacks; `engine_trigger` marks those that run another engine."""
 
     engine_trigger = False
 
@@ -28,15 +28,15 @@ class BaseCallbacks:
         """Forget everything; called before every phase."""
 
     def state_dict(self) -> dict:
-        """Return what a run that is taken up again has to know; plain values only."""
+        """Return what a resumed run needs, as plain values."""
         return {}
 
     def load_state_dict(self, saved: dict) -> None:
-        """Take up what `state_dict` returned."""
+        """Restore what `state_dict` returned."""
 
 
 class AverageBuffers(BaseCallbacks):
-    """Give every process the mean of the batch-norm statistics; a training engine does it before all else."""
+    """Give every process the mean of the batch-norm statistics; runs first at the end of a training epoch."""
 
     def run(self, state, event) -> None:
         for net_info in state.run_info.values():
@@ -44,7 +44,7 @@ class AverageBuffers(BaseCallbacks):
 
 
 class AverageWeights(BaseCallbacks):
-    """Take the weights of a step into their moving average; a training engine that has one does it before all else."""
+    """Update the moving average of the weights; runs first after a training step, if there is an average."""
 
     def run(self, state, event) -> None:
         for net_info in state.run_info.values():
@@ -61,7 +61,7 @@ class TrackLr(BaseCallbacks):
 
 
 class ScheduleLr(BaseCallbacks):
-    """Advance the learning-rate schedules: by epoch or by step, whichever event it is listed under."""
+    """Advance the learning-rate schedules at each event that it is listed under: epoch or step."""
 
     def run(self, state, event) -> None:
         for net_info in state.run_info.values():
@@ -85,11 +85,11 @@ class TriggerEngine(BaseCallbacks):
 class PeriodicSaver(BaseCallbacks):
     """Save checkpoints: `<net>_epoch=N.tar` by epoch, or `<net>_step.tar`, replaced every time, by step.
 
-    List it last: whatever ran before it is done again when a run was killed before the file was whole.
+    List it last: if a run is killed before the file is whole, the resumed run repeats what ran before.
 
     Args:
         per_n_epoch: epochs between two files.
-        keep_every: files of every k-th epoch stay; of the others only the last one does. 1 keeps all, as upstream.
+        keep_every: files of every k-th epoch stay; of the others only the newest. 1 keeps all, as upstream.
         per_n_step: save by step instead, for epochs that take hours.
     """
 
@@ -111,7 +111,7 @@ class PeriodicSaver(BaseCallbacks):
 
     def run(self, state, event) -> None:
         if self.per_n_step is not None:
-            # the end of an epoch is saved by epoch, when everything that belongs to it has run
+            # the saver by epoch saves the end of an epoch, after all its callbacks
             if state.curr_epoch_step % self.per_n_step == 0 and state.curr_epoch_step < state.nr_epoch_steps:
                 _save(state, "step")
         elif state.curr_epoch % self.per_n_epoch == 0 or state.curr_epoch == state.nr_epochs:
@@ -119,8 +119,8 @@ class PeriodicSaver(BaseCallbacks):
 
     def _save_epoch(self, state) -> None:
         old, kept = self._superseded, state.curr_epoch % self.keep_every == 0
-        # remembered before saving, so that the file says of itself that the next one may replace it, and what it
-        # replaces: a run that is killed before that is removed removes it when it is taken up again
+        # set before saving: the file then says whether the next one may replace it, and which files it replaces. If a
+        # kill comes before those are removed, the resumed run removes them
         self._superseded = [] if kept else [f"{name}_epoch={state.curr_epoch}.tar" for name in state.run_info]
         self._obsolete = [*old, *(f"{name}_step.tar" for name in state.run_info)]
         _save(state, f"epoch={state.curr_epoch}")
@@ -134,9 +134,12 @@ class ConditionalSaver(BaseCallbacks):
 
     Args:
         metric_name: name in `stats.json`; of several, the first that the run has values of.
-        comparator: `>`, `>=`, `<` or `<=`: how a better value compares with the best so far.
-        types: names of scores of the types, `valid-tp_dice` for `valid-tp_dice_1`, ...; of several, the first that the
-            run has values of. Their mean over the types counts as much as the metric; a run without types has none.
+        comparator: `>`, `>=`, `<` or `<=`: how a better value compares with all earlier ones.
+        types: scores of the types, `valid-tp_dice` for `valid-tp_dice_1`, ...; of several, the first that the run has
+            values of. Their mean over the types counts as much as the metric. A run without types ignores them.
+
+    Raises:
+        ValueError: unknown `comparator`.
     """
 
     def __init__(self, metric_name: str | Sequence[str], comparator: str = ">=", types: Sequence[str] = ()):
@@ -152,7 +155,7 @@ class ConditionalSaver(BaseCallbacks):
             _save(state, "best", {"best": best})
 
     def _best(self, state) -> dict | None:
-        """Return what makes this epoch the best one so far, or `None`."""
+        """Return metric, value and epoch if this epoch is the best so far, else `None`."""
         stats = read_stats(state.log_info["json_file"])
         metric, types = first_known(self.metric_names, stats), first_known_types(self.type_names, stats)
         if metric is None:
@@ -167,7 +170,7 @@ class ConditionalSaver(BaseCallbacks):
 
 
 class AccumulateRawOutput(BaseCallbacks):
-    """Append what the step function returned as `raw` to lists that last for the epoch."""
+    """Append the step function's `raw` values to lists that grow over the epoch."""
 
     def run(self, state, event) -> None:
         for key, values in state.step_output["raw"].items():
@@ -175,7 +178,7 @@ class AccumulateRawOutput(BaseCallbacks):
 
 
 class ProcessAccumulatedRawOutput(BaseCallbacks):
-    """Turn what was accumulated, by all processes, into what is logged: `proc_func(raw) -> {"scalar", "image"}`."""
+    """Turn the accumulated values of all processes into what is logged: `proc_func(raw) -> {"scalar", "image"}`."""
 
     def __init__(self, proc_func: Callable[[dict], dict]):
         self.proc_func = proc_func
@@ -208,7 +211,7 @@ class ScalarMovingAverage(BaseCallbacks):
 
 
 class VisualizeOutput(BaseCallbacks):
-    """Draw what the last step returned as `raw`: `proc_func(raw) -> (H, W, 3) uint8`."""
+    """Draw the `raw` values of the last step: `proc_func(raw) -> (H, W, 3) uint8`."""
 
     def __init__(self, proc_func: Callable, per_n_epoch: int = 1):
         self.proc_func = proc_func
@@ -220,7 +223,7 @@ class VisualizeOutput(BaseCallbacks):
 
 
 class ValidateImages(BaseCallbacks):
-    """Score whole validation images, where the configuration names any: `valid-img_pq`, `valid-img_aji`, ..."""
+    """Score whole validation images, if the configuration names any: `valid-img_pq`, `valid-img_aji`, ..."""
 
     def __init__(self, per_n_epoch: int = 5):
         self.per_n_epoch = per_n_epoch

@@ -1,4 +1,4 @@
-"""Callbacks that write down what happened: by epoch, by step, and the gradients."""
+"""Callbacks that log an epoch, a step, or the gradients."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .base import BaseCallbacks
 
 
 class LoggingEpochOutput(BaseCallbacks):
-    """Log what the engine tracked: console, `stats.json`, TensorBoard; a triggered engine under its leader's epoch."""
+    """Log tracked values to console, `stats.json` and TensorBoard; `valid` logs under the epoch of `train`."""
 
     def __init__(self, per_n_epoch: int = 1):
         self.per_n_epoch = per_n_epoch
@@ -38,7 +38,7 @@ class LoggingStepOutput(BaseCallbacks):
 
 
 class LoggingGradient(BaseCallbacks):
-    """Write histograms of weights and gradients to TensorBoard; slow, so every `per_n_step` steps only."""
+    """Write histograms of weights and gradients to TensorBoard; slow, so only every `per_n_step` steps."""
 
     def __init__(self, per_n_step: int = 100):
         self.per_n_step = per_n_step

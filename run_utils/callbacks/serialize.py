@@ -16,8 +16,8 @@ def serialize(value, input_format: str, output_format: str):
         output_format: `console`, `json` or `tensorboard`.
 
     Returns:
-        A string, a number or an array; `None` where the format has no place for the value (a picture on the console; a
-        number that is not finite in JSON, which knows none).
+        A string, a number or an array; `None` if the format cannot hold the value (a picture outside TensorBoard, a
+        number that is not finite in JSON).
 
     Raises:
         ValueError: unknown format.

@@ -18,7 +18,7 @@ def test_p48_images_that_were_trained_on_are_not_scored(tmp_path):
         (tmp_path / "Images" / name).touch()
     meta = {"images": {"train": ["TCGA-A7-A13E-01Z-00-DX1"]}}
     manager = SimpleNamespace(checkpoint=SimpleNamespace(meta=meta))
-    with pytest.raises(ValueError, match="1 images of .* were trained on, by the checkpoint's word: TCGA-A7-A13E"):
+    with pytest.raises(ValueError, match="says that 1 images of .* were in training: TCGA-A7-A13E"):
         accuracy.score_folder(manager, tmp_path, {})
 
 
@@ -47,7 +47,7 @@ def test_test_images_among_the_training_images_are_refused(kumar, tmp_path):
     test = [tmp_path / "test"]
     accuracy.check_held_out(test, [])
     accuracy.check_held_out(test, [tmp_path / "other"])
-    with pytest.raises(ValueError, match="1 images are in the training folders too, by their names: held"):
+    with pytest.raises(ValueError, match="1 images are also in the training folders, by name: held"):
         accuracy.check_held_out(test, [tmp_path / "other", tmp_path / "same_name"])
     with pytest.raises(ValueError, match=r"1 pairs .* show the same tissue: .*held.png and .*renamed.png"):
         accuracy.check_held_out(test, [tmp_path / "same_picture"])

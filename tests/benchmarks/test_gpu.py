@@ -64,8 +64,8 @@ def test_a_table_has_every_column_and_a_row_that_failed_says_so(step):
 def test_parity_of_a_network_with_itself(step):
     gpu_parity.network(step, "fast", 5)
     rows = {row["precision"]: row for row in rows_of(step)}
-    assert rows["fp32"]["largest NP difference"] == rows["fp32"]["px of another type"] == 0
-    assert 0 < rows["bf16"]["HV error, of its norm"] < 0.3
+    assert rows["fp32"]["largest NP difference"] == rows["fp32"]["px with another type"] == 0
+    assert 0 < rows["bf16"]["HV error / norm of HV"] < 0.3
 
 
 def test_differences_are_counted():
@@ -76,8 +76,8 @@ def test_differences_are_counted():
     values = gpu_parity.differences(found, true)
     assert values["largest NP difference"] == pytest.approx(0.2)
     assert values["largest HV difference"] == pytest.approx(0.25)
-    assert values["HV error, of its norm"] == pytest.approx(0.25 / np.sqrt(8 * 0.25))
-    assert values["px in or out otherwise"] == values["px of another type"] == 0.25
+    assert values["HV error / norm of HV"] == pytest.approx(0.25 / np.sqrt(8 * 0.25))
+    assert values["px with another NP decision"] == values["px with another type"] == 0.25
 
 
 def test_speed_of_a_network(step):

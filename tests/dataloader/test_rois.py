@@ -80,4 +80,4 @@ def test_a_slide_of_glass_has_no_fields_and_that_is_said(tmp_path, caplog):
     rgb[:600, :1000] = (200, 120, 170)
     tifffile.imwrite(tmp_path / "a.tif", rgb, resolution=(40000, 40000), resolutionunit="CENTIMETER")
     assert {(roi.x, roi.y) for roi in extract_rois(tmp_path / "a.tif", tmp_path / "out", 500, 9)} == {(0, 0), (500, 0)}
-    assert "2 of 9 fields: all else is glass" in caplog.text
+    assert "2 of 9 fields: the rest is glass" in caplog.text

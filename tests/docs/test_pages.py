@@ -20,12 +20,6 @@ RUN = [name for name, text in TEXTS.items() if any(block.not_run is None for blo
 
 
 @pytest.fixture(scope="module")
-def warm(tmp_path_factory):
-    with WarmPython(tmp_path_factory.mktemp("warm")) as python:
-        yield python
-
-
-@pytest.fixture(scope="module")
 def inputs(shared, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("inputs")
     write_inputs(folder, shared)

@@ -129,17 +129,17 @@ def script_of(text: str, weights: Path) -> str:
 
 
 def test_memory_does_not_grow_with_the_number_of_images(weights, tmp_path):
-    """96 images of 512 px take no more memory than 24, in this process or in the workers."""
+    """64 images of 512 px take no more memory than 16, in this process or in the workers."""
     image = painted_image(disc_labels((512, 512)))
-    for number in range(96):
-        write_rgb(tmp_path / ("few" if number < 24 else "rest") / f"{number}.bmp", image)
+    for number in range(64):
+        write_rgb(tmp_path / ("few" if number < 16 else "rest") / f"{number}.bmp", image)
     (tmp_path / "many").mkdir()
     for path in [*(tmp_path / "few").iterdir(), *(tmp_path / "rest").iterdir()]:
         (tmp_path / "many" / path.name).symlink_to(path)
     script = tmp_path / "peak.py"
     script.write_text(script_of(PEAK_SCRIPT, weights))
     peaks = []
-    for folder, count in (("few", 24), ("many", 96)):
+    for folder, count in (("few", 16), ("many", 64)):
         command = [sys.executable, script, tmp_path / folder, tmp_path / f"out_{folder}", str(count)]
         ended = subprocess.run(command, capture_output=True, text=True, check=True)
         peaks.append([int(v) for v in ended.stdout.split()])

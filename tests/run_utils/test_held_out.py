@@ -37,7 +37,7 @@ def files(kumar, tmp_path):
 
 def test_names_and_pictures_are_compared(files):
     assert describe_overlap(files["first"], files["second"], []) == []
-    by_name = ["warning: both trained and validated on: 1 image (first, ...)"]
+    by_name = ["warning: in both training and validation: 1 image (first, ...)"]
     assert describe_overlap(files["first"], files["first"], []) == by_name
     assert describe_overlap(files["first"], files["second"], [files["image"]]) == by_name
     for line in (
@@ -45,7 +45,7 @@ def test_names_and_pictures_are_compared(files):
         describe_overlap(files["again"], files["second"], [files["renamed"]]),
     ):
         assert len(line) == 1
-        assert line[0].startswith("warning: 1 validation picture of tissue that is trained on (")
+        assert line[0].startswith("warning: 1 validation picture of tissue that is also in training (")
 
 
 def test_many_pictures_are_compared_by_name_alone(files, monkeypatch):

@@ -122,7 +122,7 @@ def test_what_no_checkpoint_could_hold_is_refused_before_the_first_step():
 def test_targets_are_as_large_as_the_output():
     shapes = {"train": {"input_shape": [128, 128], "mask_shape": [36, 36]}}
     check_shapes(shapes, "fast")
-    with pytest.raises(ValueError, match=r"makes \(36, 36\) of \(128, 128\), but mask_shape is \(80, 80\)"):
+    with pytest.raises(ValueError, match=r"turns \(128, 128\) into \(36, 36\), but mask_shape is \(80, 80\)"):
         check_shapes({"train": {**shapes["train"], "mask_shape": [80, 80]}}, "fast")
     with pytest.raises(ValueError, match="takes windows of"):
         check_shapes({"train": {**shapes["train"], "input_shape": [130, 128]}}, "fast")

@@ -180,5 +180,5 @@ def test_types_of_whole_images_are_scored_by_what_the_truth_names(tmp_path):
     assert "img_f1_2" not in ImageValidator(pairs, with_types=True).score(TypedColours())
     types[0] = 7
     scipy.io.savemat(tmp_path / "Labels" / "a.mat", content | {"inst_type": types[:, None]})
-    assert "has the type 7, the network 1 to 2" in check_pairs(pairs, 3)
+    assert "has type 7, the network only 1 to 2" in check_pairs(pairs, 3)
     assert "the network has none" in check_pairs(pairs, None)

@@ -182,7 +182,7 @@ def test_bad_files_are_reported_and_the_others_done(labelled, capsys):
     assert run(labelled, "--type", "--extract_type=whole") == 1
     out, err = capsys.readouterr()
     assert f"failed: cut: {picture} is a truncated PNG" in err
-    assert "the image is 512 x 500 px, its label 512 x 512; they must be one size" in err
+    assert "the image is 512 x 500 px, its label 512 x 512; they must have the same size" in err
     assert "no map.mat has no inst_map; it holds x" in err
     assert "no partner: " in err
     assert "lone.label.mat" in err
@@ -299,7 +299,7 @@ def test_check_names_every_error(tmp_path, capsys):
         assert reason in line
     assert "good" not in err
     assert "1 patch with nuclei of type 0 (background): zero_000.npy" in out
-    assert "1 patch with a type where no nucleus is: stray_000.npy" in out
+    assert "1 patch with a type outside nuclei: stray_000.npy" in out
     assert "1 patch with nuclei with several types: mixed_000.npy" in out
 
 

@@ -139,8 +139,8 @@ def test_a_type_above_nr_type_is_named(tmp_path):
         run_here(make_project(tmp_path, nr_train=4, types=5))
 
 
-def test_mistakes_are_one_line_on_the_command_line():
-    process = start(["run_train.py", "--config=nowhere.py", "--gpu="])
+def test_mistakes_are_one_line_on_the_command_line(warm):
+    process = start(["run_train.py", "--config=nowhere.py", "--gpu="], warm)
     assert process.communicate() == ("", "run_train.py: no such configuration file: nowhere.py\n")
     assert process.returncode == 1
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from training_runs import NR_TYPES, make_project, run_here, start, steps
+from warm_python import WarmPython
 
 import run_train
 from models.hovernet.checkpoint import build_model, load_checkpoint
@@ -19,7 +20,7 @@ from run_utils.disk_full import SaveError
 from run_utils.trainer import Trainer
 
 
-def test_p36_killed_three_times_and_resumed_the_losses_are_the_same_step_for_step(project):
+def test_p36_killed_three_times_and_resumed_the_losses_are_the_same_step_for_step(project, warm):
     """After a step of the first phase, in the validation of the second, and while its last checkpoint is saved."""
     kills = (
         "callbacks[opt.Events.STEP_COMPLETED].append(KillAt('00', 0, 1))",
@@ -29,7 +30,7 @@ def test_p36_killed_three_times_and_resumed_the_losses_are_the_same_step_for_ste
     for edit in kills:
         config = make_project(project, log_dir="killed", edit=edit)
         resume = ["--resume"] if (project / "killed").exists() else []
-        process = start(["run_train.py", f"--config={config}", "--gpu=", *resume])
+        process = start(["run_train.py", f"--config={config}", "--gpu=", *resume], warm)
         errors = process.communicate()[1]
         assert process.returncode == -signal.SIGKILL, (edit, errors[-3000:])
     run_here(make_project(project, log_dir="killed"), "--resume")
@@ -41,10 +42,10 @@ def test_p36_killed_three_times_and_resumed_the_losses_are_the_same_step_for_ste
         assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
 
 
-def run_two_processes(config: Path, *options: str) -> str:
+def run_two_processes(warm: WarmPython, config: Path, *options: str) -> str:
     """Run under torchrun, on the CPU; returns what was printed."""
     command = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-    process = start([*command, "run_train.py", f"--config={config}", "--gpu=", *options])
+    process = start([*command, "run_train.py", f"--config={config}", "--gpu=", *options], warm)
     output, errors = process.communicate()
     assert process.returncode == 0, errors[-3000:]
     return output
@@ -55,9 +56,9 @@ OWN_DISK = "self.log_dir += os.environ.get('RANK', '')"
 
 
 @pytest.fixture(scope="module")
-def shared(project) -> str:
+def shared(project, warm) -> str:
     """What a run of two processes printed; its files are in `shared0`."""
-    return run_two_processes(make_project(project, log_dir="shared", edit=OWN_DISK))
+    return run_two_processes(warm, make_project(project, log_dir="shared", edit=OWN_DISK))
 
 
 def same_weights_on_both_ranks(project: Path, name: str) -> bool:
@@ -79,9 +80,9 @@ def test_two_processes_share_the_work_and_one_writes(project, shared):
     }
 
 
-def test_two_processes_without_a_common_disk_take_a_run_up_alike(project, shared):
+def test_two_processes_without_a_common_disk_take_a_run_up_alike(project, shared, warm):
     config = make_project(project, log_dir="shared", edit=f"{OWN_DISK}; phases[1]['nr_epochs'] = 3")
-    output = run_two_processes(config, "--resume")
+    output = run_two_processes(warm, config, "--resume")
     assert output.count("resuming from") == 1
     assert not (project / "shared1").exists()
     assert [row[:2] for row in steps(project / "shared0" / "01")[1:]] == [["1", "1"], ["2", "1"], ["3", "1"]]

@@ -78,4 +78,4 @@ def test_a_region_is_exported_and_what_has_none_is_said(place, capsys):
     assert '"contour": [[5.0, 5.0], [25.0, 5.0], [25.0, 25.0], [5.0, 25.0]]' in place_0
     assert "Content-Security-Policy" in (out / "index.html").read_text()
     assert view_slides.main([*both(place), f"--export={out}", "--region=500,5,50,40"]) == 1
-    assert "does not lie on the slide" in capsys.readouterr().err
+    assert "lies outside the slide" in capsys.readouterr().err

@@ -197,6 +197,9 @@ def test_what_was_exported_opens_from_disk(page, library, place, tmp_path):
     written, failed = export_places(library, tmp_path / "for you", None)
     assert (written, failed) == (2, {})
     page.goto((tmp_path / "for you" / "index.html").as_uri())
+    page.evaluate("""() => { Promise.all([0, 1].map(Source.info)).then((both) => {
+        document.body.dataset.both = both.every((info, i) => info.name === EXPORTED.slides[i].name); }); }""")
+    page.wait_for_selector("body[data-both='true']")
     page.locator("#cards a", has_text=CMU).click()
     page.wait_for_selector(READY)
     assert coloured(page, TYPES[1][1]) > 100

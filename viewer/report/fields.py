@@ -1,4 +1,4 @@
-"""Which fields of a slide are worth a look: some at random, the densest, the most doubtful."""
+"""Fields of a slide for the report: some at random, the densest, the most doubtful."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Side of a field, um; px where the pixel size is not known.
+# Side of a field, um; px if the pixel size is unknown.
 FIELD_UM = 60.0
 FIELD_UNKNOWN_PX = 256
 HOW_MANY = {"at random": 2, "densest": 2, "most doubtful": 2}
-# A field with fewer nuclei says little of how sure the network is.
+# Fields with fewer nuclei do not show how sure the network is.
 MIN_DOUBTFUL = 5
 
 
 @dataclass(frozen=True)
 class Field:
-    """A square field; `corner_xy` and `side` in px of the nuclei's plane, `nuclei` is how many centroids it holds."""
+    """A square field; `corner_xy` and `side` in px of the nuclei's plane, `nuclei` is the number of centroids in it."""
 
     why: str
     corner_xy: tuple[float, float]
@@ -24,19 +24,20 @@ class Field:
     nuclei: int
 
     def near(self, centroids_xy: np.ndarray) -> np.ndarray:
-        """Tell which nuclei may reach into it, also where an edge moves it: those up to a side around it; (N,) bool."""
+        """Return which nuclei may reach into the field, even if it moves in from an edge of the slide: (N,) bool, those
+        within one side of it."""
         low = np.array(self.corner_xy) - self.side
         return ((centroids_xy >= low) & (centroids_xy < low + 3 * self.side)).all(axis=1)
 
 
 def choose(centroids_xy: np.ndarray, doubt: np.ndarray, side: float, seed: int = 0) -> list[Field]:
-    """Choose fields of a grid; none twice.
+    """Choose fields of a grid, each at most once.
 
     Args:
         centroids_xy: (N, 2) px.
-        doubt: (N,) of each nucleus, more is more doubtful; NaN where nothing is known.
+        doubt: (N,) of each nucleus; higher is more doubtful, NaN is unknown.
         side: of a field, px.
-        seed: of those at random.
+        seed: of the fields at random.
     """
     if not len(centroids_xy):
         return []

@@ -1,4 +1,4 @@
-"""A folder of results becomes a page: `report.html` in it, and beyond `MAX_INLINE` slides a page for each beside it."""
+"""Make the report of a folder of results: `report.html`, and with more than `MAX_INLINE` slides a page for each."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from viewer.report.training import phases_of, training_sections
 from viewer.slides import json_dir as json_dir_of
 
 REPORT = "report.html"
-# Folder of the slides' own pages, where there are more than `MAX_INLINE` slides.
+# Folder of the slides' own pages, if there are more than `MAX_INLINE` slides.
 PAGES = "report_pages"
 MAX_INLINE = 100
-# What a results file says of its run that a reader does not ask for.
+# Details of a run in a results file that readers of the report do not need.
 NOT_SHOWN = ("checkpoint", "slide_bytes", "mask", "post_proc")
-# Tables of a results folder that are shown whole, in this order, with their titles.
+# Tables of a results folder that are shown in full, in this order, with their titles.
 TABLES = {"scores.csv": "Scores", "hotspots.csv": "Hot spots"}
 
 
@@ -40,15 +40,15 @@ def make_report(
     Args:
         results_dir: of run_infer.py, run_ihc.py, plot_heat_map.py, compute_stats.py (--out) or a training.
         image_dir: the slides or images, for pictures.
-        json_dir: the nuclei, where they lie elsewhere (plot_heat_map.py).
-        pred_dir, true_dir: label files that were scored, for pictures of them; `ext` is how they end.
-        failed: why an input failed, by name, as far as no `summary.csv` says it.
+        json_dir: the nuclei, if they are in another folder (plot_heat_map.py).
+        pred_dir, true_dir: scored label files, for pictures of them; `ext` is the ending of their names.
+        failed: the reason for each failed input, by name, if no `summary.csv` has it.
 
     Returns:
-        The file.
+        Path of the report.
 
     Raises:
-        FileNotFoundError: there is no such folder, or nothing in it to report.
+        FileNotFoundError: there is no such folder, or no results in it.
     """
     if not results_dir.is_dir():
         raise FileNotFoundError(f"no such folder: {results_dir}")
@@ -59,12 +59,12 @@ def make_report(
         sections = score_sections(results_dir, pred_dir, true_dir, image_dir, ext)
     else:
         sections = _nuclei_sections(results_dir, image_dir, json_dir or results_dir, dict(failed or {}))
-    write_page(target, Page(results_dir.resolve().name, "Made of the files in this folder.", sections))
+    write_page(target, Page(results_dir.resolve().name, "Made from the files in this folder.", sections))
     return target
 
 
 def say_report(results_dir: Path, **what) -> str:
-    """Write the report at the end of a run, and return words for its last line; without a report the run is as good.
+    """Write the report at the end of a run, and return words for the run's last line; a failed report fails no run.
 
     Args:
         results_dir, what: as of `make_report`.
@@ -79,7 +79,7 @@ def _nuclei_sections(
     results_dir: Path, image_dir: Path | None, json_dir: Path, failed: dict[str, str]
 ) -> list[Section]:
     files = {full_stem(path): path for path in list_files(json_dir_of(json_dir), "*.json")}
-    # run_infer.py names slides by their file, plot_heat_map.py as their results are called
+    # run_infer.py names slides by their file, plot_heat_map.py by their results
     names = {row["slide"]: row for row in earlier_rows(results_dir / "summary.csv", ())}
     summary = {name if name in files else full_stem(name): row for name, row in names.items()}
     if not files and not summary and not failed:
@@ -114,7 +114,7 @@ def _nuclei_sections(
 def _first_section(
     results_dir: Path, first: nuclei.Found | None, rows: dict, links: dict, failed: Mapping[str, str]
 ) -> Section:
-    """Return the section with all slides in one table, and how the results were made."""
+    """Return the section with all slides in one table, and the settings of the run."""
     section = Section("all", "All results")
     header = first.header if first else {}
     run = header.get("run") if isinstance(header.get("run"), dict) else {}
@@ -123,7 +123,7 @@ def _first_section(
     section.facts = [(name, str(value)) for name, value in facts.items() if value not in (None, "", False)]
     section.notes = [f"{name}: {why}" for name, why in sorted(failed.items())]
     table = nuclei.table_of(dict(sorted(rows.items())), "A row for each slide or image", links)
-    if first is not None:  # columns `type_1` of a table are called by their name
+    if first is not None:  # columns such as `type_1` get the name of their type
         names = {f"type_{t}": f"{n} (type_{t})" for t, (n, _) in first.types.items() if t is not None and n != str(t)}
         table = type(table)(table.caption, [names.get(c, c) for c in table.columns], table.rows, table.links)
     section.tables = [table]
@@ -142,7 +142,7 @@ def _tables(results_dir: Path) -> list[Section]:
 
 
 def _own_page(results_dir: Path, name: str, section: Section) -> str:
-    """Write the page of one slide, and return its address as seen from the report."""
+    """Write the page of one slide, and return its address relative to the report."""
     file = f"{short_stem(name)}.html"
     (results_dir / PAGES).mkdir(exist_ok=True)
     write_page(results_dir / PAGES / file, Page(name, "", [section], back=f"../{REPORT}"))

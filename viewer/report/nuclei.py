@@ -1,4 +1,4 @@
-"""The report of a folder of nuclei: what run_infer.py, run_ihc.py and plot_heat_map.py wrote, or the original."""
+"""The report of a folder of nuclei: results of run_infer.py, run_ihc.py, plot_heat_map.py, or the original."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from viewer.report import pictures
 from viewer.report.fields import FIELD_UM, FIELD_UNKNOWN_PX, Field, choose
 from viewer.report.page import Bars, Picture, Section, Table
 
-# Bars of the histogram of sizes: equivalent diameters, um where the pixel size is known, else px.
+# Edges of the histogram of equivalent diameters: um if the pixel size is known, else px.
 SIZE_EDGES = {"um": np.array([0, 3, 4, 5, 6, 7, 8, 9, 10, 12, 15, np.inf]), "px": np.array([*range(0, 66, 6), np.inf])}
 
 
@@ -40,7 +40,7 @@ class Found:
         types: names and colours.
         centroids_xy: (N, 2) float32, px of the JSON.
         type_ids: (N,) int32, or `None`.
-        doubt: (N,) float32, 1 - probability of the type; without types, how far the size is from the usual one.
+        doubt: (N,) float32, 1 - probability of the type; without types, how far the size is from the median size.
         areas_px: (N,) float32, px^2 of the JSON.
     """
 
@@ -70,7 +70,7 @@ class Found:
 
 
 def load(path: Path, image: SlideImage | None) -> Found:
-    """Read the nuclei of a file, one piece after the other."""
+    """Read the nuclei of a file, piece by piece."""
     header = read_header(path)
     parts = [(p.centroids_xy.astype(np.float32), p.types, p.type_prob, pixel_areas(p)) for p in iter_json(path)]
     centroids, types, probs, areas = zip(*parts, strict=True) if parts else ((), (), (), ())
@@ -91,11 +91,11 @@ def load(path: Path, image: SlideImage | None) -> Found:
 
 
 def slide_section(found: Found, image: SlideImage | None, spots: Sequence[Mapping[str, str]], drawn: Path) -> Section:
-    """Return what the page shows of one slide or image.
+    """Return the section of one slide or image.
 
     Args:
         found: its nuclei.
-        image: the slide, or `None`: pictures are then those that the run drew, if any.
+        image: the slide; `None` leaves only pictures that the run drew.
         spots: its rows of `hotspots.csv`.
         drawn: the results folder.
     """
@@ -110,7 +110,7 @@ def slide_section(found: Found, image: SlideImage | None, spots: Sequence[Mappin
 
 
 def facts_of(found: Found) -> list[tuple[str, str]]:
-    """Return what is known of a slide, as words."""
+    """Return facts about a slide and its nuclei, as pairs of words."""
     facts, area = [], area_mm2(found)
     facts.append(("Nuclei", f"{len(found):,}"))
     if found.facts.width:
@@ -118,9 +118,9 @@ def facts_of(found: Found) -> list[tuple[str, str]]:
     if found.facts.mpp_xy:
         facts.append(("Pixel size", f"{sum(found.facts.mpp_xy) / 2:.4g} um"))
     if area:
-        facts.append(("Nuclei per mm2", f"{len(found) / area:,.0f} of {area:.3g} mm2"))
+        facts.append(("Nuclei per mm2", f"{len(found) / area:,.0f} (in {area:.3g} mm2)"))
     if area and (share := tissue_share(found)):
-        facts.append(("Nuclei per mm2 of tissue", f"{len(found) / area / share:,.0f} of {area * share:.3g} mm2"))
+        facts.append(("Nuclei per mm2 of tissue", f"{len(found) / area / share:,.0f} (in {area * share:.3g} mm2)"))
     if len(found):
         unit = "um" if found.mpp else "px"
         facts.append(("Median diameter", f"{np.median(diameters(found)):.1f} {unit}"))
@@ -128,20 +128,20 @@ def facts_of(found: Found) -> list[tuple[str, str]]:
 
 
 def area_mm2(found: Found) -> float | None:
-    """Return the area of the whole slide, mm2, where its size and pixel size are known."""
+    """Return the area of the whole slide, mm2; `None` if its size or pixel size is unknown."""
     if not found.facts.width or not found.facts.mpp_xy:
         return None
     return mm2(found.facts.width * found.facts.height, found.facts.mpp_xy)
 
 
 def tissue_share(found: Found) -> float | None:
-    """Return the share of the slide that is tissue, 0 to 1, where the run that found the nuclei says it."""
+    """Return the share of the slide that is tissue, 0 to 1; `None` if the file of nuclei does not say it."""
     slide = found.header.get("slide")
     return slide.get("tissue_share") if isinstance(slide, dict) else None
 
 
 def diameters(found: Found) -> np.ndarray:
-    """Return the diameter of the circle of each nucleus' area, um where the pixel size is known, else px."""
+    """Return (N,) diameters of circles with the nuclei's areas: um if the pixel size is known, else px."""
     return np.sqrt(4 / np.pi * found.areas_px) * (found.mpp or 1)
 
 
@@ -166,7 +166,7 @@ def size_bars(found: Found) -> Bars | None:
 
 
 def overviews(found: Found, image: SlideImage | None, spots: Sequence[Mapping[str, str]], drawn: Path) -> list[Picture]:
-    """Return pictures of the whole slide: with tissue and hot spots, its density, and what a run drew of it."""
+    """Return pictures of the whole slide: tissue and hot spots, density, and pictures that a run drew."""
     name, shown = full_stem(found.path), []
     if image is not None:
         thumb = pictures.fit(image.thumbnail())
@@ -181,9 +181,7 @@ def overviews(found: Found, image: SlideImage | None, spots: Sequence[Mapping[st
     if image is not None and not any((drawn / folder / f"{name}.png").is_file() for folder in ("heatmap", "density")):
         level0 = (found.centroids_xy + 0.5) * found.facts.scale - 0.5
         dense = pictures.density(thumb, level0, image.width)
-        shown.append(
-            pictures.whole(dense, f"{name}: where nuclei are dense", "Density of nuclei: the bluer, the denser")
-        )
+        shown.append(pictures.whole(dense, f"{name}: density of nuclei", "Density of nuclei: the bluer, the denser"))
     is_ihc = (drawn / "density").is_dir()
     over = "Density on the slide" if (drawn / "heatmap").is_dir() else f"Outlines by {'class' if is_ihc else 'type'}"
     maps = [("heatmap", "Density map"), ("density", "Positive nuclei per mm2 of tissue")]
@@ -196,9 +194,9 @@ def overviews(found: Found, image: SlideImage | None, spots: Sequence[Mapping[st
 
 
 def tissue_of(found: Found, image: SlideImage, drawn: Path) -> np.ndarray | None:
-    """Return the tissue of a slide as its run had it, (h, w) bool; `None` for images, and where only the run knows it.
+    """Return the tissue mask of a slide's run, (h, w) bool; `None` for images, and if the run's mask is not there.
 
-    That is the mask it wrote (--save_mask) or, where it was given none, what is found again at that resolution.
+    That is the mask that the run wrote (--save_mask). If it used no mask of the user, the mask is computed again.
     """
     written, run, mpp = drawn / "mask" / f"{full_stem(found.path)}.png", found.header.get("run"), found.facts.mpp_xy
     if written.is_file():
@@ -212,7 +210,7 @@ def tissue_of(found: Found, image: SlideImage, drawn: Path) -> np.ndarray | None
 def field_galleries(
     found: Found, image: SlideImage, spots: Sequence[Mapping[str, str]]
 ) -> list[tuple[str, list[Picture]]]:
-    """Return fields at full resolution with outlines, by why they are shown."""
+    """Return galleries of fields at full resolution with outlines: hot spots, and chosen fields."""
     side = FIELD_UM / found.mpp if found.mpp else FIELD_UNKNOWN_PX
     chosen = choose(found.centroids_xy, found.doubt, side)
     for row in spots:
@@ -228,7 +226,7 @@ def field_galleries(
 
 
 def draw_fields(found: Found, image: SlideImage, fields: Sequence[Field]) -> list[Picture]:
-    """Read the outlines of the fields' nuclei in one pass over the file, and draw them."""
+    """Draw fields with the outlines of their nuclei, which are read in one pass over the file."""
     near: list[list[Nuclei]] = [[] for _ in fields]
     for part in iter_json(found.path):
         for kept, field in zip(near, fields, strict=True):
@@ -238,7 +236,7 @@ def draw_fields(found: Found, image: SlideImage, fields: Sequence[Field]) -> lis
         nuclei = Nuclei.concat(parts)
         side = max(round(field.side * scale), 1)
         limits = zip(field.corner_xy, (image.width, image.height), strict=True)
-        corner = tuple(max(min(int(v * scale), size - side), 0) for v, size in limits)  # a field at the edge moves in
+        corner = tuple(max(min(int(v * scale), size - side), 0) for v, size in limits)  # a field over the edge moves in
         rgb = pictures.field(image, corner, side, nuclei, scale, found.types)
         words = f"{field.why}, {field.nuclei} nuclei, from x {corner[0]:,} y {corner[1]:,} px"
         shown.append(Picture(pictures.inline(rgb), f"{full_stem(found.path)}: {words}", words.capitalize()))
@@ -246,7 +244,7 @@ def draw_fields(found: Found, image: SlideImage, fields: Sequence[Field]) -> lis
 
 
 def item_row(found: Found, seconds: str = "") -> dict[str, str]:
-    """Return the row of an image in the table of all, where no `summary.csv` has one."""
+    """Return the row of an image in the table of all results, for columns that `summary.csv` lacks."""
     area, row = area_mm2(found), {"status": "done", "nuclei": str(len(found))}
     row |= {"per_mm2": f"{len(found) / area:.6g}"} if area else {}
     if area and (share := tissue_share(found)):
@@ -258,7 +256,7 @@ def item_row(found: Found, seconds: str = "") -> dict[str, str]:
 
 
 def table_of(rows: Mapping[str, Mapping[str, str]], caption: str, links: Mapping[str, str]) -> Table:
-    """Return the table of all slides; columns in the order in which they first come up, empty ones left out."""
+    """Return the table of all slides; columns are in the order of their first value, without empty ones."""
     columns = list(
         dict.fromkeys(name for row in rows.values() for name, value in row.items() if value != "" and name != "slide")
     )
@@ -267,7 +265,7 @@ def table_of(rows: Mapping[str, Mapping[str, str]], caption: str, links: Mapping
 
 
 def open_image_of(name: str, folder: Path | None, failed: dict[str, str]) -> SlideImage | None:
-    """Open the slide or image of that name; what is wrong with it is recorded."""
+    """Open the slide or image of this name; `failed` records an error."""
     if folder is None:
         return None
     with recorded(failed, name):

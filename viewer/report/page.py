@@ -1,7 +1,7 @@
-"""What a report page holds, and how it becomes one HTML file that needs nothing but itself.
+"""The parts of a report page, and how they become one HTML file that needs no other file.
 
-Pictures are data in the page. Its Content-Security-Policy allows what is inline, by hash, and nothing else: the page
-asks for no file and no address. Names come from the files of users, so everything is escaped by the template engine.
+Pictures are data in the page. Its Content-Security-Policy allows only inline style and script, by hash: the page loads
+no file and no address. Names come from the files of users, so the template engine escapes everything.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SCRIPTS = ("sortable.min.js", "sortable.a11y.min.js", "page.js")
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture: its data URI, what it shows (`alt`, for those who do not see it), and the words below it."""
+    """A picture: its data URI, a description (`alt`) for readers who do not see it, and the words below it."""
 
     uri: str
     alt: str
@@ -33,7 +33,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Bars:
-    """A bar chart of counts; `colours` are (r, g, b) or left out."""
+    """A bar chart of counts; `colours` are (r, g, b), one per bar, or empty."""
 
     title: str
     labels: Sequence[str]
@@ -50,7 +50,7 @@ class Bars:
 
 @dataclass(frozen=True)
 class Table:
-    """A table as its CSV file has it: texts, row by row. `links` holds an address or nothing for each row."""
+    """A table of texts, row by row. `links` holds an address, or an empty text, for each row."""
 
     caption: str
     columns: Sequence[str]
@@ -58,7 +58,7 @@ class Table:
     links: Sequence[str] = ()
 
     def is_number(self, column: int) -> bool:
-        """Tell whether a column is right-aligned: all that is in it are numbers."""
+        """Whether all cells of a column are numbers or empty; such columns are right-aligned."""
         cells = [row[column] for row in self.rows if row[column] != ""]
         return bool(cells) and all(is_number(cell) for cell in cells)
 
@@ -69,7 +69,7 @@ class Section:
 
     Attributes:
         key: its address in the page.
-        facts: what there is to know, as pairs of words.
+        facts: pairs of a name and a value.
         notes: warnings.
         galleries: rows of pictures, each with a title.
     """
@@ -85,7 +85,7 @@ class Section:
 
 @dataclass
 class Page:
-    """A page; `back` is the address of the page that it belongs to, where it is one of many."""
+    """A page; `back` is the address of the report that it belongs to, if it is the page of one slide."""
 
     title: str
     subtitle: str
@@ -94,7 +94,7 @@ class Page:
 
 
 def write_page(path: Path, page: Page) -> None:
-    """Write a page; the file is whole or not there."""
+    """Write a page; the file is never half written."""
     write_atomic(path, render(page))
 
 
@@ -109,7 +109,7 @@ def render(page: Page) -> str:
 
 
 def data_uri(data: bytes, kind: str) -> str:
-    """Return a file of a kind (`image/jpeg`) as an address."""
+    """Return the content of a file as a data URI; `kind` is its MIME type (`image/jpeg`)."""
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
@@ -119,7 +119,7 @@ def _static(name: str) -> str:
 
 
 def _digest(text: str) -> str:
-    """Return the hash by which a policy allows an inline element of exactly this text."""
+    """Return the hash by which a policy allows an inline element with exactly this text."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a report: the whole slide, where its nuclei are dense, and fields at full resolution with outlines."""
+"""Pictures of a report: the whole slide, the density of its nuclei, and fields at full resolution with outlines."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from viewer.report.page import Picture, data_uri
 OVERVIEW_PX = 440
 FIELD_PX = 256
 WEBP_QUALITY = 65
-# The density is smoothed over this share of the overview's longest side; its hue is the same for all slides.
+# Standard deviation of the density's Gaussian, as a share of the overview's longest side.
 DENSITY_SIGMA = 1 / 80
 DENSITY_RGB = (20, 60, 160)
 DENSITY_OPACITY = 0.75
 TISSUE_RGB = (0, 110, 80)
 SPOT_RGB = (200, 0, 90)
-LETTERS = 0.45  # of OpenCV's font: 10 px high
-# Lengths that a scale bar may have, um; the longest that is at most a third of the picture.
+LETTERS = 0.45  # scale of OpenCV's font: 10 px high
+# Lengths of scale bars, um; the longest one up to a third of the picture is drawn.
 SCALE_BARS_UM = (5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
 
 
 def inline(rgb: np.ndarray) -> str:
-    """Return a picture (H, W, 3) uint8 RGB as an address; WebP, a third smaller than JPEG."""
+    """Return a picture (H, W, 3) uint8 RGB as a data URI; WebP is a third smaller than JPEG."""
     _, data = cv2.imencode(".webp", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_WEBP_QUALITY, WEBP_QUALITY])
     return data_uri(data.tobytes(), "image/webp")
 
 
 def fit(rgb: np.ndarray, longest_px: int = OVERVIEW_PX) -> np.ndarray:
-    """Shrink a picture to a longest side."""
+    """Shrink a picture until its longest side has at most `longest_px`."""
     zoom = min(1.0, longest_px / max(rgb.shape[:2]))
     return resize(rgb, tuple(max(1, round(side * zoom)) for side in rgb.shape[:2]))
 
@@ -63,7 +63,7 @@ def overview(rgb: np.ndarray, width_px: int, mpp: float | None, tissue: np.ndarr
 
 
 def density(rgb: np.ndarray, centroids_xy: np.ndarray, width_px: int) -> np.ndarray:
-    """Colour a slide, made grey, by how dense its nuclei are: one hue, more of it the denser they are.
+    """Draw the density of nuclei on a grey picture of the slide: the denser, the more opaque one hue.
 
     Args:
         rgb: (h, w, 3) uint8, the whole slide.
@@ -88,12 +88,12 @@ def field(
     Args:
         image: the slide.
         corner_xy, side_px: the field, level-0 px.
-        nuclei: in and around it, in px of their own plane.
+        nuclei: in and around the field, px of their own plane.
         scale: level-0 px per px of that plane.
         types: names and colours.
 
     Returns:
-        (FIELD_PX, FIELD_PX, 3) uint8 RGB; beyond the slide it is white.
+        (FIELD_PX, FIELD_PX, 3) uint8 RGB; white beyond the slide.
     """
     (x, y), picture = corner_xy, np.full((side_px, side_px, 3), 255, np.uint8)
     height, width = max(min(side_px, image.height - y), 0), max(min(side_px, image.width - x), 0)
@@ -112,7 +112,7 @@ def field(
 
 
 def scale_bar(picture: np.ndarray, mpp: float | None) -> None:
-    """Draw a bar and its length in the lower right corner, where the pixel size, um, is known."""
+    """Draw a bar and its length in the lower right corner, if the pixel size `mpp`, um, is known."""
     height, width = picture.shape[:2]
     lengths = [um for um in SCALE_BARS_UM if mpp and um / mpp <= width / 3]
     if not lengths:
@@ -126,7 +126,7 @@ def scale_bar(picture: np.ndarray, mpp: float | None) -> None:
 
 
 def label(picture: np.ndarray, text: str, at_xy: tuple[int, int], rgb: tuple[int, int, int]) -> None:
-    """Write a few letters on a picture, on white."""
+    """Write a short text on a picture, on a white background."""
     (width, height), base = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, LETTERS, 1)
     x, y = at_xy
     cv2.rectangle(picture, (x - 2, y - height - 2), (x + width + 2, y + base), (255, 255, 255), -1)

@@ -17,11 +17,11 @@ from viewer.report import pictures
 from viewer.report.nuclei import open_image_of
 from viewer.report.page import Bars, Picture, Section, Table
 
-# The score by which images are sorted: the first of these that the table has.
+# Images are sorted by the first of these scores that the table has.
 RANKED_BY = ("PQ", "F1 detection")
 SHOWN_EACH = 3  # worst and best images
 MAX_BARS = 60
-# Colours that stay apart for colour-blind readers.
+# Colours that colour-blind readers can tell apart.
 TRUE_RGB, PRED_RGB = (0, 114, 178), (230, 97, 0)
 BLANK_RGB = (240, 240, 240)
 
@@ -33,9 +33,9 @@ def score_sections(
 
     Args:
         folder: holds `scores.csv`.
-        pred_dir, true_dir: the label files that were scored, for pictures; or `None`.
-        image_dir: their images; without it outlines are drawn on grey.
-        ext: how label files end.
+        pred_dir, true_dir: the scored label files, for pictures; or `None`.
+        image_dir: their images; without them outlines are drawn on grey.
+        ext: ending of the label files' names.
     """
     rows = earlier_rows(folder / "scores.csv", (), "image")
     section = Section("scores", "Scores")
@@ -73,7 +73,7 @@ def _draw(
     ext: str,
     notes: list[str],
 ) -> list[Picture]:
-    """Draw images, truth and prediction side by side; what cannot be drawn becomes a note."""
+    """Draw images, truth and prediction side by side; an image that cannot be drawn becomes a note."""
     shown: list[Picture] = []
     failed: dict[str, str] = {}
     for row in rows:

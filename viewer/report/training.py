@@ -12,14 +12,14 @@ from run_utils.scores import labelled
 from viewer.report.page import Picture, Section, Table, data_uri
 
 STATS = "stats.json"
-# Columns of the table and lines of the curves: what validation scores, and the loss that training goes down on.
+# Table and curves show the scores of validation, and this loss.
 LOSS = "overall_loss"
 CURVE_INCHES = (7.0, 3.2)
-GREY = "#808080"  # reads on white and on black
+GREY = "#808080"  # legible on white and on black
 
 
 def phases_of(folder: Path) -> list[Path]:
-    """Return the folders of a training's phases, those with scores by epoch; the folder itself where it is one."""
+    """Return the folders of a training's phases, those with scores by epoch; this may be `folder` itself."""
     return [path.parent for path in [folder / STATS, *sorted(folder.glob(f"*/{STATS}"))] if path.is_file()]
 
 
@@ -42,7 +42,7 @@ def _section(folder: Path, title: str) -> Section:
     if best.is_file():
         by = meta.get("best") or {}
         section.facts += [("Best epoch", str(by["epoch"]))] if "epoch" in by else []
-        section.facts += [("Best by", f"{by['metric']} {by['value']:.4f}")] if "metric" in by else []
+        section.facts += [("Best score", f"{by['metric']} {by['value']:.4f}")] if "metric" in by else []
         section.facts.append(("Best checkpoint", str(best)))
     curves = {
         "Loss": [name for name in names if name.endswith(LOSS)],
@@ -90,7 +90,7 @@ def _curve(title: str, names: list[str], epochs: dict[int, dict]) -> Picture:
 
 
 def _examples(folder: Path) -> list[Picture]:
-    """Return the last pictures that a training wrote to TensorBoard's events."""
+    """Return the last pictures in TensorBoard's events of a training."""
     if not list(folder.glob("events.out.tfevents.*")):
         return []
     from tensorboard.backend.event_processing.event_accumulator import IMAGES, EventAccumulator

@@ -8,7 +8,7 @@
 
   // ------------------------------------------------------------------------------------------------ link
 
-  // #slide&x&y&zoom: x and y of the middle of the view, level-0 px; zoom in screen px per level-0 px
+  // #slide&x&y&zoom: x and y of the centre of the view, level-0 px; zoom in screen px per level-0 px
   function link(number, x, y, zoom) {
     const place = x === undefined ? [] : [x.toFixed(1), y.toFixed(1), zoom.toPrecision(4)];
     return `#${[encodeURIComponent(slides[number].name), ...place].join("&")}`;
@@ -142,7 +142,7 @@
     document.addEventListener("keydown", pressed);
     addEventListener("hashchange", (event) => {
       get("error").hidden = true;
-      follow(new URL(event.newURL).hash); // a view that moved meanwhile may have changed the location since
+      follow(new URL(event.newURL).hash); // not `location`: a moving view may have changed it since
     });
     get("error").addEventListener("click", () => { get("error").hidden = true; });
     try {

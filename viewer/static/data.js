@@ -1,2 +1,2 @@
-// What an exported folder holds; the server has it all, so here there is nothing.
+// Replaced in an exported folder by the list of its places; `null` means that the server has the data.
 window.EXPORTED = null;

@@ -1,5 +1,5 @@
-// Layers of the slide: its pixels, outlines of nuclei, their density. Outlines come without colours, a type, a value
-// and a coverage at each px; they are coloured here, so that types, colours and the slider take no request.
+// Layers of the slide: its pixels, outlines of nuclei, their density. Tiles of outlines hold a type, a value and a
+// coverage at each px; they are coloured here, so that types, colours and the slider need no request.
 "use strict";
 
 window.Layers = (() => {
@@ -23,7 +23,7 @@ window.Layers = (() => {
     return pyramid(info, 0, 1 - info.levels, (zoom, x, y) => Source.tile(number, info, `tile/${zoom}/${x}_${y}`));
   }
 
-  // Tiles come at full size: what lies beyond the slide's edge is cut off, and `paint` may colour the rest.
+  // Tiles come at full size: the part beyond the slide's edge is cut off, and `paint` may colour the rest.
   function drawn(info, paint) {
     return {
       hasTransparency: () => true,
@@ -42,7 +42,7 @@ window.Layers = (() => {
           if (paint) paint(context, job.src);
           job.finish(context, null, "context2d");
         };
-        image.onerror = () => job.fail("a tile did not come", null);
+        image.onerror = () => job.fail("a tile could not be loaded", null);
         image.src = job.src;
       },
       downloadTileAbort(job) {
@@ -57,11 +57,11 @@ window.Layers = (() => {
     return pyramid(info, 0, 1 - info.levels, url, drawn(info));
   }
 
-  // The outlines of one result; `look` says how they are coloured.
+  // The outlines of one result; `look` sets their colours.
   class Outlines {
     constructor(number, info, which) {
       Object.assign(this, { number, info, which });
-      this.tiles = new Map(); // context and px of each tile that is loaded
+      this.tiles = new Map(); // context and px of each loaded tile
       this.colours = new Uint32Array(256);
       this.alpha = new Uint8Array(256 * 256);
     }
@@ -112,8 +112,8 @@ window.Layers = (() => {
     }
   }
 
-  // OpenSeadragon hides the seams between tiles by drawing each a px too large, which blurs and moves what is in it.
-  // Here the edges of tiles lie on whole px of the screen instead, where there are no seams.
+  // OpenSeadragon hides the seams between tiles by drawing each a px too large, which blurs and moves its content.
+  // Here the edges of tiles lie on whole px of the screen instead, so there are no seams.
   class Drawer extends OpenSeadragon.CanvasDrawer {
     minimumOverlapRequired() {
       return false;

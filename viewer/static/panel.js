@@ -1,8 +1,8 @@
-// What is shown and how: types, opacity, the slider, places; and the values of a nucleus.
+// The panel: types, opacity, the slider, places; and the card with the values of a nucleus.
 "use strict";
 
 window.Panel = (() => {
-  // Okabe and Ito's, in the order in which they differ most on pink and brown tissue.
+  // After Okabe and Ito, those that differ most on pink and brown tissue first.
   const SAFE = [[0, 90, 220], [230, 159, 0], [0, 158, 115], [204, 60, 200], [86, 220, 233], [240, 228, 66], [230, 30, 30]];
   const OF_RESULTS = [[0, 90, 220], [230, 130, 0]];
   const STEPS = 64;
@@ -13,7 +13,7 @@ window.Panel = (() => {
   let info = null;
   let look = null;
 
-  // How nuclei look: what the layers ask.
+  // How nuclei look; the layers ask for it.
   function makeLook() {
     const names = [...new Set(info.results.flatMap((result) => result.types.map((type) => type.name)))];
     const types = new Map(names.map((name) => [name, true]));

@@ -1,10 +1,10 @@
-// One slide: its layers, the way through it, and what is drawn over it.
+// One slide: its layers, moving through it, and marks on it.
 "use strict";
 
 window.Slide = (() => {
   const ZOOM_STEP = 1.5;
   const PAN_SHARE = 0.2; // of the view, by an arrow key
-  const PLACE_MARGIN = 0.15; // around a place that is flown to
+  const PLACE_MARGIN = 0.15; // around a place that the view goes to, as a share of its longer side
   const BAR_PX = 150; // longest scale bar
   const UM_1X = 10; // µm per px at 1x
   const still = matchMedia("(prefers-reduced-motion: reduce)");
@@ -15,8 +15,8 @@ window.Slide = (() => {
   const listeners = {};
 
   function make() {
-    // OpenSeadragon adds a style of its own unless it finds one, and the page's policy allows files alone: it finds an
-    // element of that name that is no style. The rule itself is in style.css.
+    // OpenSeadragon adds an inline style unless it finds one, but the page's policy allows only files. So it finds this
+    // element, which has the name of the style and does nothing. The rule itself is in style.css.
     const nothing = document.createElementNS("", "style");
     nothing.setAttribute("data-openseadragon-mobile-css", "true");
     document.head.append(nothing);
@@ -34,7 +34,7 @@ window.Slide = (() => {
       maxZoomPixelRatio: 16,
       minZoomImageRatio: 0.7,
       visibilityRatio: 0.3,
-      minPixelRatio: 0.6, // no level finer than is shown
+      minPixelRatio: 0.6, // no level finer than the screen shows
       imageLoaderLimit: 6,
       maxImageCacheCount: 300,
       timeout: 120000,
@@ -96,13 +96,13 @@ window.Slide = (() => {
 
   // ------------------------------------------------------------------------------------------------ looks
 
-  // Colours, types and the slider: no request.
+  // Colours, types or the slider have changed: this needs no request.
   function recolour() {
     now.outlines.forEach((layer, which) => layer.look(...now.look.of(which)));
     redraw();
   }
 
-  // Other types are counted: other tiles of density.
+  // Other types are shown: the density needs other tiles.
   async function recount() {
     if (!now.density) return;
     const { number, info, look } = now;
@@ -114,7 +114,7 @@ window.Slide = (() => {
     layersShown();
   }
 
-  // The slider is about another value: other tiles of outlines.
+  // The slider limits another value: outlines need other tiles.
   async function revalue() {
     const mine = now;
     for (let which = 0; which < mine.items.length; which++) {
@@ -136,18 +136,18 @@ window.Slide = (() => {
     redraw();
   }
 
-  // Whether nuclei are large enough to be outlined; without density there is nothing else to show.
+  // Whether nuclei are large enough for outlines; without density there is nothing else to show.
   function isNear() {
     return !now.info.density || zoom() >= 2 ** (now.info.outlineZoom - 0.5);
   }
 
-  // What is on the screen is old until it was drawn again.
+  // Marks the screen as out of date until it is drawn again.
   function redraw() {
     document.body.dataset.tiles = "loading";
     viewer.forceRedraw();
   }
 
-  // Called when the view was drawn: says whether all that belongs there was.
+  // Called after the view was drawn: marks whether all its tiles were loaded.
   function settle() {
     if (!now || !viewer.world.getItemCount()) return;
     let loaded = now.outlines.length === now.info.results.length;
@@ -208,7 +208,7 @@ window.Slide = (() => {
     listeners.moved?.(x, y, zoom());
   }
 
-  // ------------------------------------------------------------------------------------------------ drawn over it
+  // ------------------------------------------------------------------------------------------------ marks
 
   function measure() {
     if (!now || !now.image) return;
@@ -217,7 +217,7 @@ window.Slide = (() => {
     const power = 10 ** Math.floor(Math.log10(most));
     const length = [5, 2, 1].find((digit) => digit * power <= most) * power;
     const text = mpp ? (length >= 1000 ? `${length / 1000} mm` : `${length} µm`) : `${length} px`;
-    // as the objective that gives such px; 40x is 0.25 µm/px by convention
+    // magnification of the objective with such px; 40x is 0.25 µm/px by convention
     const mag = (now.info.mag || (mpp && UM_1X / mpp)) * scale;
     const times = mag ? `${mag.toFixed(mag >= 10 ? 0 : mag >= 1 ? 1 : 2)}×` : `${(100 * scale).toPrecision(3)} %`;
     listeners.scale?.({ px: (length / (mpp || 1)) * scale, text, times });
@@ -225,7 +225,7 @@ window.Slide = (() => {
     if (document.body.dataset.far !== near) layersShown();
   }
 
-  // A ring over the slide, in level-0 px; the line keeps its width at every zoom.
+  // Draws a ring, level-0 px, over the slide; its line has the same width at every zoom.
   function mark(points, className, label) {
     const xs = points.map((point) => point[0]), ys = points.map((point) => point[1]);
     const [left, top] = [Math.min(...xs), Math.min(...ys)];
@@ -282,7 +282,7 @@ window.Slide = (() => {
     listeners.chosen?.(null);
   }
 
-  // Even-odd, and the border counts: a contour runs through the nucleus' own border px.
+  // Even-odd rule; the border counts as inside, since a contour runs through the nucleus' own border px.
   function holds(ring, x, y) {
     let inside = false;
     for (let i = 0, j = ring.length - 1; i < ring.length; j = i++) {
@@ -295,7 +295,7 @@ window.Slide = (() => {
     return inside;
   }
 
-  // The view as a picture, with its scale bar.
+  // Saves the view as a picture with its scale bar.
   function screenshot() {
     const view = viewer.drawer.canvas;
     const picture = document.createElement("canvas");

@@ -1,4 +1,4 @@
-// Where the page gets its data: from the server, or, in an exported folder, from the scripts beside it.
+// Source of the page's data: the server, or, in an exported folder, the scripts beside the page.
 "use strict";
 
 window.Source = (() => {
@@ -18,13 +18,14 @@ window.Source = (() => {
     tile: (number, info, key) => `slide/${number}/${key}.${key.startsWith("tile") ? "jpg" : "png"}?v=${info.stamp}`,
   };
 
-  // A script is what a page on disk may load; each calls `put` with one place.
+  // A page on disk may load scripts; each calls `put` with its place. Two may load at once.
   const places = new Map();
+  if (window.EXPORTED) window.EXPORTED.put = (content) => { document.currentScript.place = content; };
   function load(number) {
     if (!places.has(number)) {
       places.set(number, new Promise((done, fail) => {
         const script = document.createElement("script");
-        window.EXPORTED.put = (content) => done(content);
+        script.onload = () => done(script.place);
         script.onerror = () => fail(new Error(`place_${number}.js is missing beside this page`));
         script.src = `place_${number}.js`;
         document.head.append(script);

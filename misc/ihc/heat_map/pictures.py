@@ -13,7 +13,7 @@ from misc.slides.image import SlideImage
 
 
 def draw(found: SlideMap, image: SlideImage | None, folder: Path, ome_tiff: bool, overwrite: bool) -> list[Path]:
-    """Write the pictures, the session and the TIFF of a slide; a session only where nothing in it is made up (P46).
+    """Write the pictures, the session and the TIFF of a slide; a session only where nothing in it is made up.
 
     Args:
         found: the map.

@@ -1,4 +1,4 @@
-"""A Python that starts at once, for pages of many short commands: a process that has imported what is slow, and forks.
+"""A Python that starts at once, for many short commands: a process that has imported what is slow, and forks.
 
 As a script it is that process (`warm_python.py SOCKET`). `python` in the folder that `WarmPython` makes asks it to run
 a script of this repository, with the caller's folder, environment and output, and ends with that script's exit code.
@@ -19,21 +19,25 @@ import sys
 from pathlib import Path
 
 SLOW = """
-torch cv2 scipy.io scipy.ndimage skimage.measure tifffile openslide shapely matplotlib.pyplot
-matplotlib.backends.backend_agg
+torch torch._dynamo torch.utils.tensorboard cv2 scipy.io scipy.ndimage scipy.spatial scipy.stats skimage.measure
+skimage.segmentation tifffile openslide shapely matplotlib.pyplot matplotlib.backends.backend_agg
 """.split()
 MAX_BYTES = 1 << 20  # of a request
 ASK = f"""#!/bin/sh
 exec '{sys.executable}' -ISc '
 import json, os, socket, sys
+if sys.argv[1:2] == ["-u"]:
+    del sys.argv[1]
 if not sys.argv[1:] or not (sys.argv[1] == "-m" or sys.argv[1].endswith(".py")):
     os.execv({sys.executable!r}, ["python", *sys.argv[1:]])
 asked = json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()
 with socket.socket(socket.AF_UNIX) as server:
     server.connect(os.environ["WARM_PYTHON"])
     socket.send_fds(server, [asked], [0, 1, 2])
-    code = server.recv(16)
-sys.exit(int(code))
+    code = int(server.recv(16))
+if code < 0:
+    os.kill(os.getpid(), -code)
+sys.exit(code)
 ' "$@"
 """.replace(f"{sys.executable!r}", f'"{sys.executable}"')
 
@@ -49,6 +53,7 @@ class WarmPython:
         self.socket = folder / "warm"
         self.environ = {
             **os.environ,
+            "PYTHON_EXEC": str(self.bin / "python"),  # what torchrun starts
             "PATH": f"{self.bin}:{os.environ['PATH']}",
             "WARM_PYTHON": str(self.socket),
             "PYTHONDONTWRITEBYTECODE": "1",
@@ -70,9 +75,12 @@ def serve(path: str) -> None:
     """Run what is asked for, each in a process of its own, until this one is ended.
 
     All on one processor: what starts helpers a processor then starts one, which is most of what a short command costs.
+    Test processes side by side (gw0, gw1, ...) take different ones.
     """
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+        processors = sorted(os.sched_getaffinity(0))
+        number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+        os.sched_setaffinity(0, {processors[-1 - number % len(processors)]})
     for name in SLOW:
         importlib.import_module(name)
     gc.freeze()  # or each process would take apart what was imported here before it ends
