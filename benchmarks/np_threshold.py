@@ -47,6 +47,8 @@ def main() -> int:
         "patch_input_shape": int(args["--window"]) if args["--window"] else None,
     }
     try:
+        if (folds := int(args["--folds"])) < 2:
+            raise ValueError(f"--folds must be 2 or more, got {folds}: the rest of the images chooses for each fold")
         thresholds = [check_probability(float(text), "--np_threshold") for text in args["--np_threshold"].split(",")]
         manager = InferManager({"model_path": args["--model_path"]}, gpu=args["--gpu"], precision=args["--precision"])
         sets = {folder: score_set(manager, Path(folder), options, thresholds) for folder in args["<folder>"]}
@@ -58,7 +60,7 @@ def main() -> int:
     best = thresholds[choose(pq)]
     print(f"\nchosen: {best:g}")
     if max(values.shape[1] for values in pq.values()) > 1:
-        print(f"PQ on images that did not take part in the choice: {cross_validated(pq, int(args['--folds'])):.3f}")
+        print(f"PQ on images that did not take part in the choice: {cross_validated(pq, folds):.3f}")
     return 0
 
 

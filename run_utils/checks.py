@@ -55,11 +55,15 @@ def folder_weights(folders: Sequence, files: Sequence[Path], setting: str) -> np
         (N,) float64; `None` where no folder has a weight.
 
     Raises:
-        ValueError: an entry is neither a folder nor a pair with a number above 0.
+        ValueError: an entry is neither a folder nor a pair with a number above 0, or a folder has two weights.
     """
     if all(isinstance(entry, str | Path) for entry in folders):
         return None
-    weights = {Path(folder): weight for folder, weight in _with_weights(folders, setting)}
+    pairs = _with_weights(folders, setting)
+    weights = {Path(folder): weight for folder, weight in pairs}
+    for folder, weight in pairs:
+        if weight != weights[Path(folder)]:
+            raise ValueError(f"{setting} in config.py: {folder} has two weights; list it once, or with one weight")
     return np.array([weights[path.parent] for path in files], np.float64)
 
 

@@ -188,6 +188,8 @@ def test_folders_with_weights_are_drawn_as_often_as_they_say(mixed, tmp_path):
     weights = folder_weights(folders, files, "train_dir_list")
     assert weights.tolist() == [1, 3, 2]
     assert folder_weights(folders[:1], files[:1], "train_dir_list") is None
+    with pytest.raises(ValueError, match="train_dir_list in config.py: .* has two weights"):
+        folder_weights([*folders, (folders[0], 3.0)], files, "train_dir_list")
     sampler = EpochBatchSampler(6000, 6000, seed=1, weights=np.repeat(weights, 2000))
     drawn = np.bincount(np.array(next(iter(sampler)))[:, 1] // 2000, minlength=3)
     np.testing.assert_allclose(drawn, [1000, 3000, 2000], rtol=0.1)
