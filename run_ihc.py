@@ -16,8 +16,8 @@ Options:
   --classes=<how>           od: by the DAB density of the nucleus and --thresholds. kmeans: the limits of moderate and
                             strong by three-way k-means of all slides. types: by the names of the network's types.
                             [default: od]
-  --thresholds=<list>       Median DAB optical density above the slide's ground from which a nucleus is weak, moderate,
-                            strong. Left out: the marker's.
+  --thresholds=<list>       Median DAB optical density above the slide's background from which a nucleus is weak,
+                            moderate, strong. Left out: the marker's.
   --regions=<folder>        Outlines of regions by the name of the slide: QuPath's GeoJSON, or XML of Sedeen, ASAP,
                             ImageScope. Class `Tissue` says where there is tissue, `Hot spot` which fields are scored.
   --include=<list>          Classes of regions that are scored, as Tumor,Stroma. Left out: all but those excluded.
@@ -158,7 +158,8 @@ def find_inputs(folder: Path, pattern: str, output_dir: Path, mpp: float | None)
     from misc.slides.picture import is_picture
 
     ours = output_dir.resolve()
-    found = find_slides(folder, pattern, leave_out=lambda path: ours in path.resolve().parents)
+    inside = folder.resolve() in ours.parents  # images may lie in the output folder, too
+    found = find_slides(folder, pattern, leave_out=lambda path: inside and ours in path.resolve().parents)
     inputs = Inputs(failed={path.name: reason for path, reason in found.unusable.items()})
     pictures = [path for path in found.others if is_picture(path)]
     if others := sorted(path.name for path in found.others if path not in pictures):
@@ -178,6 +179,7 @@ def find_inputs(folder: Path, pattern: str, output_dir: Path, mpp: float | None)
 def segment(inputs: Inputs, options: DabOptions, args: dict) -> dict[str, str]:
     """Find the nuclei of all images and slides; return the reason of each that failed."""
     from infer import tile, wsi
+    from misc.slides.resolution import say_guessed
 
     method = {"model_path": args["--model_path"] or MODEL_PATH}
     run_args = {"input_dir": options.image_dir, "output_dir": options.output_dir / "segmentation", "mpp": options.mpp}
@@ -186,6 +188,9 @@ def segment(inputs: Inputs, options: DabOptions, args: dict) -> dict[str, str]:
     if inputs.images:
         manager = tile.InferManager(method, args["--type_info_path"], gpu=args["--gpu"])
         mpp = options.mpp or manager.model_mpp  # what it reads images as that do not say theirs
+        if options.mpp is None:
+            nr_images = len(inputs.images) + len(inputs.slides)
+            logging.warning("%s", say_guessed(dict.fromkeys((p.name for p in inputs.images), ""), nr_images, mpp))
         reports.append(manager.process_file_list({**run_args, "mpp": mpp}, inputs.images))
     if inputs.slides:
         manager = wsi.InferManager(method, args["--type_info_path"], gpu=args["--gpu"])

@@ -67,6 +67,7 @@ def run_tile(args: dict) -> int:
     logging.debug("options: %s", {**method, **vars(options)})
     manager = load(InferManager, method, args)
     report = manager.process_file_list(options)
+    print_failed("run_infer.py", report.failed)
     page = page_of(args, options, report, report.failed)
     print(f"{summary(manager, report, 'image', start)}; overlays in {options.output_dir / 'overlay'}{page}")
     if report.warning:

@@ -74,7 +74,8 @@ def extract_rois(
         corners = choose_fields(otsu_mask(thumbnail(handler)), handler.shape_yx, size_px, count, seed)
         if len(corners) < count:
             logger.warning(
-                "%s: %d of %d fields: the rest is glass, ink or too little tissue", slide_path, len(corners), count
+                "%s: %d of %d fields: the rest is glass, ink or too little tissue; a smaller --size finds more",
+                *(slide_path, len(corners), count),
             )
         output_dir.mkdir(parents=True, exist_ok=True)
         return [_write(handler, output_dir, y, x, size_px) for y, x in corners.tolist()]

@@ -102,7 +102,8 @@ class MapStore:
             return
         if made is not None and not overwrite:
             raise OtherRunError(
-                f"its maps were made with other settings ({differences(made, asked)}): --overwrite makes them again"
+                f"its maps were made with other settings ({differences(made, asked)}): give the same options, or "
+                "--overwrite to make them again"
             )
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)

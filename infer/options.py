@@ -53,14 +53,16 @@ Options:
                          reported, unless --overwrite is given.
   --mpp=<um>             Micrometres per pixel of the images. The network reads them at what it was trained at; nuclei
                          are outlined in the images' own pixels. Left out: what each file says (TIFF, OME, PNG, JPEG);
-                         a file that says nothing is read as it is, with a warning.
+                         a file that says nothing is read as it is, with a warning. Given, it counts for all images,
+                         also for those whose files say otherwise.
   --mem_usage=<share>    Share of the free memory that images in progress may take. [default: 0.2]
   --draw_dot             Mark the centroids in the overlay.
   --line_thickness=<px>  Width of the outlines in the overlay. [default: 2]
   --save_qupath          Write qupath/<name>.geojson (outlines) and .tsv (points) too.
   --save_raw_map         Add the network's maps to the .mat file (key `raw`).
   --save_type_probs      Add to the JSON the mean probability of every type for each nucleus (key `type_probs`).
-  --pattern=<glob>       Which files of the folder are images. [default: *]
+  --pattern=<glob>       Which files of the folder are images. Tables, texts and annotations among them are left out.
+                         [default: *]
   --recursive            Look into sub-folders too.
 """
 

@@ -44,8 +44,8 @@ def is_made_so(made: Mapping[str, Any] | None, asked: Mapping[str, Any]) -> bool
     """Do the same as `was_made_so`, with the result of `made_with`."""
     if made and made != asked:
         raise OtherRunError(
-            f"its results were made with other settings ({differences(made, asked)}): --overwrite makes them again, "
-            "or give another --output_dir"
+            f"its results were made with other settings ({differences(made, asked)}): give the same options, "
+            "or --overwrite to make them again, or another --output_dir"
         )
     return None if made is None else bool(made)
 
@@ -63,7 +63,11 @@ def differences(made: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
     """Return what differs, in one line."""
     made, asked = _flat(made), _flat(asked)
     names = [name for name in {**asked, **made} if made.get(name) != asked.get(name)]
-    return "; ".join(f"{name} {made.get(name)}, now {asked.get(name)}" for name in names)
+    return "; ".join(f"{name} {_short(made.get(name))}, now {_short(asked.get(name))}" for name in names)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,9 +27,9 @@ from misc.files import (
     unusable_name,
 )
 from misc.machine import available_memory
-from misc.slides.images import no_image_because, probe_mpp, probe_size
-from misc.slides.resolution import say_guessed
-from misc.text import counted
+from misc.slides.images import SIDE_SUFFIXES, no_image_because, probe_mpp, probe_size
+from misc.slides.resolution import say_guessed, say_overruled
+from misc.text import counted, first_names
 from misc.workers import Job, SharedArray, WorkerPool
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,8 @@ class InferManager(BaseManager):
 
         Images with all their files are skipped, unless `overwrite` is set. Results with other settings (checkpoint,
         mpp, window, precision, type_probs, constants of post-processing) stay, and are reported as failed.
-        A bad image is reported, and the run continues; inputs = done + skipped + failed.
+        A bad image is reported, and the run continues; inputs = done + skipped + failed. Tables, texts and the like
+        (`misc.slides.images.SIDE_SUFFIXES`) are no inputs.
 
         Args:
             run_args: options of `run_infer.py tile` by name, without dashes: `input_dir` and `output_dir` are needed,
@@ -76,12 +77,13 @@ class InferManager(BaseManager):
         for path in run.spec.paths("x").values():
             path.parent.mkdir(parents=True, exist_ok=True)
         run.all(images)
-        run.log_summary(len(paths))
+        if run.dropped:
+            logger.info("in the instance maps only: %s of under three points", counted(run.dropped, "speck"))
         return run.report
 
 
 def input_files(options: TileOptions) -> list[Path]:
-    """Return the files of the input folder, without results that lie in it."""
+    """Return the images of the input folder, without results that lie in it; what its name says is none is logged."""
     source, out = options.input_dir.resolve(), options.output_dir.resolve()
     results = [folder for folder in (out, *(out / name for name in RESULT_FOLDERS)) if source in folder.parents]
     files = [
@@ -89,9 +91,12 @@ def input_files(options: TileOptions) -> list[Path]:
         for path in list_files(options.input_dir, options.pattern, options.recursive)
         if not any(path.parent.resolve().is_relative_to(folder) for folder in results)
     ]
-    if not files:
-        raise FileNotFoundError(f"no file matches {options.pattern} in {options.input_dir}")
-    return files
+    images = [path for path in files if path.suffix.lower() not in SIDE_SUFFIXES]
+    if side := [printable(path.name) for path in files if path not in images]:
+        logger.info("%s left out, no images: %s", counted(len(side), "file"), first_names(side))
+    if not images:
+        raise FileNotFoundError(f"no image matches {options.pattern} in {options.input_dir}")
+    return images
 
 
 class _ImageRun(Run):
@@ -99,10 +104,11 @@ class _ImageRun(Run):
 
     def __init__(self, manager: InferManager, options: TileOptions, images: list[Path]):
         # logged before all else
-        self.said = {path: (options.mpp, "--mpp") if options.mpp else probe_mpp(path) for path in images}
-        warning = _guess(self.said, manager)
+        said = {path: probe_mpp(path) for path in images}
+        warning = _doubtful(said, options.mpp, manager)
         if warning:
             logger.warning("%s", warning)
+        self.said = dict.fromkeys(images, (options.mpp, "--mpp")) if options.mpp else said
         super().__init__(manager, options)
         self.report.warning = warning
         self.memory = available_memory()
@@ -176,17 +182,14 @@ class _ImageRun(Run):
         path = self.spec.paths(task.name)["json"]
         return path.stat().st_mtime_ns if path.exists() else None
 
-    def log_summary(self, nr_inputs: int) -> None:
-        if self.dropped:
-            logger.info("in the instance maps only: %s of under three points", counted(self.dropped, "speck"))
-        if failed := self.report.failed:
-            logger.error("%d of %s failed:", len(failed), counted(nr_inputs, "image"))
-            for name, reason in sorted(failed.items()):
-                logger.error("  %s: %s", name, reason)
 
+def _doubtful(said: Mapping[Path, tuple[float | None, str]], given: float | None, manager: InferManager) -> str:
+    """Return a warning where `--mpp` contradicts a file, or the pixel size is a guess.
 
-def _guess(said: Mapping[Path, tuple[float | None, str]], manager: InferManager) -> str:
-    """Return a warning where the pixel size is a guess; not for 40x, nor for checkpoints without a pixel size."""
+    No guess is reported for 40x, nor for checkpoints without a pixel size.
+    """
+    if given:
+        return say_overruled({path.name: mpp for path, (mpp, _) in said.items()}, given)
     silent = {path.name: reason for path, (mpp, reason) in said.items() if mpp is None}
     if not silent or manager.trained_at in (None, DEFAULT_MPP):
         return ""

@@ -51,6 +51,14 @@ def full_stem(path: str | Path) -> str:
     return Path(path).stem
 
 
+def check_folder(folder: Path) -> None:
+    """Raise `FileNotFoundError` where there is no such folder, `NotADirectoryError` where it is a file."""
+    if folder.is_file():
+        raise NotADirectoryError(f"{folder} is a file: give its folder and, for it alone, --pattern={folder.name}")
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no such folder: {folder}")
+
+
 def list_files(folder: str | Path, pattern: str = "*", recursive: bool = False) -> list[Path]:
     """List the files of a folder in a fixed order.
 
@@ -63,11 +71,10 @@ def list_files(folder: str | Path, pattern: str = "*", recursive: bool = False) 
         Paths sorted by name; hidden files (leading dot) are left out.
 
     Raises:
-        FileNotFoundError: `folder` is no folder.
+        FileNotFoundError, NotADirectoryError: there is no such folder, or it is a file.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no such folder: {folder}")
+    check_folder(folder)
     found = folder.rglob(pattern) if recursive else folder.glob(pattern)
     return sorted(p for p in found if p.is_file() and not p.name.startswith("."))
 

@@ -64,8 +64,8 @@ def find_moment(root: Path, folders: list[Path], resume: bool, writes: bool) -> 
     found = [path.name for path in root.glob("*") if not path.name.startswith(".")] if writes else []
     if found:
         raise ValueError(
-            f"{root} holds another run ({min(found)}, ...): go on with it by --resume, or name another log_dir in "
-            "config.py; existing results are never deleted"
+            f"{root} holds another run ({min(found)}, ...): go on with it by --resume, or name another log_dir in the "
+            "configuration; existing results are never deleted"
         )
     return 0, checkpoint_io.Resume()
 

@@ -169,7 +169,7 @@ def describe(one: Marker) -> list[str]:
     """Return what a run prints of a marker: every rule with its source, a line each."""
     weak, moderate, strong = one.thresholds
     lines = [
-        f"{one.name}: weak from {weak:g}, moderate from {moderate:g}, strong from {strong:g} DAB OD above the ground",
+        f"{one.name}: weak from {weak:g}, moderate from {moderate:g}, strong from {strong:g} DAB OD above background",
         f"hot spots: {one.shape} of {one.field_mm2:g} mm2, ranked by {one.ranked_by}, at least {one.min_nuclei} nuclei "
         f"and {100 * one.min_tissue:g} % tissue",
     ]

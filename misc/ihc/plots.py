@@ -30,7 +30,8 @@ DPI_MIN, DPI_MAX = 110, 250
 DRAWN_BINS = 2000
 # A map this many times longer than wide is drawn no narrower than this, inch, to leave room for the text.
 SHORT_INCH = 2.5
-MARGIN_INCH = (1.9, 1.2)  # beside and above a map: colour bar and labels; title and labels
+LEFT_INCH, RIGHT_INCH, BOTTOM_INCH, TOP_INCH = 0.8, 1.4, 0.6, 0.6  # around a map: labels, colour bar, title
+BAR_INCH = 0.25  # width of the colour bar, and its distance from the map
 # matplotlib's name; rises evenly in lightness, so that it reads the same without colours.
 COLOUR_MAP = "inferno"
 # Over a slide: opacity of the highest density, falling with the density, and share of it below which the tissue
@@ -210,8 +211,9 @@ def _map_axes(picture: MapPicture) -> tuple[Figure, Axes]:
     size = np.array([picture.width * scale_x, picture.height * scale_y])
     inch = np.maximum(size / size.max() * MAP_INCH, SHORT_INCH)
     dpi = int(np.clip(max(picture.density.shape) / MAP_INCH, DPI_MIN, DPI_MAX))
-    figure = Figure(figsize=tuple(inch + MARGIN_INCH), dpi=dpi, layout="constrained")
-    axes = figure.subplots()
+    width, height = whole = inch + (LEFT_INCH + RIGHT_INCH, BOTTOM_INCH + TOP_INCH)
+    figure = Figure(figsize=tuple(whole), dpi=dpi)
+    axes = figure.add_axes((LEFT_INCH / width, BOTTOM_INCH / height, inch[0] / width, inch[1] / height))
     axes.set(xlim=(0, size[0]), ylim=(size[1], 0), xlabel=f"x [{unit}]", ylabel=f"y [{unit}]")
     return figure, axes
 
@@ -233,8 +235,10 @@ def _finish_map(figure: Figure, axes: Axes, picture: MapPicture, colour_map: str
         box.set_path_effects(around)
         axes.add_patch(box)
         text = axes.text((x0 + x1) / 2, (y0 + y1) / 2, str(rank), ha="center", va="center", weight="bold")
-        text.set(fontsize=LABEL_PT, path_effects=[withStroke(linewidth=3, foreground="white")], in_layout=False)
+        text.set(fontsize=LABEL_PT, path_effects=[withStroke(linewidth=3, foreground="white")])
     axes.set(xlim=(0, picture.width * scale_x), ylim=(picture.height * scale_y, 0))
     axes.set_title(picture.title, fontsize=LABEL_PT)
     colours = ScalarMappable(Normalize(0, _top(picture.density)), colour_map)
-    figure.colorbar(colours, ax=axes, label=picture.unit)
+    wide = BAR_INCH / (figure.get_figwidth() - LEFT_INCH - RIGHT_INCH)
+    beside = axes.inset_axes([1 + wide, 0, wide, 1])  # as high as the map, whatever its shape
+    figure.colorbar(colours, cax=beside, label=picture.unit)

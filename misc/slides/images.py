@@ -20,6 +20,10 @@ __all__ = ["ImageError", "no_image_because", "probe_mpp", "probe_size", "read_im
 
 # A 16-bit image is dark if its brightest 8-bit value is this or less (4095, the maximum of a 12-bit camera, gives it).
 DARK_OF_255 = 16
+# Files that lie beside images and are none by their name: tables, texts, labels, annotations.
+SIDE_SUFFIXES = frozenset(
+    ".csv .tsv .txt .md .log .json .geojson .xml .html .htm .pdf .mat .npy .npz .ini .db .yaml .yml".split()
+)
 
 logger = logging.getLogger(__name__)
 

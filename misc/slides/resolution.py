@@ -31,6 +31,8 @@ def resolution_of(source, mpp: float | None = None, mag: float | None = None):
         found = None
     power = source.power if source.power and source.power > 0 else None
     if mpp is not None:
+        if found is not None and not same_mpp(found[0], mpp):
+            notes.append(f"{said_by} says {found[0]:.4g} um/px; --mpp={mpp:g} is used")
         found, said_by = (mpp, mpp), "--mpp"
     elif mag is not None and (found is None or _contradict(found[0], mag)):
         found, said_by = (MPP_TIMES_MAG / mag,) * 2, "--mag"
@@ -43,6 +45,20 @@ def resolution_of(source, mpp: float | None = None, mag: float | None = None):
             notes.append(f"objective power {power:g} does not fit {found[0]:.4g} um/px; the um/px is used")
         power = None
     return np.array(found, np.float64), mag or power or _nominal_mag(found[0]), said_by, notes
+
+
+def same_mpp(said: float, given: float) -> bool:
+    """Tell whether two um/px are the same as far as a nominal value goes: 0.2527 and 0.25."""
+    return abs(said / given - 1) <= NOMINAL_TOLERANCE
+
+
+def say_overruled(said: Mapping[str, float | None], given: float) -> str:
+    """Return a warning that `--mpp` (`given`) is used for images whose files say other um/px, or "" where none does."""
+    others = {name: mpp for name, mpp in said.items() if mpp is not None and not same_mpp(mpp, given)}
+    if not others:
+        return ""
+    name, mpp = next(iter(others.items()))
+    return f"--mpp={given:g} overrules {len(others)} of {len(said)} images that say otherwise ({name}: {mpp:.4g} um/px)"
 
 
 def say_guessed(silent: Mapping[str, str], nr_images: int, mpp: float) -> str:

@@ -152,17 +152,21 @@ def test_p06_two_inputs_with_one_name_are_refused_before_any_work(manager, tmp_p
         run(manager, tmp_path, recursive=True)
 
 
-def test_p06_side_files_of_an_image_stop_nothing_and_are_listed(manager, tmp_path):
+def test_p06_side_files_of_an_image_stop_nothing_and_are_listed(manager, tmp_path, caplog):
     paint(tmp_path, "a.png")
-    names = {f"a.{ending}" for ending in ("txt", "xml", "mat", "json", "geojson")}
-    for name in names:
+    for name in ("rois.csv", "README.txt", "a.XML", "a.geojson"):
         (tmp_path / "in" / name).write_text("{}")
     scipy.io.savemat(tmp_path / "in" / "a.mat", {"inst_map": np.ones((3, 3))})
-    report = run(manager, tmp_path)
-    assert (report.done, set(report.failed)) == (["a"], names)
-    assert all("not an image" in report.failed[name] for name in names)
+    (tmp_path / "in" / "a.docx").write_text("{}")
+    with caplog.at_level("INFO"):
+        report = run(manager, tmp_path)
+    assert (report.done, set(report.failed)) == (["a"], {"a.docx"})
+    assert "5 files left out, no images: README.txt, a.XML, a.geojson, ..." in caplog.text
     again = run(manager, tmp_path)
-    assert (again.skipped, set(again.failed)) == (["a"], names)
+    assert (again.skipped, set(again.failed)) == (["a"], {"a.docx"})
+    (tmp_path / "in" / "a.png").unlink()
+    with pytest.raises(FileNotFoundError, match="no image matches"):
+        run(manager, tmp_path, pattern="*.csv")
 
 
 def test_a_name_that_is_no_utf8_fails_alone(manager, tmp_path):
@@ -312,7 +316,7 @@ def test_senseless_options_are_one_line(manager, tmp_path):
         ({"patch_output_shape": 80}, "164"),
         ({"save_type_probs": True}, "no types|has none"),
         ({"colour": 1}, "unknown run options"),
-        ({"pattern": "*.czi"}, "no file matches"),
+        ({"pattern": "*.czi"}, "no image matches"),
     ]:
         with pytest.raises((ValueError, FileNotFoundError), match=said) as error:
             run(manager, tmp_path, **options)

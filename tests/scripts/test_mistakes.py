@@ -54,6 +54,11 @@ def test_a_wrong_checkpoint_or_option_is_one_line(places, capsys, subtests):
     for common, tile, said in (
         (["--model_path=nowhere.tar"], [], "no such checkpoint: nowhere.tar"),
         ([], ["--input_dir=nowhere"], "no such folder: nowhere"),
+        (
+            [],
+            [f"--input_dir={places / 'archive.tar'}"],
+            "archive.tar is a file: give its folder and, for it alone, --pat",
+        ),
         (["--nr_types=5"], [], "predicts 3 types (background included), --nr_types=5 was asked for; leave"),
         (["--model_mode=original"], [], "is a `fast` network, --model_mode=original was asked for; leave the option"),
         ([f"--model_path={places / 'typed'}"], [], "is a folder: a checkpoint named .tar is one file"),
@@ -102,13 +107,12 @@ def test_swapped_folders(places, capsys):
     assert error.count("\n") == 1
 
 
-def test_a_name_too_long_for_its_results_is_refused_before_the_network_runs(places, caplog, monkeypatch):
+def test_a_name_too_long_for_its_results_is_refused_before_the_network_runs(places, capsys, monkeypatch):
     """A name may have 255 bytes: the image's has, and that of its JSON or GeoJSON file would have more."""
     (places / "long").mkdir()
     shutil.copy(places / "images" / "a.png", places / "long" / f"{'x' * (MAX_NAME_BYTES - 4)}.png")
     monkeypatch.setattr("infer.predictor.Predictor.forward", lambda *_: pytest.fail("the network ran"))
     folders = [f"--input_dir={places / 'long'}", f"--output_dir={places / 'out_long'}"]
     for options, own, suffix, length in (([], [], "json", 256), (["--overwrite"], ["--save_qupath"], "geojson", 259)):
-        caplog.clear()
         assert infer(places, *options, tile=[*folders, *own]) == 1
-        assert f"its .{suffix} file would have a name of {length} bytes, not 255; rename it" in caplog.text
+        assert f"its .{suffix} file would have a name of {length} bytes, not 255; rename it" in capsys.readouterr().err

@@ -301,6 +301,14 @@ def test_two_runs_are_compared(ihc, tmp_path, capsys):
     assert "1 slides have an index in both tables" in capsys.readouterr().err
 
 
+def test_images_may_lie_in_the_output_folder_and_results_in_the_input_folder(ihc, tmp_path):
+    shutil.copytree(ihc / "good", tmp_path / "study" / "images")
+    (tmp_path / "study" / "images" / "scores").mkdir()
+    for output_dir in (tmp_path / "study", tmp_path / "study" / "images" / "scores"):
+        found = run_ihc.find_inputs(tmp_path / "study" / "images", "*", output_dir, None)
+        assert found.names == sorted(NAMES)
+
+
 def test_options_that_make_no_sense_are_one_line(ihc, tmp_path, capsys):
     (tmp_path / "no.csv").write_text("a,b\n1,2")
     for option, said in (
@@ -318,8 +326,10 @@ def test_options_that_make_no_sense_are_one_line(ihc, tmp_path, capsys):
         ("--vmax=-1", "--vmax is a number above 0"),
         ("--top_k=many", "--top_k is a whole number above 0"),
         ("--pattern=*.svs", "no image or slide matches"),
+        (f"--output_dir={ihc / 'good'}", "holds the images: give --output_dir a folder of its own"),
     ):
-        argv = [f"--input_dir={ihc / 'good'}", f"--output_dir={tmp_path / 'out'}", f"--json_dir={tmp_path}", option]
+        argv = [f"--input_dir={ihc / 'good'}", f"--json_dir={tmp_path}", option]
+        argv += [] if option.startswith("--output_dir") else [f"--output_dir={tmp_path / 'out'}"]
         assert run_ihc.main(argv) == 1
         error = capsys.readouterr().err
         assert said in error, option

@@ -107,7 +107,7 @@ def test_bad_input_is_one_line_and_exit_code_1(images, capsys):
         ([model, "--window=257"], [], "try 256 or 264"),
         ([model, "--precision=int8"], [], "--precision"),
         ([model, "--precision=tf32"], [], "--precision=tf32 needs a GPU"),
-        ([model], ["--pattern=*.tif"], "no file matches"),
+        ([model], ["--pattern=*.tif"], "no image matches"),
         ([model], ["--mem_usage=2"], "--mem_usage"),
         ([model], ["--mpp=nan"], "--mpp"),
         ([model], ["--mpp=inf"], "--mpp"),

@@ -12,6 +12,7 @@ from html.parser import HTMLParser
 import cv2
 import numpy as np
 import pytest
+import torch
 
 import compute_stats
 import make_report
@@ -162,7 +163,9 @@ def test_scores_with_the_worst_and_the_best(kumar, tmp_path):
     scores = json.loads((tmp_path / "scores" / "scores.json").read_text())["scores"]
     for line in scores:
         assert any(
-            row[0] == line["image"] and float(row[-1]) == pytest.approx(line["AJI+"]) for row in parsed.rows if row
+            row[0] == line["image"] and float(row[-1]) == pytest.approx(line["AJI+"], abs=1e-5)
+            for row in parsed.rows
+            if row
         )
     alts = [attrs["alt"] for tag, attrs in parsed.tags if tag == "img"]
     assert len(alts) >= 4
@@ -171,9 +174,12 @@ def test_scores_with_the_worst_and_the_best(kumar, tmp_path):
 
 def test_training(tmp_path):
     (tmp_path / "00").mkdir()
-    values = {str(epoch): {"train-overall_loss": 3 / epoch, "valid-np_dice": 0.1 * epoch} for epoch in (1, 2, 3)}
+    values = {str(epoch): {"train-overall_loss": 3 / epoch, "valid-tp_dice_1": 0.1 * epoch} for epoch in (1, 2, 3)}
     (tmp_path / "00" / "stats.json").write_text(json.dumps(values))
+    meta = {"types": {"1": ["tumour", [255, 0, 0]]}, "best": {"metric": "valid-tp_dice", "value": 0.3, "epoch": 3}}
+    torch.save({"desc": {}, "meta": meta}, tmp_path / "00" / "net_best.tar")
     parsed = Tables(page(tmp_path))
+    assert next(row for row in parsed.rows if row and row[0] == "epoch")[-1] == "valid-tp_dice_1 tumour"
     assert [row for row in parsed.rows if row and row[0] == "2"] == [["2", "1.5", "0.2"]]
     assert sum(tag == "img" and attrs["src"].startswith("data:image/svg") for tag, attrs in parsed.tags) == 2
 

@@ -21,7 +21,7 @@ REPORT = "report.html"
 PAGES = "report_pages"
 MAX_INLINE = 100
 # Details of a run in a results file that readers of the report do not need.
-NOT_SHOWN = ("checkpoint", "slide_bytes", "mask", "post_proc")
+NOT_SHOWN = ("checkpoint", "mpp", "slide_bytes", "mask", "post_proc")  # the um/px stands with each image
 # Tables of a results folder that are shown in full, in this order, with their titles.
 TABLES = {"scores.csv": "Scores", "hotspots.csv": "Hot spots"}
 

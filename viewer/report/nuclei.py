@@ -250,7 +250,8 @@ def item_row(found: Found, seconds: str = "") -> dict[str, str]:
     if area and (share := tissue_share(found)):
         row["per_tissue_mm2"] = f"{len(found) / area / share:.6g}"
     if found.type_ids is not None:
-        row |= {found.name(t): str(n) for t, n in sorted(found.by_type.items())}
+        known = {t for t in types_from_header(found.header) or () if t}  # 0, background, only where a nucleus has it
+        row |= {found.name(t): str(found.by_type[t]) for t in sorted(known | {*found.by_type})}
     return row | ({"median_diameter_um": f"{np.median(diameters(found)):.2f}"} if found.mpp and len(found) else {})
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from skimage.segmentation import find_boundaries
 
 from misc.batch import recorded
+from misc.files import is_number
 from misc.formats.labels import read_label
 from misc.slides.image import SlideImage
 from misc.tables import earlier_rows
@@ -41,7 +42,8 @@ def score_sections(
     if not rows:
         return [section]
     columns = list(rows[0])
-    section.tables = [Table("Scores of each image, and of all together", columns, [list(row.values()) for row in rows])]
+    cells = [[_short(cell) for cell in row.values()] for row in rows]
+    section.tables = [Table("Scores of each image, and of all together", columns, cells)]
     ranked_by = next((name for name in RANKED_BY if name in columns), columns[1])
     images = [row for row in rows[:-1] if row[ranked_by] != ""]
     images.sort(key=lambda row: float(row[ranked_by]))
@@ -55,6 +57,11 @@ def score_sections(
             if drawn:
                 section.galleries.append((f"{word} {ranked_by}: truth blue, prediction orange", drawn))
     return [section]
+
+
+def _short(cell: str) -> str:
+    """Return a number of a table with five digits after the point, as compute_stats.py prints it."""
+    return f"{float(cell):.5f}" if "." in cell and is_number(cell) else cell
 
 
 def _draw(

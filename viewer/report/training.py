@@ -6,7 +6,9 @@ import io
 import json
 from pathlib import Path
 
+from misc.formats.nuclei_json import types_from_header
 from run_utils.checkpoint_io import read_checkpoint
+from run_utils.scores import labelled
 from viewer.report.page import Picture, Section, Table, data_uri
 
 STATS = "stats.json"
@@ -27,17 +29,20 @@ def training_sections(folder: Path) -> list[Section]:
 
 
 def _section(folder: Path, title: str) -> Section:
-    epochs = {int(key): values for key, values in json.loads((folder / STATS).read_text(encoding="utf-8")).items()}
+    best = folder / "net_best.tar"
+    meta = read_checkpoint(best).get("meta", {}) if best.is_file() else {}
+    types = types_from_header(meta)
+    stats = json.loads((folder / STATS).read_text(encoding="utf-8"))
+    epochs = {int(key): {labelled(name, types): value for name, value in of.items()} for key, of in stats.items()}
     section = Section(f"phase-{title}", title)
     names = list(dict.fromkeys(name for values in epochs.values() for name in values if _is_shown(name)))
     rows = [[str(epoch), *(_text(values.get(name)) for name in names)] for epoch, values in sorted(epochs.items())]
     section.tables = [Table("Scores by epoch", ["epoch", *names], rows)]
     section.facts = [("Epochs", str(len(epochs)))]
-    best = folder / "net_best.tar"
     if best.is_file():
-        meta = read_checkpoint(best).get("meta", {}).get("best") or {}
-        section.facts += [("Best epoch", str(meta["epoch"]))] if "epoch" in meta else []
-        section.facts += [("Best score", f"{meta['metric']} {meta['value']:.4f}")] if "metric" in meta else []
+        by = meta.get("best") or {}
+        section.facts += [("Best epoch", str(by["epoch"]))] if "epoch" in by else []
+        section.facts += [("Best score", f"{by['metric']} {by['value']:.4f}")] if "metric" in by else []
         section.facts.append(("Best checkpoint", str(best)))
     curves = {
         "Loss": [name for name in names if name.endswith(LOSS)],

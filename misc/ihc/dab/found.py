@@ -53,10 +53,11 @@ def load_nuclei(path: Path, image: SlideImage, options: DabOptions) -> FoundNucl
     facts = slide_facts(path, header, image, mpp=options.mpp)
     mpp_xy, notes = facts.mpp_xy, list(facts.notes)
     if mpp_xy is None:
-        notes.append("the pixel size is not known: no areas, no search for hot spots (--mpp)")
+        notes.append("the pixel size is not known: no areas, no search for hot spots; give --mpp=<um>")
     elif image.mpp_xy is None and options.mpp is None:
         notes.append(
-            f"the image does not say its pixel size: taken as {mpp_xy[0]:g} um, as its nuclei were found (--mpp)"
+            f"the image does not say its pixel size: taken as {mpp_xy[0]:g} um, as its nuclei were found; if that is "
+            "wrong, give --mpp=<um> (40x: 0.25, 20x: 0.5) and --overwrite"
         )
     if facts.scale != 1:
         nuclei = nuclei.scale(facts.scale, facts.scale)

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from misc.files import check_folder
 from misc.ihc.markers import Marker
 from misc.ihc.stain import StainModel
 
@@ -60,8 +61,10 @@ def check(options: DabOptions) -> DabOptions:
     if options.classes not in CLASSES:
         raise ValueError(f"--classes is {', '.join(CLASSES)}, got {options.classes!r}")
     for folder in (options.image_dir, options.regions):
-        if folder is not None and not folder.is_dir():
-            raise FileNotFoundError(f"no such folder: {folder}")
+        if folder is not None:
+            check_folder(folder)
+    if options.output_dir.resolve() == options.image_dir.resolve():
+        raise ValueError(f"{options.output_dir} holds the images: give --output_dir a folder of its own, also in it")
     if options.compare is not None and not options.compare.is_file():
         raise FileNotFoundError(f"no such file: {options.compare} (--compare)")
     if (options.include or options.exclude) and options.regions is None:

@@ -95,7 +95,8 @@ class DabRun:
 
     def _say_strangers(self) -> None:
         """Say which files of regions belong to no slide of the run."""
-        strange = [name for name in self.region_files if not {name, full_stem(name)} & set(self.names)]
+        known = {*self.names, *self.report.failed}
+        strange = [name for name in self.region_files if not {name, full_stem(name)} & known]
         if strange:
             print(f"--regions: of no slide of this run: {', '.join(sorted(strange))}")
 
@@ -179,7 +180,7 @@ def write_slide(slide: DabSlide, folder: Path, made: dict) -> None:
     write_files(slide, folder)
     draw_overlay(slide, folder)
     overall = slide.scores.overall
-    title, what = slide.image.name, "median DAB optical density of the nucleus, above the ground"
+    title, what = slide.image.name, "median DAB optical density of the nucleus, above the background"
     dab, scored = slide.stained.dab[overall.members], overall.scored.score
     histogram = dab_histogram(dab, slide.marker.thresholds, scored, title, what)
     save_picture(histogram, paths["histogram"])

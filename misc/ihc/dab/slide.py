@@ -104,7 +104,7 @@ class DabSlide:
         weak, moderate, strong = self.marker.thresholds
         model, numbers = self.stained.model, lambda values: ", ".join(f"{value:.2f}" for value in values)
         said = [
-            f"DAB above the ground ({self.stained.ground:.2f}): weak {weak:.3g}, moderate {moderate:.3g}, strong "
+            f"DAB above the background ({self.stained.ground:.2f}): weak {weak:.3g}, moderate {moderate:.3g}, strong "
             f"{strong:.3g}",
             f"stains ({model.source}): H {numbers(model.hematoxylin_rgb)}; DAB {numbers(model.dab_rgb)}; "
             f"{model.angle_deg:.0f} degrees apart",

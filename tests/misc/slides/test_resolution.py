@@ -8,7 +8,7 @@ import tifffile
 from PIL import Image
 
 from misc.slides.images import probe_mpp
-from misc.slides.resolution import say_guessed
+from misc.slides.resolution import say_guessed, say_overruled
 
 RGB = np.full((20, 30, 3), 128, np.uint8)
 
@@ -56,6 +56,12 @@ def test_what_no_microscope_has_is_not_believed_and_said(tmp_path, subtests):
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     for name in ("silent.png", "unitless.tif", "broken.png"):
         assert probe_mpp(tmp_path / name) == (None, ""), name
+
+
+def test_an_option_that_contradicts_a_file_is_said():
+    said = {"a.png": None, "b.tif": 0.2527, "c.tif": 0.499}
+    assert say_overruled(said, 0.25) == "--mpp=0.25 overrules 1 of 3 images that say otherwise (c.tif: 0.499 um/px)"
+    assert say_overruled({"b.tif": 0.2527}, 0.25) == ""
 
 
 def test_a_guess_is_said_with_the_way_out():
