@@ -14,6 +14,7 @@ Options:
   --folds=<n>             Number of folds. [default: 4]
   --only=<n>              Run only this fold, counted from 1.
   --epochs=<n>            Epochs of each training, in one phase. Left out: the recipe's phases.
+  --window=<px>           Side of the training windows. Left out: the recipe's.
   --np_thresholds=<list>  Least probabilities of nuclear pixels, e.g. 0.3,0.4,0.5: one table for each. Left out: one
                           table, with the default.
   --log_dir=<dir>         Folder of the trainings. [default: logs/folds]
@@ -74,7 +75,8 @@ def train(fold: int, held: list[str], args: dict) -> Path:
     from pretrained.he import Config
     from run_train import Commands
 
-    manager = type("TrainManager", (Commands, Config), {})()
+    changed = {"WINDOW": int(args["--window"])} if args["--window"] else {}
+    manager = type("TrainManager", (Commands, Config), changed)()
     root = Path(args["--log_dir"])
     manager.log_dir = str(root / f"fold_{fold}")
     entries = [entry if isinstance(entry, tuple) else (entry, 1.0) for entry in manager.train_dir_list]
