@@ -7,6 +7,7 @@ from conftest import ROOT
 
 import run_train
 from misc.type_info import load_type_info
+from models.hovernet.checkpoint import load_checkpoint
 from run_utils.recipe_checks import check_recipe
 from run_utils.trainer import Trainer
 
@@ -21,6 +22,19 @@ def test_every_configuration_that_ships_can_be_trained():
         check_recipe(manager.model_config, trainer.nr_types, first_fresh=int(made_by_another))
         assert trainer.meta["mpp"] == (0.3333 if "_30x" in path.stem else 0.5)
         assert trainer.meta["licence"]
+
+
+def test_checkpoints_that_ship_name_no_folder_of_a_machine(subtests):
+    def texts(value):
+        if isinstance(value, dict | list):
+            for part in value.values() if isinstance(value, dict) else value:
+                yield from texts(part)
+        elif isinstance(value, str):
+            yield value
+
+    for path in sorted((ROOT / "pretrained").glob("*.tar")):
+        with subtests.test(path=path.name):
+            assert [text for text in texts(load_checkpoint(path).meta) if text.startswith("/")] == []
 
 
 def test_types_that_ship_are_those_that_training_makes():

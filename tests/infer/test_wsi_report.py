@@ -245,10 +245,10 @@ def test_p05_slides_that_were_made_otherwise_stay_and_are_reported(manager, tmp_
     assert run(manager, tmp_path).exit_code == 0
     before = (tmp_path / "out" / "json" / "a.json").read_bytes()
     for options, said in (
-        ({"proc_mag": 20}, "(proc_mag None, now 20.0)"),
+        ({"proc_mag": 20}, "(proc_mag None, now 20)"),
         ({"tile_shape": 256}, "(tile_shape 2048, now 256)"),
         ({"ambiguous_size": 64}, "ambiguous_size"),
-        ({"mag": 20}, "(mag 40.0, now 20.0)"),
+        ({"mag": 20}, "(mag 40, now 20)"),
         ({"mpp": 0.5}, "(mpp None, now 0.5)"),
         ({"patch_input_shape": 352}, "(window 256, now 352)"),
     ):
