@@ -1,7 +1,7 @@
 """Score a checkpoint on labelled images: Dice, AJI, DQ, SQ, PQ and AJI+ of each image, means with an interval.
 
 The images are segmented by the code of `run_infer.py tile`, and scored by that of `compute_stats.py`. If labels and
-checkpoint have types, a second table has Fd and the F1 of each type, PanNuke's mPQ and bPQ, and CoNIC's mPQ+ and R2
+checkpoint have types, a second table has Fd, Fc and the F1 of each type, PanNuke's mPQ and bPQ, and CoNIC's mPQ+ and R2
 (`metrics/typed.py` defines them).
 
 Usage:

@@ -1,20 +1,22 @@
-"""Cross-validate pretrained/he.py on the images with types, so that choices need no test images.
+"""Cross-validate a recipe on its images with types, so that choices need no test images.
 
 Usage:
   folds.py [options] <folder>
   folds.py (-h | --help)
 
 <folder> has the Images/ and Labels/ of one of the recipe's sets (CoNSeP/Train); the patches are in the recipe's
-folders. Each fold trains the recipe without its share of the images, and scores that share. So in the table, each image
-was segmented by a network that never saw it. Finished trainings are used again, interrupted ones resume. The images of
-a fold have consecutive numbers, since neighbours may be from one slide.
+folders. The checkpoint from which the recipe starts must not have seen these images, either. Each fold trains the
+recipe without its share of the images, and scores that share. So in the table, each image was segmented by a network
+that never saw it. Finished trainings are used again, interrupted ones resume. The images of a fold have consecutive
+numbers, since neighbours may be from one slide.
 
 Options:
   -h --help               Show this text.
   --folds=<n>             Number of folds. [default: 4]
   --only=<n>              Run only this fold, counted from 1.
   --epochs=<n>            Epochs of each training, in one phase. Left out: the recipe's phases.
-  --window=<px>           Side of the training windows. Left out: the recipe's.
+  --config=<file>         The recipe: a file with a class Config, as for run_train.py.
+                          [default: pretrained/he_30x_folds.py]
   --np_thresholds=<list>  Least probabilities of nuclear pixels, e.g. 0.3,0.4,0.5: one table for each. Left out: one
                           table, with the default.
   --log_dir=<dir>         Folder of the trainings. [default: logs/folds]
@@ -72,11 +74,9 @@ def split(names: list[str], count: int) -> list[list[str]]:
 
 def train(fold: int, held: list[str], args: dict) -> Path:
     """Train the recipe without the images of a fold, and return the checkpoint."""
-    from pretrained.he import Config
-    from run_train import Commands
+    from run_train import load_manager
 
-    changed = {"WINDOW": int(args["--window"])} if args["--window"] else {}
-    manager = type("TrainManager", (Commands, Config), changed)()
+    manager = load_manager(args["--config"])()
     root = Path(args["--log_dir"])
     manager.log_dir = str(root / f"fold_{fold}")
     entries = [entry if isinstance(entry, tuple) else (entry, 1.0) for entry in manager.train_dir_list]

@@ -4,12 +4,16 @@ Labels are paired with nuclei one to one within 12 px. The script prints, for ea
 each rule ("network in 0.03": within 0.03 of the threshold the network decides, else the density). Then, for all pairs
 together: how many each rule classifies as labelled, false positives and negatives, and the F1 score of positive.
 
+Last, how well nuclei are found, by folder of labels: F1 of the pairs; and, where touching nuclei are labelled as one
+piece, F1 of labels that hold the centre of a nucleus (each counts once) and of nuclei whose centre lies in no label, of
+all nuclei and of the classes by DAB density.
+
 Usage:
   ihc_classes.py [options] --ihc_dir=<path> --label_dir=<path>
 
 Options:
   -h --help             Show this text.
-  --ihc_dir=<path>      Results of run_ihc.py with a network of the types negative and positive.
+  --ihc_dir=<path>      Results of run_ihc.py. With a network without types, only the DAB density is a rule.
   --label_dir=<path>    Folders of label maps, separated by commas: .mat with inst_centroid and inst_type (1 positive, 2
                         negative) of images in that run.
   --bands=<list>        Half widths of the bands around the threshold in which the network decides. [default: 0.03,0.06]
@@ -35,29 +39,47 @@ def main() -> int:
     sys.path[:0] = [str(ROOT)]
     bands, threshold = [float(text) for text in args["--bands"].split(",")], float(args["--from_od"])
     totals: dict[str, np.ndarray] = {}
+    found: dict[str, np.ndarray] = {}
     for labels in sorted(path for folder in args["--label_dir"].split(",") for path in Path(folder).glob("*.mat")):
         xy, by_network, density = load(Path(args["--ihc_dir"]), labels.stem)
         nucleus, truth, share = pair(labels, xy)
-        rules = {"network": by_network, "DAB": density >= threshold}
-        for band in bands:
-            near = np.abs(density - threshold) < band
-            rules[f"network in {band:g}"] = np.where(near, by_network, density >= threshold)
-        rules |= {"both": rules["network"] & rules["DAB"], "either": rules["network"] | rules["DAB"]}
+        rules = rules_of(by_network, density, threshold, bands)
         indices = [f"{name} {100 * positive.mean():.1f}" for name, positive in rules.items()]
         print(f"{labels.stem}, % positive: labels {share:.1f}, {', '.join(indices)}")
         for name, positive in rules.items():
             said = positive[nucleus]
             counts = [len(truth), (said & truth).sum(), (said & ~truth).sum(), (~said & truth).sum()]
             totals[name] = totals.get(name, 0) + np.array(counts)
+        set_name = labels.parent.parent.name if labels.parent.name == "Labels" else labels.parent.name
+        found[set_name] = found.get(set_name, 0) + count_found(labels, xy, rules["DAB"], len(nucleus))
     print(f"{'positive by':16} {'pairs':>6} {'as labelled':>12} {'false +':>8} {'false -':>8} {'F1 positive':>12}")
     for name, (pairs, right, over, under) in totals.items():
         agree, f1 = 100 * (1 - (over + under) / pairs), 2 * right / (2 * right + over + under)
         print(f"{name:16} {pairs:6} {agree:10.2f} % {over:8} {under:8} {f1:12.3f}")
+    print(f"{'found':16} labels nuclei  F1 of pairs  of labels  positive  negative")
+    for name, counts in (found | {"all": sum(found.values())}).items():
+        f1 = 2 * counts[:, 0] / (2 * counts[:, 0] + counts[:, 1] + counts[:, 2])
+        hits, lone, missed = counts[0]
+        print(f"{name:16} {hits + missed:6} {hits + lone:6} {f1[0]:12.3f} {f1[1]:10.3f} {f1[2]:9.3f} {f1[3]:9.3f}")
     return 0
 
 
-def load(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return nuclei of an image: (N, 2) px, (N,) bool positive by the network, (N,) DAB density above the ground."""
+def rules_of(
+    by_network: np.ndarray | None, density: np.ndarray, threshold: float, bands: list[float]
+) -> dict[str, np.ndarray]:
+    """Return (N,) bool, positive nuclei, by the name of the rule; only the rule of the density without a network's."""
+    by_density = density >= threshold
+    if by_network is None:
+        return {"DAB": by_density}
+    rules = {"network": by_network, "DAB": by_density}
+    for band in bands:
+        rules[f"network in {band:g}"] = np.where(np.abs(density - threshold) < band, by_network, by_density)
+    return rules | {"both": by_network & by_density, "either": by_network | by_density}
+
+
+def load(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """Return nuclei of an image: (N, 2) px, (N,) bool positive by the network (`None` if it has no types), (N,) DAB
+    density above the ground."""
     from misc.formats.nuclei_json import read_json, types_from_header
     from misc.ihc.measure import Densities
     from misc.type_info import positive_ids
@@ -65,7 +87,8 @@ def load(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     nuclei, header = read_json(folder / "segmentation" / "json" / f"{name}.json")
     with np.load(folder / "measured" / f"{name}.npz") as file:
         found = Densities(**{field.name: file[field.name] for field in dataclasses.fields(Densities)})
-    positive = np.isin(nuclei.types, positive_ids(types_from_header(header)))
+    types = types_from_header(header)
+    positive = np.isin(nuclei.types, positive_ids(types)) if types else None
     return nuclei.centroids_xy, positive, found.dab_median - found.ground()
 
 
@@ -78,6 +101,29 @@ def pair(path: Path, xy: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
     positive = label["inst_type"].ravel() == POSITIVE_LABEL
     nucleus, drawn = pair_coordinates(xy, label["inst_centroid"], RADIUS_PX)[0].T
     return nucleus, positive[drawn], 100 * positive.mean()
+
+
+def count_found(path: Path, xy: np.ndarray, positive: np.ndarray, pairs: int) -> np.ndarray:
+    """Count what is found in an image.
+
+    Returns:
+        (4, 3) numbers of hits, nuclei without a label and labels without a nucleus: of the pairs; then of labels that
+        hold a nucleus, of all, positive ones and negative ones.
+    """
+    from misc.formats.labels import read_label
+
+    label = read_label(path)
+    labels, drawn = np.unique(label["inst_map"]), label["inst_type"].ravel() == POSITIVE_LABEL
+    labels = labels[labels > 0]
+    height, width = label["inst_map"].shape
+    cols, rows = np.clip(np.rint(xy).astype(int), 0, (width - 1, height - 1)).T
+    at = label["inst_map"][rows, cols]
+    counts = [(pairs, len(xy) - pairs, len(labels) - pairs)]
+    for nuclei, wanted in ((positive | True, drawn | True), (positive, drawn), (~positive, ~drawn)):
+        inside = np.isin(at[nuclei], labels[wanted])
+        hits = len(np.unique(at[nuclei][inside]))
+        counts.append((hits, np.count_nonzero(~inside), np.count_nonzero(wanted) - hits))
+    return np.array(counts)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Scores of typed nuclei over a set of images: HoVer-Net's Fd and F1, PanNuke's mPQ and bPQ, CoNIC's mPQ+ and R2.
 
 - Fd, F1 of each type: HoVer-Net paper (Graham et al., 2019), section 4.2: nuclei of all images together.
+- Fc: F1 of each type among matched nuclei alone, so that missed and invented nuclei do not count; mean over the types.
 - mPQ, bPQ: PanNuke (Gamper et al., 2020, arXiv 2003.10778): PQ of each type (mPQ) and of all nuclei (bPQ) in each
   image. Types without a nucleus in the truth of an image are left out of its mean; then the mean over the images.
   (PanNuke's tables take the mean over the images of a tissue, then over the tissues.)
@@ -55,16 +56,18 @@ class TypedCounts:
     failed: dict[str, str] = field(default_factory=dict)
 
     def scores(self, picks: np.ndarray | None = None) -> dict[str, float]:
-        """Return all scores, of all images or of those picked: `Fd`, `F1 <type>`, `mPQ`, `bPQ`, `mPQ+`, `R2`.
+        """Return all scores, of all images or of those picked: `Fd`, `Fc`, `F1 <type>`, `mPQ`, `bPQ`, `mPQ+`, `R2`.
 
         Args:
             picks: positions of images; an image may be picked several times.
         """
         picks = np.arange(len(self.names)) if picks is None else picks
         panoptic, by_type = self.panoptic[picks], self.types[picks].sum(axis=0)
+        pairs = by_type[:, :3]  # with the type in both, in the prediction only, in the truth only
         in_images = image_pq(panoptic)  # (N, 1 + K)
         return {
             "Fd": detection_f1(self.detection[picks].sum(axis=0)),
+            "Fc": _mean(np.array([detection_f1(counts) for counts in pairs])),
             **{f"F1 {k}": type_f1(counts) for k, counts in zip(self.type_ids, by_type, strict=True)},
             "mPQ": _mean(_mean(in_images[:, 1:], axis=1)),
             "bPQ": _mean(in_images[:, 0]),

@@ -61,7 +61,7 @@ def choose_precision(asked: str, recommended: str | None, device: torch.device) 
         ValueError: unknown precision, or the device does not support it.
     """
     if asked == "auto":
-        if recommended in _PRECISIONS and _has(device, recommended):
+        if recommended in _PRECISIONS and has_precision(device, recommended):
             return recommended
         return "tf32" if device.type == "cuda" else "fp32"
     if asked not in _PRECISIONS:
@@ -71,7 +71,7 @@ def choose_precision(asked: str, recommended: str | None, device: torch.device) 
     return asked
 
 
-def _has(device: torch.device, precision: str) -> bool:
+def has_precision(device: torch.device, precision: str) -> bool:
     """Tell whether a device computes in a precision at least as fast as in fp32."""
     if precision == "fp32":
         return True

@@ -19,6 +19,7 @@ from misc.type_info import UNKNOWN_TYPE, default_type_info
 from misc.utils import cropping_center
 from misc.viz_utils import colorize, colorize_types
 
+from .devices import has_precision
 from .losses import LOSSES, any_type_loss
 from .net_utils import unwrapped
 
@@ -47,7 +48,7 @@ def autocast(device: torch.device, extra: dict):
     name = "amp" if device.type == "cuda" else "amp_cpu"
     check_precision(name, extra)
     amp = extra.get(name)
-    if amp is None or (device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+    if amp is None or (device.type == "cpu" and not has_precision(device, amp)):
         return nullcontext()
     return torch.autocast(device.type, _AMP_DTYPES[amp])
 

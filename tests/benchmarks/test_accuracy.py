@@ -66,9 +66,9 @@ def test_the_table_of_types_has_an_interval_for_every_score():
     )
     lines = accuracy.typed_markdown({"Test": counts}, {1: "epithelial"}, 200).splitlines()
     header, row = ([cell.strip() for cell in lines[i].strip("|").split("|")] for i in (0, 2))
-    assert header == ["split", "images", "Fd", "F1 epithelial", "mPQ", "bPQ", "mPQ+", "R2"]
+    assert header == ["split", "images", "Fd", "Fc", "F1 epithelial", "mPQ", "bPQ", "mPQ+", "R2"]
     assert row[:2] == ["Test", "2"]
     assert row[2] == "0.889 (0.667-1.000)"
-    assert row[5] == "0.833 (0.667-1.000)"
+    assert row[6] == "0.833 (0.667-1.000)"
     published = [cell.strip() for cell in lines[3].strip("|").split("|")]
-    assert published == ["HoVer-Net paper, CoNSeP", "14", "0.748", "0.635", "", "", "", ""]
+    assert published == ["HoVer-Net paper, CoNSeP", "14", "0.748", "", "0.635", "", "", "", ""]

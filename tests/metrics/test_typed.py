@@ -60,6 +60,7 @@ def test_every_score_by_hand(folders):
     scores = counts.scores()
     expected = {
         "Fd": 6 / 7,  # three matched, one invented
+        "Fc": (2 * 2 / (2 * 2 + 1) + 0) / 2,  # of the three matched, two are of type 1, the third is taken for it
         "F1 1": 2 * 2 / (2 * 2 + 2 * 1),  # two right, one of type 2 taken for it
         "F1 2": 0,
         # image a: type 1 has 1 / 1.5 * 0.75, type 2 has 0; image b: type 1 has 1, type 2 is not there

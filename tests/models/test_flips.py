@@ -21,6 +21,12 @@ def net():
     return create_model("fast", nr_types=3, width=0.125)
 
 
+def alike(a: np.ndarray, b: np.ndarray) -> bool:
+    """Tell whether maps are equal but for rounding, which goes with the values: random weights give HV of hundreds."""
+    largest = np.abs(b[:, 1:]).max(axis=(0, 2, 3), keepdims=True)
+    return bool((np.abs(a - b)[:, 1:] <= 1e-5 * largest).all())
+
+
 def mirrored(maps: np.ndarray, axes: tuple[int, ...], signs: tuple[int, int]) -> np.ndarray:
     """Mirror maps, (N, C, h, w), along axes of the images, (N, H, W, 3), that they are of."""
     maps = np.flip(maps, [axis + 1 for axis in axes]).copy()
@@ -39,17 +45,15 @@ def test_maps_of_a_mirrored_image_are_the_mirrored_maps(net, subtests):
     for name, (axes, signs) in MIRRORS.items():
         with subtests.test(name):
             other = np.ascontiguousarray(np.flip(images, axes))
-            assert np.allclose(mirrored(flips(other), axes, signs)[:, 1:], maps[:, 1:], atol=1e-5)
+            assert alike(mirrored(flips(other), axes, signs), maps)
             views.append(mirrored(plain(other), axes, signs))
-            assert not np.allclose(views[-1][:, 1:], views[0][:, 1:], atol=1e-3)  # without flips they are not
-    assert np.allclose(np.mean(views, axis=0)[:, 1:], maps[:, 1:], atol=1e-5)  # the average of the maps
+            assert not alike(views[-1], views[0])  # without flips they are not
+    assert alike(np.mean(views, axis=0), maps)  # the average of the maps
 
 
 def test_a_symmetric_image_has_symmetric_maps(net):
     image = np.random.default_rng(1).integers(0, 255, (1, SIDE, SIDE, 3), dtype=np.uint8)
     image = np.maximum(image, image[:, :, ::-1])
     maps = Predictor(net, CPU, 1, "fp32", tta=True)(image)
-    assert np.allclose(maps[:, PROBABILITY], maps[:, PROBABILITY, :, ::-1], atol=1e-5)
-    assert np.allclose(maps[:, V], maps[:, V, :, ::-1], atol=1e-5)
-    assert np.allclose(maps[:, H], -maps[:, H, :, ::-1], atol=1e-5)
+    assert alike(maps, mirrored(maps, *MIRRORS["left and right"]))
     assert np.abs(maps[:, H]).max() > 1e-3
