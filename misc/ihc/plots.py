@@ -129,13 +129,14 @@ def dab_histogram(
     low, high = min(0.0, dab.min(initial=0)), max(thresholds[-1] * 1.25, dab.max(initial=0))
     edges = np.linspace(low, high, HISTOGRAM_BINS + 1)
     limits = [-np.inf, *thresholds, np.inf]
-    # a bin that holds a threshold is cut there, so that each bar has one colour
+    # a bin that holds a threshold is cut there, so that each bin has one colour
     edges = np.unique(np.concatenate([edges, [t for t in thresholds if low < t < high]]))
     for class_id, name in CLASS_NAMES.items():
         inside = dab[(dab >= limits[class_id - 1]) & (dab < limits[class_id])]
         percent = f"{100 * len(inside) / max(len(dab), 1):.1f} %"
-        style = {"color": unit(CLASS_TYPES[class_id][1]), "edgecolor": unit(HALO), "linewidth": 0.4}
-        axes.hist(inside, edges, label=f"{name}: {len(inside)} ({percent})", **style)
+        # one shape for a class: a hundred bars each take ten times as long to draw
+        style = {"facecolor": unit(CLASS_TYPES[class_id][1]), "edgecolor": unit(HALO), "linewidth": 0.4, "fill": True}
+        axes.stairs(np.histogram(inside, edges)[0], edges, label=f"{name}: {len(inside)} ({percent})", **style)
     for threshold in thresholds:
         axes.axvline(threshold, color="black", linestyle="--", linewidth=1)
         axes.annotate(
