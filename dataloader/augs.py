@@ -100,12 +100,12 @@ def valid_shape_augs(input_shape: Sequence[int]) -> iaa.Sequential:
     return iaa.Sequential([iaa.CropToFixedSize(input_shape[1], input_shape[0], position="center")])
 
 
-def train_input_augs(stain_jitter: bool = False, recoloured_share: float = RECOLOURED_SHARE) -> iaa.Sequential:
+def train_input_augs(stain_jitter: bool | dict = False) -> iaa.Sequential:
     """Return an augmenter that changes the colours of the image.
 
     Args:
-        stain_jitter: also change the amounts of the stains; not in upstream's recipe.
-        recoloured_share: with `stain_jitter`, share of the images whose stains also change their colours.
+        stain_jitter: also change the amounts of the stains, which upstream's recipe does not; or the options of
+            `jitter_stains` that differ from its defaults.
     """
     blur_or_noise = iaa.OneOf(
         [
@@ -123,7 +123,8 @@ def train_input_augs(stain_jitter: bool = False, recoloured_share: float = RECOL
         ],
         random_order=True,
     )
-    stains = [_function(jitter_stains, recoloured_share=recoloured_share)] if stain_jitter else []
+    options = stain_jitter if isinstance(stain_jitter, dict) else {}
+    stains = [] if stain_jitter is False else [_function(jitter_stains, **options)]
     return iaa.Sequential([*stains, blur_or_noise, colours])
 
 

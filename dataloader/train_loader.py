@@ -35,7 +35,6 @@ class FileLoader(Dataset):
         target_gen: (function, keyword arguments) that makes `np_map` and `hv_map` from (instances, mask_shape).
         seed: of the augmentation.
         stain_jitter: also change the amounts of the stains, see `augs.train_input_augs`.
-        recoloured_share: with `stain_jitter`, share of the samples whose stains also change their colours.
         restain: `{"share": 0.6, "classes": 2, "mpp": 0.5}` re-stains that share of the samples with haematoxylin and
             DAB, see `dataloader.restain`. Their types are then the 2 or 4 DAB classes; with `"classes": None` they
             stay those of the patch.
@@ -54,8 +53,7 @@ class FileLoader(Dataset):
         setup_augmentor: bool = True,
         target_gen: tuple[Callable, dict] | None = None,
         seed: int = 0,
-        stain_jitter: bool = False,
-        recoloured_share: float = augs.RECOLOURED_SHARE,
+        stain_jitter: bool | dict = False,
         restain: dict | None = None,
     ):
         if mode not in ("train", "valid"):
@@ -68,7 +66,7 @@ class FileLoader(Dataset):
         self.mask_shape = tuple(mask_shape)
         self.mode = mode
         self.target_gen_func, self.target_gen_kwargs = target_gen
-        self.stain_jitter, self.recoloured_share = stain_jitter, recoloured_share
+        self.stain_jitter = stain_jitter
         self.restain = restain
         self.seed = seed
         self.epoch = self.occurrence = 0
@@ -80,7 +78,7 @@ class FileLoader(Dataset):
         self.seed = seed
         if self.mode == "train":
             self.shape_augs = augs.train_shape_augs(self.input_shape)
-            self.input_augs = augs.train_input_augs(self.stain_jitter, self.recoloured_share)
+            self.input_augs = augs.train_input_augs(self.stain_jitter)
             # no stain jitter: it turns haematoxylin brown, so re-stained nuclei would leave their class
             self.restained_augs = augs.train_input_augs(stain_jitter=False)
             self.least_shape = (augs.reach(self.input_shape),) * 2

@@ -33,7 +33,7 @@ class Config:
     WIDTH = 0.25  # of HoVer-Net's channels
     START = "hovernet_fast_w025_20x.tar"  # of this folder
     PHASES = ((5, 1.0e-3),)  # (epochs of 344 steps, learning rate)
-    RECOLOURED_SHARE: ClassVar[float | None] = None  # of the samples, see dataloader.augs; None is the default there
+    STAIN_JITTER: ClassVar[bool | dict] = True  # or options of dataloader.augs.jitter_stains
     EMA = 0.998  # half of the average comes from the last 350 steps
     BATCH = 2
     # For the same work, a window of 344 px predicts 18 % more pixels than one of 256 px (measured on a CPU).
@@ -70,7 +70,7 @@ class Config:
         shape = {"input_shape": [self.WINDOW] * 2, "mask_shape": [output_size(mode, self.WINDOW)] * 2}
         self.shape_info = {"train": shape, "valid": shape}
         self.model_config = opt_scratch.get_config(
-            self.NR_TYPES, mode, self.WIDTH, self.PHASES, self.EMA, recoloured_share=self.RECOLOURED_SHARE
+            self.NR_TYPES, mode, self.WIDTH, self.PHASES, self.EMA, stain_jitter=self.STAIN_JITTER
         )
         phases = self.model_config["phase_list"]
         for phase in phases:

@@ -18,5 +18,5 @@ class Config(he_30x.Config):
     PHASES = ((4, 1.0e-3),)
     EMA = 0.998
     WINDOW = 344
-    RECOLOURED_SHARE: ClassVar[float] = 0.0
+    STAIN_JITTER: ClassVar[dict] = {"recoloured_share": 0}
     LOG_DIR = "logs/he_30x_long"

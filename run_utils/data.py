@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dataloader.augs import RECOLOURED_SHARE
 from dataloader.train_loader import FileLoader
 
 from . import distributed
@@ -117,7 +116,6 @@ class TrainingData:
             target_gen=opt["target_info"]["gen"],
             seed=seed,
             stain_jitter=training and engine.get("stain_jitter", False),
-            recoloured_share=engine.get("recoloured_share", RECOLOURED_SHARE),
             restain=engine.get("restain"),
             **self.config.shape_info[name],
         )

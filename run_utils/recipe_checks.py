@@ -6,9 +6,11 @@ import inspect
 import math
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 from torch import optim
 
+from dataloader.augs import jitter_stains
 from dataloader.restain import CLASS_COUNTS
 from models.hovernet.encoder_init import check_pretrained
 from models.hovernet.losses import BRANCH_LOSSES, MSGE_AXES
@@ -135,6 +137,7 @@ def _check_engine(name: str, engine: dict, engines: dict, nr_types: int | None) 
     if power is not None and not _is_weight(power):
         raise ValueError(f"engine `{name}`: type_sampling must be a number from 0 up, or None, got {power!r}")
     _check_restain(engine.get("restain"), nr_types, f"engine `{name}`")
+    _check_jitter(engine.get("stain_jitter", False), f"engine `{name}`")
     for callback in (callback for callbacks in engine["callbacks"].values() for callback in callbacks):
         target = getattr(callback, "triggered_engine_name", None)
         if target is not None and target not in engines:
@@ -143,6 +146,18 @@ def _check_engine(name: str, engine: dict, engines: dict, nr_types: int | None) 
             value = getattr(callback, key, None)  # `per_n_step: None` saves by epoch
             if value is not None:
                 _need_count(value, f"engine `{name}`: {key} of {type(callback).__name__}")
+
+
+def _check_jitter(options, where: str) -> None:
+    """Check `stain_jitter` by changing one pixel with it: its options are arguments of a function."""
+    wanted = f"{where}: stain_jitter must be True, False, or options of dataloader.augs.jitter_stains"
+    if not isinstance(options, bool | dict):
+        raise ValueError(f"{wanted}, got {options!r}")
+    if isinstance(options, dict):
+        try:
+            jitter_stains([np.zeros((1, 1, 3), np.uint8)], np.random.default_rng(0), None, None, **options)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{wanted}, got {options!r}: {error}") from error
 
 
 def _check_restain(options, nr_types: int | None, where: str) -> None:

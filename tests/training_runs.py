@@ -116,6 +116,7 @@ def run_here(config: Path, *options: str) -> None:
         "--seed": None,
         "--view": None,
         "--config": str(config),
+        "--no_report": True,  # `start` runs make one
     }
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -29,7 +29,7 @@ def get_config(
     phases: tuple[tuple[int, float], ...] | None = None,
     ema: float | None = None,
     restain: dict | None = None,
-    recoloured_share: float | None = None,
+    stain_jitter: bool | dict = True,
 ) -> dict:
     """Return the recipe.
 
@@ -39,7 +39,7 @@ def get_config(
         phases: as `PHASES`; `PHASES` if left out.
         ema: decay of the moving average of the weights.
         restain: as in `opt.get_engines`; validation is re-stained as training is.
-        recoloured_share: as in `dataloader.augs.train_input_augs`; 0 for a network that sees H&E alone.
+        stain_jitter: as in `opt.get_engines`; `{"recoloured_share": 0}` for a network that sees H&E alone.
     """
 
     def phase(index: int, nr_epochs: int, learning_rate: float) -> dict:
@@ -71,9 +71,7 @@ def get_config(
         }
 
     engines = get_engines(nr_type, KEEP_EVERY)
-    engines["train"]["stain_jitter"] = True
-    if recoloured_share is not None:
-        engines["train"]["recoloured_share"] = recoloured_share
+    engines["train"]["stain_jitter"] = stain_jitter
     engines["train"]["restain"] = engines["valid"]["restain"] = restain
     # per step, not per epoch: the schedule is the same for any number of patches
     events = engines["train"]["callbacks"]

@@ -116,6 +116,15 @@ def test_stain_jitter_is_off_in_upstreams_recipe():
     assert augs.jitter_stains in functions(augs.train_input_augs(stain_jitter=True))
 
 
+def test_options_of_the_stain_jitter_reach_it(tissue):
+    still = {"factor": (1, 1), "offset": (0, 0), "recoloured_share": 0}
+    jitter = augs.train_input_augs(still)[0]
+    assert np.abs(jitter.augment_image(tissue).astype(int) - tissue).max() <= 1
+    assert augs.train_input_augs({})[0].options == {}  # no options are not off
+    with pytest.raises(TypeError, match="recolored_share"):
+        augs.train_input_augs({"recolored_share": 0})[0].augment_image(tissue)
+
+
 def test_p41_pipelines_can_be_sent_to_a_process(tissue):
     pipeline = augs.train_input_augs(stain_jitter=True)
     copy = pickle.loads(pickle.dumps(pipeline))
