@@ -5,6 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import torch
+from scipy.ndimage import find_objects
 from torch import nn
 
 from models.hovernet.net_desc import PATCH_SHAPES
@@ -48,13 +49,15 @@ def painted_image(labels: np.ndarray, types: np.ndarray | None = None) -> np.nda
     """
     image = np.full((*labels.shape, 3), 128, np.uint8)
     image[..., 0] = 255
-    for index in np.unique(labels)[1:]:
-        mask = labels == index
+    for index, box in enumerate(find_objects(labels), 1):
+        if box is None:
+            continue
+        mask, painted = labels[box] == index, image[box]
         ys, xs = np.nonzero(mask)
-        image[..., 0][mask] = 0 if types is None else 10 * (types[index] - 1)
+        painted[..., 0][mask] = 0 if types is None else 10 * (types[index] - 1)
         for channel, values in ((1, xs), (2, ys)):
             offset = values - values.mean()
-            image[..., channel][mask] = np.rint(128 + HV_SCALE * offset / max(np.abs(offset).max(), 1))
+            painted[..., channel][mask] = np.rint(128 + HV_SCALE * offset / max(np.abs(offset).max(), 1))
     return image
 
 

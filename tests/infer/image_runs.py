@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
 from pathlib import Path
 
@@ -22,10 +24,17 @@ def weights(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def loaded(weights) -> InferManager:
+    """To be copied: to load a network takes longer than most runs of the stub."""
+    return InferManager({"model_path": weights}, gpu="")
+
+
 @pytest.fixture
-def manager(weights) -> InferManager:
+def manager(loaded) -> InferManager:
     """A manager whose network is the stub."""
-    manager = InferManager({"model_path": weights}, gpu="")
+    manager = copy.copy(loaded)
+    manager.checkpoint = dataclasses.replace(loaded.checkpoint, meta=dict(loaded.checkpoint.meta))
     manager.net = StubNet()
     return manager
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import csv
+import dataclasses
 import json
 from collections import Counter
 from pathlib import Path
@@ -32,10 +34,17 @@ def weights(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def loaded(weights) -> InferManager:
+    """To be copied: to load a network takes longer than most runs of the stub."""
+    return InferManager({"model_path": weights}, gpu="")
+
+
 @pytest.fixture
-def manager(weights, monkeypatch) -> InferManager:
+def manager(loaded, monkeypatch) -> InferManager:
     """A manager whose network is the stub, on slides of which every pixel is tissue."""
-    manager = InferManager({"model_path": weights}, gpu="")
+    manager = copy.copy(loaded)
+    manager.checkpoint = dataclasses.replace(loaded.checkpoint, meta=dict(loaded.checkpoint.meta))
     manager.net = StubNet()
     monkeypatch.setattr(infer.wsi, "otsu_mask", lambda thumb: whole_mask())
     return manager

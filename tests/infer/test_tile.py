@@ -23,7 +23,7 @@ from infer.tile import InferManager
 from models.hovernet.checkpoint import save_weights
 from models.hovernet.net_desc import create_model
 
-manager, weights = image_runs.manager, image_runs.weights  # fixtures
+loaded, manager, weights = image_runs.loaded, image_runs.manager, image_runs.weights  # fixtures
 
 SIZES = [1, 2, 12, 163, 164, 165, 328, 329]
 

@@ -24,7 +24,7 @@ import infer.run
 import infer.tile
 from infer.sinks import ImageJob
 
-manager, weights = image_runs.manager, image_runs.weights  # fixtures
+loaded, manager, weights = image_runs.loaded, image_runs.manager, image_runs.weights  # fixtures
 
 ENOUGH_S = 120  # no test comes near it; one that hangs ends there
 

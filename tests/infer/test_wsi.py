@@ -24,7 +24,7 @@ from misc.workers import WorkerPool
 from models.hovernet.checkpoint import save_weights
 from models.hovernet.net_desc import create_model
 
-manager, weights = slide_runs.manager, slide_runs.weights  # fixtures
+loaded, manager, weights = slide_runs.loaded, slide_runs.manager, slide_runs.weights  # fixtures
 
 
 def as_tile(weights, folder, out: str = "tile", **options):
@@ -103,13 +103,13 @@ def touching_pairs(side: int = 360, spacing: int = 60, radius: int = 12, apart: 
 
 
 def test_p09_touching_nuclei_are_the_same_for_every_block_and_worker(manager, tmp_path, monkeypatch):
-    """A slide of 1,440 x 1,800 px with 1,440 nuclei in touching pairs."""
+    """A slide of 1,080 x 1,440 px with 864 nuclei in touching pairs."""
     block = touching_pairs()
-    write_rgb(tmp_path / "in" / "a.png", np.tile(painted_image(block), (4, 5, 1)))
-    copies = np.kron(np.arange(20).reshape(4, 5), np.ones_like(block)) * block.max()
-    labels = np.where(np.tile(block, (4, 5)) > 0, np.tile(block, (4, 5)) + copies, 0)
+    write_rgb(tmp_path / "in" / "a.png", np.tile(painted_image(block), (3, 4, 1)))
+    copies = np.kron(np.arange(12).reshape(3, 4), np.ones_like(block)) * block.max()
+    labels = np.where(np.tile(block, (3, 4)) > 0, np.tile(block, (3, 4)) + copies, 0)
     monkeypatch.setattr(misc.workers, "cpu_count", lambda: 2)
-    for side, workers in ((256, 0), (256, 2), (500, 0), (1024, 0), (2048, 0), (4096, 0)):
+    for side, workers in ((256, 0), (256, 2), (500, 0), (1024, 0), (2048, 0)):
         out = f"{side} {workers}"
         run(manager, tmp_path, out, nr_post_proc_workers=workers, tile_shape=side, ambiguous_size=64)
         same_nuclei(labels, filled(nuclei_of(tmp_path, out=out), labels.shape))

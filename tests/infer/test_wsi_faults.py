@@ -35,7 +35,7 @@ from misc.locks import locked
 from misc.slides.sources import ImageSource, SlideError
 from misc.workers import WorkerPool
 
-manager, weights = slide_runs.manager, slide_runs.weights  # fixtures
+loaded, manager, weights = slide_runs.loaded, slide_runs.manager, slide_runs.weights  # fixtures
 
 
 def full(*_, **__):

@@ -25,7 +25,7 @@ from misc.slides.tissue import TissueMask
 from misc.summary import Summary
 from models.hovernet import post_proc
 
-manager, weights = slide_runs.manager, slide_runs.weights  # fixtures
+loaded, manager, weights = slide_runs.loaded, slide_runs.manager, slide_runs.weights  # fixtures
 
 # ---------------------------------------------------------------------------------------------- summary
 

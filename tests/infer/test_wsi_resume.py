@@ -36,7 +36,7 @@ from infer.wsi import SlideTask
 from misc.locks import locked
 from models.hovernet import post_proc
 
-manager, weights = slide_runs.manager, slide_runs.weights  # fixtures
+loaded, manager, weights = slide_runs.loaded, slide_runs.manager, slide_runs.weights  # fixtures
 
 
 class Killed(BaseException):

@@ -12,7 +12,7 @@ from stubs import write_rgb
 
 from infer.maps import KeepJob
 
-manager, weights = slide_runs.manager, slide_runs.weights  # fixtures
+loaded, manager, weights = slide_runs.loaded, slide_runs.manager, slide_runs.weights  # fixtures
 
 
 def json_bytes(folder, out):
