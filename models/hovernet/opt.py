@@ -116,8 +116,8 @@ def get_engines(nr_type: int | None, keep_every: int = 10) -> dict:
             "run_step": train_step,
             "reset_per_run": False,
             "type_sampling": None,  # or a power: 0.5 draws patches of rare types more often, 1.0 evens types out
-            # or True: change the amounts of haematoxylin, eosin and DAB too, and in a third of the samples the colours of
-            # the stains, as if H&E were haematoxylin and DAB; or options of `dataloader.augs.jitter_stains`, as
+            # or True: change the amounts of haematoxylin, eosin and DAB too, and in a third of the samples the colours
+            # of the stains, as if H&E were haematoxylin and DAB; or options of `dataloader.augs.jitter_stains`, as
             # {"recoloured_share": 0, "factor": (0.6, 1.6)}
             "stain_jitter": False,
             # or {"share": 0.6, "classes": 2, "mpp": 0.5}: re-stain that share of the samples with haematoxylin and DAB;
