@@ -224,9 +224,10 @@ class WorkerPool:
         try:
             outcome = Outcome(name, value=self._in_a_worker(job))
         except NoWorkerError as error:
-            if not self._said:
+            with self._lock:  # two threads may come here at once
+                said, self._said = self._said, True
+            if not said:
                 logger.warning("%d worker processes: no more can start (%s); this process helps", self._started, error)
-            self._said = True
             outcome = _attempt(name, job)
         except WorkerKilledError:
             logger.warning("%s: its worker process was killed; doing it again in this process", name)
