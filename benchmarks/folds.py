@@ -13,7 +13,7 @@ numbers, since neighbours may be from one slide.
 Options:
   -h --help               Show this text.
   --folds=<n>             Number of folds. [default: 4]
-  --only=<n>              Run only this fold, counted from 1.
+  --only=<list>           Run only these folds, counted from 1, e.g. 1,3.
   --epochs=<n>            Epochs of each training, in one phase. Left out: the recipe's phases.
   --config=<file>         The recipe: a file with a class Config, as for run_train.py.
                           [default: pretrained/he_30x_folds.py]
@@ -45,7 +45,7 @@ def main() -> int:
     try:
         names = [full_stem(path) for path in list_files(Path(args["<folder>"]) / "Images")]
         folds = split(names, int(args["--folds"]))
-        chosen = [int(args["--only"])] if args["--only"] else range(1, len(folds) + 1)
+        chosen = [int(text) for text in args["--only"].split(",")] if args["--only"] else range(1, len(folds) + 1)
         checkpoints = {fold: train(fold, folds[fold - 1], args) for fold in chosen}
         thresholds = args["--np_thresholds"].split(",") if args["--np_thresholds"] else [None]
         for threshold in thresholds:
