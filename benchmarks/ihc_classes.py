@@ -37,28 +37,32 @@ POSITIVE_LABEL = 1
 def main() -> int:
     args = docopt(__doc__)
     sys.path[:0] = [str(ROOT)]
+    from metrics.detection import detection_f1
+    from misc.formats.labels import read_label
+
     bands, threshold = [float(text) for text in args["--bands"].split(",")], float(args["--from_od"])
     totals: dict[str, np.ndarray] = {}
     found: dict[str, np.ndarray] = {}
-    for labels in sorted(path for folder in args["--label_dir"].split(",") for path in Path(folder).glob("*.mat")):
-        xy, by_network, density = load(Path(args["--ihc_dir"]), labels.stem)
-        nucleus, truth, share = pair(labels, xy)
+    for path in sorted(path for folder in args["--label_dir"].split(",") for path in Path(folder).glob("*.mat")):
+        xy, by_network, density = load(Path(args["--ihc_dir"]), path.stem)
+        label = read_label(path)
+        nucleus, truth, share = pair(label, xy)
         rules = rules_of(by_network, density, threshold, bands)
         indices = [f"{name} {100 * positive.mean():.1f}" for name, positive in rules.items()]
-        print(f"{labels.stem}, % positive: labels {share:.1f}, {', '.join(indices)}")
+        print(f"{path.stem}, % positive: labels {share:.1f}, {', '.join(indices)}")
         for name, positive in rules.items():
             said = positive[nucleus]
             counts = [len(truth), (said & truth).sum(), (said & ~truth).sum(), (~said & truth).sum()]
             totals[name] = totals.get(name, 0) + np.array(counts)
-        set_name = labels.parent.parent.name if labels.parent.name == "Labels" else labels.parent.name
-        found[set_name] = found.get(set_name, 0) + count_found(labels, xy, rules["DAB"], len(nucleus))
+        set_name = path.parent.parent.name if path.parent.name == "Labels" else path.parent.name
+        found[set_name] = found.get(set_name, 0) + count_found(label, xy, rules["DAB"], len(nucleus))
     print(f"{'positive by':16} {'pairs':>6} {'as labelled':>12} {'false +':>8} {'false -':>8} {'F1 positive':>12}")
     for name, (pairs, right, over, under) in totals.items():
         agree, f1 = 100 * (1 - (over + under) / pairs), 2 * right / (2 * right + over + under)
         print(f"{name:16} {pairs:6} {agree:10.2f} % {over:8} {under:8} {f1:12.3f}")
     print(f"{'found':16} labels nuclei  F1 of pairs  of labels  positive  negative")
     for name, counts in (found | {"all": sum(found.values())}).items():
-        f1 = 2 * counts[:, 0] / (2 * counts[:, 0] + counts[:, 1] + counts[:, 2])
+        f1 = [detection_f1(row) for row in counts]
         hits, lone, missed = counts[0]
         print(f"{name:16} {hits + missed:6} {hits + lone:6} {f1[0]:12.3f} {f1[1]:10.3f} {f1[2]:9.3f} {f1[3]:9.3f}")
     return 0
@@ -92,27 +96,22 @@ def load(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray | None, np.nda
     return nuclei.centroids_xy, positive, found.dab_median - found.ground()
 
 
-def pair(path: Path, xy: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+def pair(label: dict, xy: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
     """Pair nuclei with labels; return (P,) indices of nuclei, (P,) bool positive by label, % positive of all labels."""
     from metrics.stats_utils import pair_coordinates
-    from misc.formats.labels import read_label
 
-    label = read_label(path)
     positive = label["inst_type"].ravel() == POSITIVE_LABEL
     nucleus, drawn = pair_coordinates(xy, label["inst_centroid"], RADIUS_PX)[0].T
     return nucleus, positive[drawn], 100 * positive.mean()
 
 
-def count_found(path: Path, xy: np.ndarray, positive: np.ndarray, pairs: int) -> np.ndarray:
+def count_found(label: dict, xy: np.ndarray, positive: np.ndarray, pairs: int) -> np.ndarray:
     """Count what is found in an image.
 
     Returns:
         (4, 3) numbers of hits, nuclei without a label and labels without a nucleus: of the pairs; then of labels that
         hold a nucleus, of all, positive ones and negative ones.
     """
-    from misc.formats.labels import read_label
-
-    label = read_label(path)
     labels, drawn = np.unique(label["inst_map"]), label["inst_type"].ravel() == POSITIVE_LABEL
     labels = labels[labels > 0]
     height, width = label["inst_map"].shape

@@ -1,7 +1,7 @@
 """Scores of typed nuclei over a set of images: HoVer-Net's Fd and F1, PanNuke's mPQ and bPQ, CoNIC's mPQ+ and R2.
 
 - Fd, F1 of each type: HoVer-Net paper (Graham et al., 2019), section 4.2: nuclei of all images together.
-- Fc: F1 of each type among matched nuclei alone, so that missed and invented nuclei do not count; mean over the types.
+- Fc (ours): F1 of each type among matched nuclei, so that missed and invented nuclei do not count; mean over the types.
 - mPQ, bPQ: PanNuke (Gamper et al., 2020, arXiv 2003.10778): PQ of each type (mPQ) and of all nuclei (bPQ) in each
   image. Types without a nucleus in the truth of an image are left out of its mean; then the mean over the images.
   (PanNuke's tables take the mean over the images of a tissue, then over the tissues.)

@@ -313,9 +313,9 @@ def _type_info(meta: dict, nr_types: int | None) -> TypeInfo | None:
 
 
 def _described_net(config) -> nn.Module:
-    """Make the recipe's network, which alone knows its mode and number of types; random numbers go on as before."""
+    """Make the recipe's network without weights: only the network itself knows its mode and number of types."""
     net_info = next(iter(config.model_config["phase_list"][0]["run_info"].values()))
-    with torch.random.fork_rng(devices=[]):  # "meta" tensors take longer: PyTorch has no fast way to initialise them
+    with torch.device("meta"):
         return net_info["desc"]()
 
 

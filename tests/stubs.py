@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+
 import cv2
 import numpy as np
 import torch
@@ -38,6 +41,14 @@ class StubNet(nn.Module):
         out["np"] = torch.cat([10 - 20 * nucleus, 20 * nucleus - 10], dim=1)
         out["hv"] = (centre[:, 1:] - 128) / HV_SCALE
         return out
+
+
+def stubbed(manager):
+    """Return a copy of an `InferManager` with the stub as its network; what a test changes stays its own."""
+    stub = copy.copy(manager)
+    stub.checkpoint = dataclasses.replace(manager.checkpoint, meta=dict(manager.checkpoint.meta))
+    stub.net = StubNet()
+    return stub
 
 
 def painted_image(labels: np.ndarray, types: np.ndarray | None = None) -> np.ndarray:

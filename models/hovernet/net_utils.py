@@ -42,6 +42,8 @@ class Net(nn.Module):
     """Base class with the weight initialisation of every HoVer-Net module."""
 
     def weights_init(self) -> None:
+        if next(self.parameters()).is_meta:  # there is nothing to fill, and for PyTorch it is slow work
+            return
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

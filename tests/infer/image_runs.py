@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from stubs import StubNet, disc_labels, painted_image, write_rgb
+from stubs import disc_labels, painted_image, stubbed, write_rgb
 
 from infer.tile import InferManager
 from models.hovernet.checkpoint import save_weights
@@ -33,10 +31,7 @@ def loaded(weights) -> InferManager:
 @pytest.fixture
 def manager(loaded) -> InferManager:
     """A manager whose network is the stub."""
-    manager = copy.copy(loaded)
-    manager.checkpoint = dataclasses.replace(loaded.checkpoint, meta=dict(loaded.checkpoint.meta))
-    manager.net = StubNet()
-    return manager
+    return stubbed(loaded)
 
 
 def run(manager, folder: Path, **options):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import csv
-import dataclasses
 import json
 from collections import Counter
 from pathlib import Path
@@ -13,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from stubs import StubNet, disc_labels, painted_image, write_rgb
+from stubs import disc_labels, painted_image, stubbed, write_rgb
 
 import infer.wsi
 from infer.spool import Spool
@@ -43,11 +41,8 @@ def loaded(weights) -> InferManager:
 @pytest.fixture
 def manager(loaded, monkeypatch) -> InferManager:
     """A manager whose network is the stub, on slides of which every pixel is tissue."""
-    manager = copy.copy(loaded)
-    manager.checkpoint = dataclasses.replace(loaded.checkpoint, meta=dict(loaded.checkpoint.meta))
-    manager.net = StubNet()
     monkeypatch.setattr(infer.wsi, "otsu_mask", lambda thumb: whole_mask())
-    return manager
+    return stubbed(loaded)
 
 
 def run(manager, folder: Path, out: str = "out", **options):

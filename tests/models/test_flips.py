@@ -21,10 +21,10 @@ def net():
     return create_model("fast", nr_types=3, width=0.125)
 
 
-def alike(a: np.ndarray, b: np.ndarray) -> bool:
-    """Tell whether maps are equal but for rounding, which goes with the values: random weights give HV of hundreds."""
+def alike(a: np.ndarray, b: np.ndarray, tolerance: float = 1e-6) -> bool:
+    """Tell whether maps are equal within a share of each map's largest value: random weights give HV of hundreds."""
     largest = np.abs(b[:, 1:]).max(axis=(0, 2, 3), keepdims=True)
-    return bool((np.abs(a - b)[:, 1:] <= 1e-5 * largest).all())
+    return bool((np.abs(a - b)[:, 1:] <= tolerance * largest).all())
 
 
 def mirrored(maps: np.ndarray, axes: tuple[int, ...], signs: tuple[int, int]) -> np.ndarray:
@@ -47,7 +47,7 @@ def test_maps_of_a_mirrored_image_are_the_mirrored_maps(net, subtests):
             other = np.ascontiguousarray(np.flip(images, axes))
             assert alike(mirrored(flips(other), axes, signs), maps)
             views.append(mirrored(plain(other), axes, signs))
-            assert not alike(views[-1], views[0])  # without flips they are not
+            assert not alike(views[-1], views[0], 1e-3)  # without flips they are not
     assert alike(np.mean(views, axis=0), maps)  # the average of the maps
 
 

@@ -218,7 +218,7 @@ def test_unknown_precision_is_refused():
 
 @pytest.mark.parametrize("has_bf16", [True, False])
 def test_a_processor_without_bfloat16_trains_in_float32(monkeypatch, has_bf16):
-    # PyTorch's own "is supported" is also true where bfloat16 is emulated, which takes twice the time of float32
+    # PyTorch's own "is supported" is also true where bfloat16 is emulated, which is slower than float32
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bf16, raising=False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
     with autocast(torch.device("cpu"), {"amp_cpu": "bf16"}):
