@@ -351,7 +351,8 @@ def _table(parts: Iterator[Nuclei], source: Source, options: Options) -> NucleiT
 
     facts = source.facts
     mpp = None if facts.mpp_xy is None else sum(facts.mpp_xy) / 2
-    return NucleiTable(_inside(parts, facts), source.type_info, facts.scale, mpp, source.image, options.stain)
+    nuclei = _inside(parts, facts)
+    return NucleiTable(nuclei, source.type_info, facts.scale, mpp, source.image, options.stain, workers=True)
 
 
 def _to_sedeen(target: Path, parts: Iterator[Nuclei], source: Source, options: Options) -> int:

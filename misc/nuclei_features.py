@@ -17,7 +17,7 @@ import numpy as np
 
 from misc.ihc.stain import optical_density, unmixing
 from misc.nuclei import Nuclei
-from misc.outlines import Border, edges_of, nucleus_mask, second_moments
+from misc.outlines import Border, grid_steps, nucleus_mask, second_moments, steps_of
 
 # Side in px of the pieces of an image that are read to measure the nuclei in them: 12 MB of RGB.
 READ_PX = 2048
@@ -63,10 +63,15 @@ def pixel_areas(nuclei: Nuclei) -> np.ndarray:
     Returns:
         (N,) float64.
     """
-    xy, step = edges_of(nuclei)
-    cross = xy[:, 0] * step[:, 1] - xy[:, 1] * step[:, 0]
-    border = np.gcd(step[:, 0], step[:, 1])
-    return np.abs(_sum(cross, nuclei)) / 2 + _sum(border, nuclei) / 2 + (np.diff(nuclei.offsets) > 0)
+    return _pixel_areas(nuclei, steps_of(nuclei))
+
+
+def _pixel_areas(nuclei: Nuclei, steps: np.ndarray) -> np.ndarray:
+    dx, dy = steps
+    # int64, from the contour's first point: each comes back to its start, so that the sums begin at 0 with each
+    x, y = np.cumsum(dx) - dx, np.cumsum(dy) - dy
+    enclosed, border = np.abs(_sum(x * dy - y * dx, nuclei)) / 2, _sum(grid_steps(steps), nuclei)
+    return enclosed + border / 2 + (np.diff(nuclei.offsets) > 0)
 
 
 def diameters_um(nuclei: Nuclei, mpp: float) -> Counter:
@@ -87,7 +92,7 @@ def say_diameter(diameters: Counter) -> str:
 
 def perimeters(nuclei: Nuclei) -> np.ndarray:
     """Return the length of each contour, (N,) float64 px."""
-    return _sum(np.hypot(*edges_of(nuclei)[1].T), nuclei)
+    return _sum(np.hypot(*steps_of(nuclei)), nuclei)
 
 
 def touches_itself(nuclei: Nuclei) -> np.ndarray:
@@ -127,10 +132,11 @@ def shapes(nuclei: Nuclei) -> Shapes:
     spread = np.sqrt(((xx - yy) / 2) ** 2 + xy**2)
     major = np.maximum((xx + yy) / 2 + spread, 0)
     minor = np.maximum((xx + yy) / 2 - spread, 0)
-    area = pixel_areas(nuclei)
+    steps = steps_of(nuclei)
+    area = _pixel_areas(nuclei, steps)
     return Shapes(
         area=area,
-        perimeter=perimeters(nuclei),
+        perimeter=_sum(np.hypot(*steps), nuclei),
         major_axis=4 * np.sqrt(major),
         minor_axis=4 * np.sqrt(minor),
         eccentricity=np.sqrt(1 - _divide(minor, major, otherwise=1)),

@@ -38,9 +38,9 @@ class Border:
     @classmethod
     def of(cls, nuclei: Nuclei) -> Border:
         """Walk along the contours."""
-        edges = edges_of(nuclei)[1]
-        count = np.gcd(*edges.T)
-        steps = [np.repeat((side // np.maximum(count, 1)).astype(np.int32), count) for side in edges.T]
+        edges = steps_of(nuclei)
+        count = grid_steps(edges)
+        steps = [np.repeat(side // np.maximum(count, 1), count) for side in edges]
         # each contour ends where it starts, so that the sums begin at 0 with each
         places = [np.cumsum(step, dtype=np.int32) - step for step in steps]
         return cls(*places, *steps, offsets=np.concatenate([[0], np.cumsum(count)])[nuclei.offsets])
@@ -50,15 +50,21 @@ class Border:
         return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
 
 
-def edges_of(nuclei: Nuclei) -> tuple[np.ndarray, np.ndarray]:
-    """Return for each point, int64: the point relative to its contour's first, and the step to the next one."""
-    points = nuclei.points_xy.astype(np.int64)
-    lengths = np.diff(nuclei.offsets)
-    filled = lengths > 0
+def steps_of(nuclei: Nuclei) -> np.ndarray:
+    """Return for each of P points the step to the contour's next one, (2, P) int32: x, y."""
+    points = np.ascontiguousarray(nuclei.points_xy.T)
+    filled = np.diff(nuclei.offsets) > 0
     starts, lasts = nuclei.offsets[:-1][filled], nuclei.offsets[1:][filled] - 1
-    step = np.roll(points, -1, axis=0) - points
-    step[lasts] = points[starts] - points[lasts]
-    return points - np.repeat(points[starts], lengths[filled], axis=0), step
+    steps = np.roll(points, -1, axis=1) - points
+    steps[:, lasts] = points[:, starts] - points[:, lasts]
+    return steps
+
+
+def grid_steps(steps: np.ndarray) -> np.ndarray:
+    """Return how many grid points each of the steps (2, P) passes, its end included; (P,) int32."""
+    dx, dy = np.abs(steps)
+    traced = (dx == dy) | (dx == 0) | (dy == 0)  # along a row, a column or a diagonal
+    return np.maximum(dx, dy) if traced.all() else np.gcd(dx, dy)
 
 
 def second_moments(nuclei: Nuclei) -> np.ndarray:

@@ -6,13 +6,11 @@ import errno
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 logger = logging.getLogger(__name__)
-
-T, U = TypeVar("T"), TypeVar("U")
 
 
 class ClosedError(Exception):
@@ -49,18 +47,6 @@ def thread_pool(count: int) -> ThreadPoolExecutor:
         if thread.ident is not None:
             thread.join()
     return ThreadPoolExecutor(count)
-
-
-def map_ahead(function: Callable[[T], U], items: Iterable[T], count: int) -> Iterator[U]:
-    """Yield `function(item)` in the order of the items, which `count` threads work on; few of them wait at a time."""
-    with thread_pool(count) as pool:
-        ahead: deque[Future[U]] = deque()
-        for item in items:
-            ahead.append(pool.submit(function, item))
-            if len(ahead) > count:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
 
 
 class Budget:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 
 from misc.files import atomic_path, safe_cell
-from misc.formats.nuclei_table import THREADS, Columns, NucleiTable
-from misc.threads import map_ahead
+from misc.formats.nuclei_table import Columns, NucleiTable
+from misc.nuclei import Nuclei
 
 
 def write_csv(path: str | Path, table: NucleiTable) -> int:
@@ -21,12 +22,18 @@ def write_csv(path: str | Path, table: NucleiTable) -> int:
     """
     count = 0
     with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as out:
-        rows = csv.writer(out, lineterminator="\n")
-        rows.writerow(table.names)
-        for columns in map_ahead(table.columns, table.pieces(), THREADS):
-            rows.writerows(zip(*_cells(columns), strict=True))
-            count += len(columns["id"])
+        csv.writer(out, lineterminator="\n").writerow(table.names)
+        for text, rows in table.each(_lines):
+            out.write(text)
+            count += rows
     return count
+
+
+def _lines(table: NucleiTable, piece: Nuclei) -> tuple[str, int]:
+    """Return the text of one or more rows, and their number."""
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(zip(*_cells(table.columns(piece)), strict=True))
+    return text.getvalue(), len(piece)
 
 
 def _cells(columns: Columns) -> list[list]:

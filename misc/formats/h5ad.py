@@ -18,9 +18,8 @@ import numpy as np
 
 from misc.extras import require
 from misc.files import atomic_path
-from misc.formats.nuclei_table import COLUMNS, THREADS, Columns, NucleiTable
+from misc.formats.nuclei_table import COLUMNS, Columns, NucleiTable
 from misc.nuclei import Nuclei
-from misc.threads import map_ahead
 
 if TYPE_CHECKING:
     import h5py
@@ -47,12 +46,15 @@ def write_h5ad(path: str | Path, table: NucleiTable) -> int:
     """
     import h5py  # here, as importing it starts a process
 
-    measure = lambda piece: (piece, table.columns(piece))  # noqa: E731
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
         rows = TableRows(file, table)
-        for piece, columns in map_ahead(measure, table.pieces(), THREADS):
+        for piece, columns in table.each(_measured):
             rows.add(piece, columns)
         return rows.close()
+
+
+def _measured(table: NucleiTable, piece: Nuclei) -> tuple[Nuclei, Columns]:
+    return piece, table.columns(piece)
 
 
 class TableRows:

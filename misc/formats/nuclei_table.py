@@ -6,11 +6,15 @@ Positions in px are pixel centres, as in the JSON; positions in um count from th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
+from misc.formats.ahead import map_in_threads, map_in_workers
 from misc.formats.qupath import check_types, with_outline
 from misc.ihc.stain import STAINS
 from misc.nuclei import Nuclei
@@ -18,9 +22,16 @@ from misc.nuclei_features import nuclear_densities, shapes
 from misc.slides.image import SlideImage
 from misc.type_info import TypeInfo
 
-# Nuclei measured at once, in about 20 MB, and the number of threads.
+T = TypeVar("T")
+
+# Nuclei measured at once, in about 20 MB.
 PIECE_NUCLEI = 2_000
-THREADS = 2
+# Threads or processes that measure; more would wait for the reader and the writer.
+MEASURING = 2
+# A process takes about a second to start, in which this one measures 40,000 nuclei.
+PIECES_BEFORE_WORKERS = 20
+# So that the workers stay busy while more nuclei are read and sorted; nuclei and rows of 20 pieces take 50 MB.
+PIECES_AHEAD = 20
 # Decimals of lengths and areas, and of the numbers between 0 and a few that shares and densities are.
 LENGTH_DECIMALS = 3
 SHARE_DECIMALS = 4
@@ -49,6 +60,7 @@ class NucleiTable:
         mpp: um per level-0 px; without it the columns in um are not known.
         image: where to measure the stains; without it there are no columns for them.
         stain: a key of `misc.ihc.stain.STAINS`.
+        workers: whether processes may be started to measure many nuclei, see `each`.
     """
 
     nuclei: Nuclei | Iterable[Nuclei]
@@ -57,6 +69,7 @@ class NucleiTable:
     mpp: float | None = None
     image: SlideImage | None = None
     stain: str = "he"
+    workers: bool = False
 
     @property
     def names(self) -> list[str]:
@@ -72,6 +85,19 @@ class NucleiTable:
         for part in self.parts():
             for start in range(0, len(part), PIECE_NUCLEI):
                 yield part.select(slice(start, start + PIECE_NUCLEI))
+
+    def each(self, make: Callable[[NucleiTable, Nuclei], T]) -> Iterator[T]:
+        """Yield `make(table, piece)` for all pieces in order, by several processes, or threads.
+
+        Args:
+            make: function of this table, without nuclei, and a piece; can be pickled, as its results.
+        """
+        call, pieces = functools.partial(make, replace(self, nuclei=())), self.pieces()
+        if self.workers and self.image is None:  # an open image stays in its process
+            yield from map(call, itertools.islice(pieces, PIECES_BEFORE_WORKERS))
+            yield from map_in_workers(call, pieces, MEASURING, PIECES_AHEAD)
+        else:
+            yield from map_in_threads(call, pieces, MEASURING)
 
     def drawn(self) -> NucleiTable:
         """Return the table of those nuclei that have an outline."""

@@ -7,6 +7,8 @@ a reader of a part of the slide skip the rest: nuclei are sorted by squares of `
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -17,10 +19,9 @@ import numpy as np
 
 from misc.extras import require
 from misc.files import atomic_path
-from misc.formats.nuclei_table import THREADS, Columns, NucleiTable
+from misc.formats.nuclei_table import Columns, NucleiTable
 from misc.formats.qupath import valid_outlines
 from misc.nuclei import Nuclei
-from misc.threads import map_ahead
 
 if TYPE_CHECKING:
     import pyarrow
@@ -49,8 +50,11 @@ def write_parquet(path: str | Path, table: NucleiTable) -> int:
     """
     require("pyarrow.parquet", "parquet")
     schema = schema_of(table.names)
-    make = lambda piece: rows_of(piece, table.columns(piece), table.scale, schema)  # noqa: E731
-    return write_row_groups(path, schema, map_ahead(make, by_square(table).pieces(), THREADS))
+    return write_row_groups(path, schema, by_square(table).each(functools.partial(_rows, schema=schema)))
+
+
+def _rows(table: NucleiTable, piece: Nuclei, schema: pyarrow.Schema) -> pyarrow.Table:
+    return rows_of(table, piece, table.columns(piece), schema)
 
 
 def write_row_groups(
@@ -110,17 +114,19 @@ def _by_square(table: NucleiTable) -> Iterator[Nuclei]:
     for part in table.parts():
         waiting.append(part)
         if sum(map(len, waiting)) >= SORT_NUCLEI:
-            yield _sorted(waiting)
+            yield from _sorted(waiting)
     if sum(map(len, waiting)):
-        yield _sorted(waiting)
+        yield from _sorted(waiting)
 
 
-def _sorted(waiting: list[Nuclei]) -> Nuclei:
-    """Join and sort what waits, and empty the list, so that it is not held twice."""
+def _sorted(waiting: list[Nuclei]) -> Iterator[Nuclei]:
+    """Join and sort what waits, and empty the list; yield row group by row group, so that it is not held twice."""
     nuclei = Nuclei.concat(waiting)
     waiting.clear()
     cells = np.floor(nuclei.centroids_xy / CELL_PX)
-    return nuclei.select(np.lexsort((cells[:, 1], cells[:, 0])))
+    order = np.lexsort((cells[:, 1], cells[:, 0]))
+    for start in range(0, len(order), GROUP_NUCLEI):
+        yield nuclei.select(order[start : start + GROUP_NUCLEI])
 
 
 def schema_of(names: list[str]) -> pyarrow.Schema:
@@ -134,11 +140,11 @@ def schema_of(names: list[str]) -> pyarrow.Schema:
     return pa.schema([*kinds.items(), ("bbox", bbox), ("geometry", pa.binary())])
 
 
-def rows_of(piece: Nuclei, columns: Columns, scale: float, schema: pyarrow.Schema) -> pyarrow.Table:
+def rows_of(table: NucleiTable, piece: Nuclei, columns: Columns, schema: pyarrow.Schema) -> pyarrow.Table:
     """Return one or more nuclei with the columns that the schema names, their boxes and outlines."""
     import pyarrow as pa
 
-    points, offsets = valid_outlines(piece, scale)
+    points, offsets = valid_outlines(piece, table.scale)
     sides = [pick.reduceat(side, offsets[:-1]) for pick in (np.minimum, np.maximum) for side in points.T]
     return pa.Table.from_arrays(
         [
@@ -159,14 +165,17 @@ def _polygons(points: np.ndarray, offsets: np.ndarray) -> pyarrow.BinaryArray:
 
     heads = np.empty(len(offsets) - 1, _WKB_HEAD)
     heads["order"], heads["kind"], heads["rings"], heads["points"] = *_WKB_POLYGON, np.diff(offsets)
+    parts = zip(_cut(heads, np.arange(len(offsets))), _cut(points.astype("<f8", copy=False), offsets), strict=True)
+    text = b"".join(itertools.chain.from_iterable(parts))
     starts = offsets * points.itemsize * 2 + np.arange(len(offsets)) * _WKB_HEAD.itemsize
-    is_head = np.zeros(starts[-1], bool)
-    is_head[starts[:-1, None] + np.arange(_WKB_HEAD.itemsize)] = True
-    text = np.empty(len(is_head), np.uint8)
-    text[is_head] = heads.view(np.uint8)
-    text[~is_head] = points.astype("<f8", copy=False).reshape(-1).view(np.uint8)
     buffers = [None, pa.py_buffer(starts.astype(np.int32)), pa.py_buffer(text)]
     return pa.BinaryArray.from_buffers(pa.binary(), len(heads), buffers)
+
+
+def _cut(rows: np.ndarray, offsets: np.ndarray) -> Iterator[bytes]:
+    """Yield the bytes of rows `offsets[i]` to `offsets[i + 1]`."""
+    text, size = memoryview(np.ascontiguousarray(rows).reshape(-1).view(np.uint8)), rows.nbytes // max(len(rows), 1)
+    return (text[start:end] for start, end in itertools.pairwise((offsets * size).tolist()))
 
 
 def _id_is_index(schema: pyarrow.Schema) -> bytes:

@@ -8,6 +8,7 @@ arrays and shapes replace its own.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import tempfile
@@ -20,10 +21,9 @@ import numpy as np
 
 from misc.extras import require
 from misc.formats.h5ad import CHUNK_NUCLEI, TableRows
-from misc.formats.nuclei_table import THREADS, Columns, NucleiTable
+from misc.formats.nuclei_table import Columns, NucleiTable
 from misc.formats.parquet import by_square, rows_of, schema_of, write_row_groups
 from misc.nuclei import Nuclei
-from misc.threads import map_ahead
 
 if TYPE_CHECKING:
     import anndata
@@ -64,14 +64,14 @@ def write_spatialdata(path: str | Path, table: NucleiTable) -> int:
 
 def _shapes(table: NucleiTable, rows: TableRows, schema: pyarrow.Schema) -> Iterator[pyarrow.Table]:
     """Yield the outlines; add the measurements to `rows` on the way."""
-
-    def make(piece: Nuclei) -> tuple[Nuclei, Columns, pyarrow.Table]:
-        columns = table.columns(piece)
-        return piece, columns, rows_of(piece, columns, table.scale, schema)
-
-    for piece, columns, shapes in map_ahead(make, by_square(table).pieces(), THREADS):
+    for piece, columns, shapes in by_square(table).each(functools.partial(_measured, schema=schema)):
         rows.add(piece, columns)
         yield shapes
+
+
+def _measured(table: NucleiTable, piece: Nuclei, schema: pyarrow.Schema) -> tuple[Nuclei, Columns, pyarrow.Table]:
+    columns = table.columns(piece)
+    return piece, columns, rows_of(table, piece, columns, schema)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import pytest
 from test_workers import Work, double, run, values
 
 import misc.workers
-from misc.threads import map_ahead, start_threads, thread_pool
+from misc.threads import start_threads, thread_pool
 from misc.workers import WorkerPool
 
 
@@ -43,19 +43,3 @@ def test_without_room_for_workers_this_process_does_the_work_and_it_is_said_once
     monkeypatch.setattr(misc.workers, "_Worker", start)
     assert values(run(WorkerPool(3), [Work(double, (n,)) for n in range(7)])) == [2 * n for n in range(7)]
     assert caplog.text.count("1 worker processes: no more can start ([Errno 12] Cannot allocate memory)") == 1
-
-
-def test_map_ahead_keeps_the_order_and_takes_few_items_ahead():
-    taken = []
-
-    def items():
-        for item in range(9):
-            taken.append(item)
-            yield item
-
-    results = map_ahead(lambda item: 10 // (item - 7), items(), 2)
-    assert next(results) == 10 // -7
-    assert taken == [0, 1, 2]
-    assert [next(results) for _ in range(6)] == [10 // (item - 7) for item in range(1, 7)]
-    with pytest.raises(ZeroDivisionError):
-        next(results)
