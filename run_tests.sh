@@ -7,5 +7,6 @@ cd "$(dirname "$(readlink -f "$0")")"
 setup_venv
 ruff check .
 ruff format --check .
+unset PYTHONDONTWRITEBYTECODE # or each of the processes that tests start compiles all modules anew
 # a file is one process's: what its tests share is made once
 exec python -m pytest -n auto --dist loadfile --no-loadscope-reorder "$@"

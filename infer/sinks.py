@@ -15,7 +15,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-import scipy.io
+import scipy
 
 from infer.grid import BlockGrid, Planes
 from infer.options import TileOptions

@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from scipy import ndimage
+import scipy  # parts load when they are used, so that workers start sooner
 
 from infer.grid import BlockGrid, Box
 from infer.segment import BlockNuclei
@@ -186,7 +186,7 @@ class Stitcher:
 
     def _filled(self, mask: np.ndarray, box: Box) -> np.ndarray:
         """Fill the holes of a nucleus and drop the nuclei in them: contours have no holes, so they would overlap."""
-        filled = ndimage.binary_fill_holes(mask)
+        filled = scipy.ndimage.binary_fill_holes(mask)
         holes = filled & ~mask
         if holes.any():
             for block, i in self._sharing(holes, box, self._open_near(box)):
@@ -240,7 +240,7 @@ class Stitcher:
 
     def _cut_back(self, key: Key, mine: Shape, free: np.ndarray) -> None:
         """Accept the largest piece of the free pixels of a nucleus."""
-        labels, count = ndimage.label(free)
+        labels, count = scipy.ndimage.label(free)
         sizes = np.bincount(labels.ravel(), minlength=2)[1:]
         piece = labels == sizes.argmax() + 1 if count else free
         if piece.sum() < MIN_SIZE_PX:

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-from scipy import ndimage
+import scipy
 
 
 def get_bounding_box(img: np.ndarray) -> list[int]:
@@ -52,7 +52,7 @@ def remove_small_objects(pred: np.ndarray, min_size: int = 64, connectivity: int
         return pred
     labels = pred
     if pred.dtype == bool:
-        labels = ndimage.label(pred, ndimage.generate_binary_structure(pred.ndim, connectivity))[0]
+        labels = scipy.ndimage.label(pred, scipy.ndimage.generate_binary_structure(pred.ndim, connectivity))[0]
     elif pred.size and pred.min() < 0:
         raise ValueError("remove_small_objects: labels must not be negative")
     pred[(np.bincount(labels.ravel()) < min_size)[labels]] = 0

@@ -56,7 +56,6 @@ class WarmPython:
             "PYTHON_EXEC": str(self.bin / "python"),  # what torchrun starts
             "PATH": f"{self.bin}:{os.environ['PATH']}",
             "WARM_PYTHON": str(self.socket),
-            "PYTHONDONTWRITEBYTECODE": "1",
         }
 
     def __enter__(self) -> WarmPython:
@@ -81,6 +80,7 @@ def serve(path: str) -> None:
         processors = sorted(os.sched_getaffinity(0))
         number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
         os.sched_setaffinity(0, {processors[-1 - number % len(processors)]})
+    os.fsync = lambda file: None  # as in conftest.py
     for name in SLOW:
         importlib.import_module(name)
     gc.freeze()  # or each process would take apart what was imported here before it ends

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from skimage.measure import points_in_poly
+import skimage
 
 from misc.formats.contours import Annotations, Contour, area, ellipse
 from misc.formats.qupath import MIN_POINTS
@@ -217,4 +217,4 @@ def _regions(contours: list[Contour], may_be_region: list[bool]) -> set[int]:
 
 
 def _contains(outer: np.ndarray, inner: np.ndarray) -> bool:
-    return area(outer) > area(inner) and bool(points_in_poly(inner, outer).all())
+    return area(outer) > area(inner) and bool(skimage.measure.points_in_poly(inner, outer).all())

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from xml.etree.ElementTree import Element
 
 import numpy as np
-from skimage.measure import points_in_poly
+import skimage
 
 from misc.formats.contours import Annotations, Contour, area, ellipse, rectangle
 from misc.formats.qupath import MIN_POINTS
@@ -131,7 +131,9 @@ def take_away(rings: list[np.ndarray], contours: list[Contour]) -> list[np.ndarr
     for ring in rings:
         centre = ring.mean(axis=0)
         near = np.flatnonzero((sizes > area(ring)) & (low <= centre).all(axis=1) & (high >= centre).all(axis=1))
-        around = [i for i in near[np.argsort(sizes[near])] if points_in_poly(ring, outer[i]).mean() > MOSTLY]
+        around = [
+            i for i in near[np.argsort(sizes[near])] if skimage.measure.points_in_poly(ring, outer[i]).mean() > MOSTLY
+        ]
         if around:
             contours[around[0]].holes.append(ring)
         else:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.io
+import scipy
 
 from misc.formats.mat_sizes import check_unpacked
 from misc.formats.nuclei_json import types_from_header, types_to_header

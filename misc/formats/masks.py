@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import scipy.io
+import scipy
 
 from misc.files import atomic_path
 from misc.formats.contours import Contour

@@ -8,7 +8,7 @@ corners of bins: that is what "all positions" means here.
 from __future__ import annotations
 
 import numpy as np
-from scipy import ndimage
+import scipy
 
 from misc.text import counted
 
@@ -116,7 +116,7 @@ def smooth(counts: np.ndarray, sigma: float) -> np.ndarray:
         (rows, columns) float64.
     """
     counts = np.asarray(counts, np.float64)
-    return ndimage.gaussian_filter(counts, sigma, mode="reflect") if sigma > 0 else counts
+    return scipy.ndimage.gaussian_filter(counts, sigma, mode="reflect") if sigma > 0 else counts
 
 
 def window_sums(counts: np.ndarray, window: tuple[int, int]) -> np.ndarray:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse import csr_array
+import scipy
 
 CUBIC_A = -0.75  # parameter of the cubic kernel (Keys 1981); OpenCV's value
 _WEIGHT_BITS = 12  # weights are multiples of 2**-12
@@ -37,7 +37,7 @@ class Axis:
         first, last = self._cubic_anchor(start), self._cubic_anchor(stop - 1) + 4
         return max(first, 0), min(last, self.source)
 
-    def weights(self, start: int, stop: int) -> csr_array:
+    def weights(self, start: int, stop: int) -> scipy.sparse.csr_array:
         """Return the (stop - start, length of `span`) int32 weights of target pixels [start, stop), in 2**-12."""
         first, last = self.span(start, stop)
         if self.source == self.target:
@@ -47,16 +47,16 @@ class Axis:
             columns, weights = self._area(start, stop) if self.source > self.target else self._cubic(start, stop)
         rows = np.repeat(np.arange(stop - start), columns.shape[1])
         entries = (_whole(weights).ravel(), (rows, columns.ravel() - first))
-        return csr_array(entries, shape=(stop - start, last - first), dtype=np.int32)
+        return scipy.sparse.csr_array(entries, shape=(stop - start, last - first), dtype=np.int32)
 
-    def cubic_weights(self, start: int, stop: int) -> csr_array:
+    def cubic_weights(self, start: int, stop: int) -> scipy.sparse.csr_array:
         """Return the (stop - start, length of `span`) float32 weights by which an enlarged axis is interpolated."""
         columns, weights = self._cubic(start, stop)
         rows = np.repeat(np.arange(stop - start), columns.shape[1])
         first, last = self.span(start, stop)
         columns = np.clip(columns, first, last - 1)  # of equal axes the span is the range itself; all else weighs 0
         entries = (weights.astype(np.float32).ravel(), (rows, columns.ravel() - first))
-        return csr_array(entries, shape=(stop - start, last - first))
+        return scipy.sparse.csr_array(entries, shape=(stop - start, last - first))
 
     def nearest(self, start: int, stop: int) -> np.ndarray:
         """Return the source px, counted from `span`, that the centres of target pixels [start, stop) lie in."""

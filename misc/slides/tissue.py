@@ -8,8 +8,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from skimage.filters import apply_hysteresis_threshold, threshold_otsu
-from skimage.morphology import disk, remove_small_holes, remove_small_objects
+import skimage
 
 from misc.files import write_atomic
 from misc.formats.annotations import read_annotations
@@ -151,15 +150,15 @@ def otsu_mask(rgb: np.ndarray) -> TissueMask:
     if has_glass:
         score = density.mean(axis=0) + np.ptp(density, axis=0)
         # as square roots, the few px of the darkest tissue do not pull the threshold up
-        threshold = threshold_otsu(np.sqrt(np.minimum(score, SCORE_TOP))) ** 2
-        mask = apply_hysteresis_threshold(score, SCORE_BESIDE, np.clip(threshold, SCORE_FROM, SCORE_TO))
+        threshold = skimage.filters.threshold_otsu(np.sqrt(np.minimum(score, SCORE_TOP))) ** 2
+        mask = skimage.filters.apply_hysteresis_threshold(score, SCORE_BESIDE, np.clip(threshold, SCORE_FROM, SCORE_TO))
     ink = _ink(density)
     if (ink & mask).sum() <= MAX_INK * mask.sum():
         mask &= ~ink
     if mask.any() and not mask.all():
         speck_px = int(SPECK_UM2 / PX_UM2)
-        mask = remove_small_objects(mask, max_size=speck_px, connectivity=2)
-        mask = remove_small_holes(mask, max_size=speck_px)
+        mask = skimage.morphology.remove_small_objects(mask, max_size=speck_px, connectivity=2)
+        mask = skimage.morphology.remove_small_holes(mask, max_size=speck_px)
     return TissueMask(mask, "otsu")
 
 
@@ -193,9 +192,9 @@ def _ink(density: np.ndarray) -> np.ndarray:
     if not core.any():
         return core
     around = core | (redder > INK_RED_AROUND) | (is_blue & (red > DARK_BLUE_AROUND))
-    ink = apply_hysteresis_threshold(core + around.astype(np.uint8), 0, 1)
-    ink = remove_small_objects(ink, max_size=int(MIN_INK_UM2 / PX_UM2), connectivity=2)
-    return cv2.dilate(ink.astype(np.uint8), disk(INK_RIM_PX)) > 0
+    ink = skimage.filters.apply_hysteresis_threshold(core + around.astype(np.uint8), 0, 1)
+    ink = skimage.morphology.remove_small_objects(ink, max_size=int(MIN_INK_UM2 / PX_UM2), connectivity=2)
+    return cv2.dilate(ink.astype(np.uint8), skimage.morphology.disk(INK_RIM_PX)) > 0
 
 
 def whole_mask() -> TissueMask:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
-from skimage.segmentation import watershed
+import skimage  # parts load when they are used, so that workers start sooner
 
 try:
     from skimage.segmentation._watershed_cy import watershed_raveled  # private: tests check it against the public one
@@ -124,7 +124,7 @@ def flood_all(mask: np.ndarray, markers: np.ndarray, height: np.ndarray) -> np.n
     Returns:
         (H, W) int32.
     """
-    return watershed(height, markers=markers, mask=mask)
+    return skimage.segmentation.watershed(height, markers=markers, mask=mask)
 
 
 def write_relief(edges: np.ndarray, mask: np.ndarray, height: np.ndarray) -> None:

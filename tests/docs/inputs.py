@@ -28,7 +28,7 @@ IHC_SIDE_PX = 320
 GLASS = 244
 # Sides of the slide: it is one patch, and the fewer px it has, the sooner pages have run.
 TISSUE_PX, GLASS_PX = 204, 20
-OURS = (".git*", ".venv", ".ci", ".*_cache", "__pycache__", "tests", "logs", "dataset", "docs", "build", "*.egg-info")
+OURS = (".git*", ".venv", ".ci", ".*_cache", "tests", "logs", "dataset", "docs", "build", "*.egg-info")
 
 
 def clone(folder: Path, inputs: Path) -> None:
