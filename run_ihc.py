@@ -18,6 +18,9 @@ Options:
                             [default: od]
   --thresholds=<list>       Median DAB optical density above the slide's background from which a nucleus is weak,
                             moderate, strong. Left out: the marker's.
+  --min_contrast=<od>       Weak and moderate nuclei have at least so much more DAB than the ring of 2 um around them;
+                            others are negative, since cytoplasm and membranes lie over nuclei, too. 0 asks for none.
+                            [default: 0.05]
   --regions=<folder>        Outlines of regions by the name of the slide: QuPath's GeoJSON, or XML of Sedeen, ASAP,
                             ImageScope. Class `Tissue` says where there is tissue, `Hot spot` which fields are scored.
   --include=<list>          Classes of regions that are scored, as Tumor,Stroma. Left out: all but those excluded.
@@ -111,7 +114,7 @@ def parse(args: dict) -> DabOptions:
 
     changes = {name: number(args, f"--{name}", kind) for name, kind in (("min_nuclei", int), ("top_k", int))}
     changes |= {"field_mm2": number(args, "--hotspot_field_mm2"), "shape": args["--hotspot_shape"]}
-    changes |= {"min_tissue": number(args, "--min_tissue", zero=True)}
+    changes |= {name: number(args, f"--{name}", zero=True) for name in ("min_tissue", "min_contrast")}
     changes |= {"ranked_by": args["--hotspot_by"], "thresholds": _thresholds(args)}
     output, json_dir = Path(args["--output_dir"]), args["--json_dir"]
     return check(

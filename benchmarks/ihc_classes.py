@@ -1,12 +1,12 @@
-"""Compare rules for positive nuclei on labelled images: by the network's type, by DAB density, and combinations.
+"""Compare rules for positive nuclei on labelled images: of run_ihc.py, by type, by DAB density, and combinations.
 
 Labels are paired with nuclei one to one within 12 px. The script prints, for each image, the index by the labels and by
 each rule ("network in 0.03": within 0.03 of the threshold the network decides, else the density). Then, for all pairs
-together: how many each rule classifies as labelled, false positives and negatives, and the F1 score of positive.
+together: how many each rule classifies as labelled, false positives and negatives, and the F1 scores of both classes.
 
 Last, how well nuclei are found, by folder of labels: F1 of the pairs; and, where touching nuclei are labelled as one
 piece, F1 of labels that hold the centre of a nucleus (each counts once) and of nuclei whose centre lies in no label, of
-all nuclei and of the classes by DAB density.
+all nuclei and of run_ihc.py's classes.
 
 Usage:
   ihc_classes.py [options] --ihc_dir=<path> --label_dir=<path>
@@ -14,8 +14,9 @@ Usage:
 Options:
   -h --help             Show this text.
   --ihc_dir=<path>      Results of run_ihc.py. With a network without types, only the DAB density is a rule.
-  --label_dir=<path>    Folders of label maps, separated by commas: .mat with inst_centroid and inst_type (1 positive, 2
-                        negative) of images in that run.
+  --label_dir=<path>    Folders of label maps, separated by commas: .mat with inst_map, inst_centroid and inst_type of
+                        images in that run.
+  --positive_label=<n>  Their inst_type of positive nuclei. [default: 1]
   --bands=<list>        Half widths of the bands around the threshold in which the network decides. [default: 0.03,0.06]
   --from_od=<n>         Least DAB density above the ground of a positive nucleus. [default: 0.1]
 """
@@ -31,7 +32,6 @@ from docopt import docopt
 
 ROOT = Path(__file__).resolve().parents[1]
 RADIUS_PX = 12
-POSITIVE_LABEL = 1
 
 
 def main() -> int:
@@ -44,22 +44,26 @@ def main() -> int:
     totals: dict[str, np.ndarray] = {}
     found: dict[str, np.ndarray] = {}
     for path in sorted(path for folder in args["--label_dir"].split(",") for path in Path(folder).glob("*.mat")):
-        xy, by_network, density = load(Path(args["--ihc_dir"]), path.stem)
+        xy, scored, by_network, density = load(Path(args["--ihc_dir"]), path.stem)
         label = read_label(path)
-        nucleus, truth, share = pair(label, xy)
-        rules = rules_of(by_network, density, threshold, bands)
+        drawn = label["inst_type"].ravel() == int(args["--positive_label"])
+        nucleus, truth = pair(label["inst_centroid"], drawn, xy)
+        rules = {"run_ihc.py": scored} | rules_of(by_network, density, threshold, bands)
         indices = [f"{name} {100 * positive.mean():.1f}" for name, positive in rules.items()]
-        print(f"{path.stem}, % positive: labels {share:.1f}, {', '.join(indices)}")
+        print(f"{path.stem}, % positive: labels {100 * drawn.mean():.1f}, {', '.join(indices)}")
         for name, positive in rules.items():
             said = positive[nucleus]
             counts = [len(truth), (said & truth).sum(), (said & ~truth).sum(), (~said & truth).sum()]
             totals[name] = totals.get(name, 0) + np.array(counts)
         set_name = path.parent.parent.name if path.parent.name == "Labels" else path.parent.name
-        found[set_name] = found.get(set_name, 0) + count_found(label, xy, rules["DAB"], len(nucleus))
-    print(f"{'positive by':16} {'pairs':>6} {'as labelled':>12} {'false +':>8} {'false -':>8} {'F1 positive':>12}")
+        found[set_name] = found.get(set_name, 0) + count_found(label["inst_map"], drawn, xy, scored, len(nucleus))
+    print(
+        f"{'positive by':16} {'pairs':>6} {'as labelled':>12} {'false +':>8} {'false -':>8}  F1 positive  F1 negative"
+    )
     for name, (pairs, right, over, under) in totals.items():
-        agree, f1 = 100 * (1 - (over + under) / pairs), 2 * right / (2 * right + over + under)
-        print(f"{name:16} {pairs:6} {agree:10.2f} % {over:8} {under:8} {f1:12.3f}")
+        agree, negative = 100 * (1 - (over + under) / pairs), pairs - right - over - under
+        f1 = [2 * agreed / max(2 * agreed + over + under, 1) for agreed in (right, negative)]
+        print(f"{name:16} {pairs:6} {agree:10.2f} % {over:8} {under:8} {f1[0]:12.3f} {f1[1]:12.3f}")
     print(f"{'found':16} labels nuclei  F1 of pairs  of labels  positive  negative")
     for name, counts in (found | {"all": sum(found.values())}).items():
         f1 = [detection_f1(row) for row in counts]
@@ -81,11 +85,12 @@ def rules_of(
     return rules | {"both": by_network & by_density, "either": by_network | by_density}
 
 
-def load(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-    """Return nuclei of an image: (N, 2) px, (N,) bool positive by the network (`None` if it has no types), (N,) DAB
-    density above the ground."""
+def load(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray]:
+    """Return nuclei of an image: (N, 2) px, (N,) bool positive by run_ihc.py and by the network (`None` if it has no
+    types), (N,) DAB density above the ground."""
     from misc.formats.nuclei_json import read_json, types_from_header
     from misc.ihc.measure import Densities
+    from misc.ihc.scores import NEGATIVE
     from misc.type_info import positive_ids
 
     nuclei, header = read_json(folder / "segmentation" / "json" / f"{name}.json")
@@ -93,30 +98,33 @@ def load(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray | None, np.nda
         found = Densities(**{field.name: file[field.name] for field in dataclasses.fields(Densities)})
     types = types_from_header(header)
     positive = np.isin(nuclei.types, positive_ids(types)) if types else None
-    return nuclei.centroids_xy, positive, found.dab_median - found.ground()
+    scored, _ = read_json(folder / "json" / f"{name}.json")
+    if not np.array_equal(scored.ids, nuclei.ids):
+        raise ValueError(f"{name}: json/ and segmentation/ of {folder} have other nuclei; run run_ihc.py again")
+    return nuclei.centroids_xy, scored.types > NEGATIVE, positive, found.dab_median - found.ground()
 
 
-def pair(label: dict, xy: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """Pair nuclei with labels; return (P,) indices of nuclei, (P,) bool positive by label, % positive of all labels."""
+def pair(centroids: np.ndarray, drawn: np.ndarray, xy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pair nuclei with labels, whose positive ones are `drawn`; return (P,) indices of nuclei, (P,) bool of labels."""
     from metrics.stats_utils import pair_coordinates
 
-    positive = label["inst_type"].ravel() == POSITIVE_LABEL
-    nucleus, drawn = pair_coordinates(xy, label["inst_centroid"], RADIUS_PX)[0].T
-    return nucleus, positive[drawn], 100 * positive.mean()
+    nucleus, label = pair_coordinates(xy, centroids, RADIUS_PX)[0].T
+    return nucleus, drawn[label]
 
 
-def count_found(label: dict, xy: np.ndarray, positive: np.ndarray, pairs: int) -> np.ndarray:
+def count_found(
+    inst_map: np.ndarray, drawn: np.ndarray, xy: np.ndarray, positive: np.ndarray, pairs: int
+) -> np.ndarray:
     """Count what is found in an image.
 
     Returns:
         (4, 3) numbers of hits, nuclei without a label and labels without a nucleus: of the pairs; then of labels that
         hold a nucleus, of all, positive ones and negative ones.
     """
-    labels, drawn = np.unique(label["inst_map"]), label["inst_type"].ravel() == POSITIVE_LABEL
-    labels = labels[labels > 0]
-    height, width = label["inst_map"].shape
+    labels = np.setdiff1d(inst_map, 0)
+    height, width = inst_map.shape
     cols, rows = np.clip(np.rint(xy).astype(int), 0, (width - 1, height - 1)).T
-    at = label["inst_map"][rows, cols]
+    at = inst_map[rows, cols]
     counts = [(pairs, len(xy) - pairs, len(labels) - pairs)]
     for nuclei, wanted in ((positive | True, drawn | True), (positive, drawn), (~positive, ~drawn)):
         inside = np.isin(at[nuclei], labels[wanted])

@@ -5,7 +5,8 @@ Usage:
   restained.py (-h | --help)
 
 <folder> has Images/ and Labels/ (.mat with inst_map). <out> gets the same, re-stained as for training
-(`dataloader/restain.py`): each image has its own random numbers, and labels have the types 1 negative and 2 positive.
+(`dataloader/restain.py`): each image has its own random numbers, and labels have the types 1 negative and 2 positive
+(`type_map`, `inst_type`).
 
 Options:
   -h --help   Show this text.
@@ -35,7 +36,7 @@ def main() -> int:
 def make(args: dict) -> int:
     """Re-stain the images of a folder."""
     import imageio.v3 as imageio
-    import scipy.io
+    import scipy
 
     from dataloader.extraction import pair_files
     from dataloader.restain import restain
@@ -50,8 +51,12 @@ def make(args: dict) -> int:
         rng = np.random.default_rng((int(args["--seed"]), number))
         restained, classes = restain(dataset.load_img(image), instances, rng, NR_CLASSES, float(args["--mpp"]))
         imageio.imwrite(out / "Images" / f"{stem}.png", restained)
-        maps = {"inst_map": instances, "type_map": classes[instances].astype(np.int32)}
-        scipy.io.savemat(out / "Labels" / f"{stem}.mat", maps, do_compression=True)
+        ids = np.setdiff1d(instances, 0)
+        centres = scipy.ndimage.center_of_mass(instances > 0, instances, ids)
+        content = {"inst_map": instances, "type_map": classes[instances].astype(np.int32)}
+        content |= {"inst_type": classes[ids, None].astype(np.int32)}
+        content |= {"inst_centroid": np.reshape(centres, (-1, 2))[:, ::-1]}  # x, y
+        scipy.io.savemat(out / "Labels" / f"{stem}.mat", content, do_compression=True)
     print(f"{len(pairs)} images in {out}")
     return 0
 

@@ -78,6 +78,8 @@ class Marker:
     Attributes:
         name: a key of `MARKERS`.
         thresholds: DAB optical densities above the ground from which a nucleus is weak, moderate, strong.
+        min_contrast: DAB density above that of the ring around it which a weak or moderate nucleus has at least; 0 asks
+            for none.
         field_mm2: area of a hot spot.
         shape: `SQUARE` or `CIRCLE`.
         ranked_by: `BY_INDEX` (share of positive nuclei) or `BY_POSITIVE` (positive nuclei a mm2).
@@ -91,6 +93,7 @@ class Marker:
 
     name: str
     thresholds: tuple[float, float, float] = THRESHOLDS_OD
+    min_contrast: float = 0.0
     field_mm2: float = FIELD_MM2
     shape: str = SQUARE
     ranked_by: str = BY_INDEX
@@ -149,6 +152,8 @@ def check_marker(one: Marker) -> Marker:
     """
     if not (len(one.thresholds) == 3 and all(a < b for a, b in zip(one.thresholds, one.thresholds[1:], strict=False))):
         raise ValueError(f"--thresholds: expected three rising DAB densities, got {list(one.thresholds)}")
+    if not 0 <= one.min_contrast < math.inf:
+        raise ValueError(f"--min_contrast is a DAB density from 0 on, got {one.min_contrast}")
     if not 0 < one.field_mm2 < math.inf:
         raise ValueError(f"--hotspot_field_mm2 is a positive number, got {one.field_mm2}")
     for option, value, known in (
@@ -170,6 +175,7 @@ def describe(one: Marker) -> list[str]:
     weak, moderate, strong = one.thresholds
     lines = [
         f"{one.name}: weak from {weak:g}, moderate from {moderate:g}, strong from {strong:g} DAB OD above background",
+        *([f"weak and moderate: at least {one.min_contrast:g} OD above the ring around them"] * (one.min_contrast > 0)),
         f"hot spots: {one.shape} of {one.field_mm2:g} mm2, ranked by {one.ranked_by}, at least {one.min_nuclei} nuclei "
         f"and {100 * one.min_tissue:g} % tissue",
     ]

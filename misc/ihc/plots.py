@@ -16,7 +16,7 @@ import numpy as np
 from misc.files import atomic_path
 from misc.formats.sedeen import RANK_PENS
 from misc.ihc.panel import CLASS_TYPES, HALO, unit
-from misc.ihc.scores import CLASS_NAMES, Score
+from misc.ihc.scores import CLASS_NAMES, Score, classify
 from misc.text import counted
 
 if TYPE_CHECKING:
@@ -110,6 +110,7 @@ def dab_histogram(
     scored: Score,
     title: str,
     what: str = "mean DAB optical density of the nucleus",
+    classes: np.ndarray | None = None,
 ) -> Figure:
     """Draw how many nuclei have which DAB density, with the thresholds and the scores.
 
@@ -119,24 +120,28 @@ def dab_histogram(
         scored: the scores to quote.
         title: text above the picture.
         what: the densities are.
+        classes: (N,) of the nuclei; by the thresholds where not given.
     """
     from matplotlib.figure import Figure
 
     dab = np.asarray(dab, np.float64)
-    dab = dab[np.isfinite(dab)]
+    measured = np.isfinite(dab)
+    dab, classes = dab[measured], (classify(dab, thresholds) if classes is None else classes)[measured]
     figure = Figure(figsize=HISTOGRAM_INCH, dpi=DPI_MIN, layout="constrained")
     axes = figure.subplots()
     low, high = min(0.0, dab.min(initial=0)), max(thresholds[-1] * 1.25, dab.max(initial=0))
     edges = np.linspace(low, high, HISTOGRAM_BINS + 1)
-    limits = [-np.inf, *thresholds, np.inf]
     # a bin that holds a threshold is cut there, so that each bin has one colour
     edges = np.unique(np.concatenate([edges, [t for t in thresholds if low < t < high]]))
+    below = np.zeros(len(edges) - 1)  # classes with the same densities are stacked
     for class_id, name in CLASS_NAMES.items():
-        inside = dab[(dab >= limits[class_id - 1]) & (dab < limits[class_id])]
+        inside = dab[classes == class_id]
         percent = f"{100 * len(inside) / max(len(dab), 1):.1f} %"
         # one shape for a class: with a bar for each bin the picture takes twice as long
         style = {"facecolor": unit(CLASS_TYPES[class_id][1]), "edgecolor": unit(HALO), "linewidth": 0.4, "fill": True}
-        axes.stairs(np.histogram(inside, edges)[0], edges, label=f"{name}: {len(inside)} ({percent})", **style)
+        top = below + np.histogram(inside, edges)[0]
+        axes.stairs(top, edges, baseline=below, label=f"{name}: {len(inside)} ({percent})", **style)
+        below = top
     for threshold in thresholds:
         axes.axvline(threshold, color="black", linestyle="--", linewidth=1)
         axes.annotate(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import imageio.v3 as imageio
 import numpy as np
+import pytest
 import scipy.io
 
 from benchmarks import restained
@@ -29,3 +30,7 @@ def test_images_get_dab_and_their_nuclei_a_class(tmp_path):
     np.testing.assert_array_equal(written["inst_map"], labels)
     np.testing.assert_array_equal(written["type_map"] > 0, labels > 0)
     assert set(np.unique(written["type_map"])) <= {0, 1, 2}
+    ids = np.unique(labels)[1:]
+    for index, (nucleus, (x, y)) in enumerate(zip(ids, written["inst_centroid"], strict=True)):
+        assert set(written["type_map"][labels == nucleus]) == {written["inst_type"][index, 0]}
+        assert (x, y) == pytest.approx(np.argwhere(labels == nucleus).mean(axis=0)[::-1])

@@ -317,6 +317,7 @@ def test_options_that_make_no_sense_are_one_line(ihc, tmp_path, capsys):
         ("--stain=blue", "--stain is default, auto or r,g,b:r,g,b"),
         ("--classes=hand", "--classes is od, kmeans, types"),
         ("--min_tissue=2", "--min_tissue is a share from 0 to 1"),
+        ("--min_contrast=some", "--min_contrast"),
         ("--thresholds=0.3,0.2,0.1", "rising"),
         ("--thresholds=a", "--thresholds takes three numbers"),
         ("--include=Tumor", "give --regions"),

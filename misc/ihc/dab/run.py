@@ -181,8 +181,8 @@ def write_slide(slide: DabSlide, folder: Path, made: dict) -> None:
     draw_overlay(slide, folder)
     overall = slide.scores.overall
     title, what = slide.image.name, "median DAB optical density of the nucleus, above the background"
-    dab, scored = slide.stained.dab[overall.members], overall.scored.score
-    histogram = dab_histogram(dab, slide.marker.thresholds, scored, title, what)
+    dab, classes = slide.stained.dab[overall.members], slide.nuclei.types[overall.members]
+    histogram = dab_histogram(dab, slide.marker.thresholds, overall.scored.score, title, what, classes)
     save_picture(histogram, paths["histogram"])
     keep_map(slide, paths["density"])
     write_classes(slide, folder, made)

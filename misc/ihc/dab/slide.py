@@ -20,12 +20,13 @@ from misc.ihc.dab.parts import Scorer, SlideScores
 from misc.ihc.markers import Marker
 from misc.ihc.measure import Densities
 from misc.ihc.regions import TISSUE, Chosen, Region, union
-from misc.ihc.scores import CLASS_NAMES, NEGATIVE, NOT_MEASURED, classes_of_types, classify
+from misc.ihc.scores import CLASS_NAMES, MODERATE, NEGATIVE, NOT_MEASURED, WEAK, classes_of_types, classify
 from misc.ihc.stain import StainModel
 from misc.nuclei import Nuclei
 from misc.runs import find_mask_runs
 from misc.slides.image import SlideImage
 from misc.slides.tissue import find_tissue
+from misc.text import counted
 
 if TYPE_CHECKING:
     from shapely.geometry.base import BaseGeometry
@@ -97,6 +98,7 @@ class DabSlide:
         limits = zip(list(CLASS_NAMES.values())[1:], self.marker.thresholds, strict=True)
         facts = {"marker": self.marker.name, "stain": self.stained.model.words(), "ground_od": self.stained.ground}
         facts |= {f"{name}_from_od": limit for name, limit in limits}
+        facts |= {"min_contrast_od": self.marker.min_contrast}
         return facts | {"mpp_um": self.mpp, "width_px": self.image.width, "height_px": self.image.height}
 
     def words(self) -> list[str]:
@@ -139,7 +141,7 @@ def score_slide(
     found = None if chosen.tissue else tissue_region(image, slide.mpp_xy, xy)
     tissue = chosen.tissue or ([found] if found else [])
     scores = Scorer(xy, classes, marker, chosen, union(tissue), slide.mpp_xy, (image.width, image.height)).run()
-    notes = [*slide.notes, *stained.model.warnings, *_odd(slide, stained, classes, tissue)]
+    notes = [*slide.notes, *stained.model.warnings, *_odd(slide, stained, classes, tissue, marker.thresholds[0])]
     return DabSlide(
         name=name,
         image=image,
@@ -191,13 +193,23 @@ def mask_outline(mask: np.ndarray, scale_x: float, scale_y: float) -> BaseGeomet
 
 def _classes(slide: FoundNuclei, stained: Stained, marker: Marker, by_types: bool) -> np.ndarray:
     if not by_types:
-        return classify(stained.dab, marker.thresholds)
+        return _not_from_around(classify(stained.dab, marker.thresholds), stained.densities, marker.min_contrast)
     if slide.nuclei.types is None or slide.types is None:
         raise ValueError("--classes=types needs a network with types, and these nuclei have none")
     return classes_of_types(slide.nuclei.types, slide.types, stained.dab, marker.thresholds)
 
 
-def _odd(slide: FoundNuclei, stained: Stained, classes: np.ndarray, tissue: list[Region]) -> list[str]:
+def _not_from_around(classes: np.ndarray, densities: Densities, min_contrast: float) -> np.ndarray:
+    """Call weak and moderate nuclei negative that are not browner than the ring around them.
+
+    Cytoplasm and membranes lie over the nucleus, too. A strong nucleus among others like it is positive without that.
+    """
+    pale = densities.dab_median - densities.ring_dab_median < min_contrast  # False where there is no ring
+    graded = (classes == WEAK) | (classes == MODERATE)
+    return np.where(graded & pale & (min_contrast > 0), NEGATIVE, classes).astype(classes.dtype)
+
+
+def _odd(slide: FoundNuclei, stained: Stained, classes: np.ndarray, tissue: list[Region], from_od: float) -> list[str]:
     """Say what is unusual about a slide."""
     notes = []
     if not tissue:
@@ -206,6 +218,9 @@ def _odd(slide: FoundNuclei, stained: Stained, classes: np.ndarray, tissue: list
         notes.append("no positive nucleus, so no hot spot")
     if missing := int((classes == NOT_MEASURED).sum()):
         notes.append(f"{missing} nuclei could not be measured: in no share")
-    if stained.densities.lies_around(classes > NEGATIVE):
-        notes.append("DAB lies around the nuclei rather than in them: a marker of membranes or cytoplasm?")
+    brown = stained.dab >= from_od
+    if stained.densities.lies_around(brown):
+        spared = int((brown & (classes == NEGATIVE)).sum())
+        rest = f" {counted(spared, 'nucleus')} under it called negative (--min_contrast)" if spared else ""
+        notes.append(f"DAB lies around the nuclei rather than in them: a marker of membranes or cytoplasm?{rest}")
     return notes

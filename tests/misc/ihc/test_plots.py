@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from dataclasses import replace
@@ -81,8 +82,13 @@ def test_the_best_hot_spot_lies_on_top_where_boxes_touch():
 def test_histogram_counts_every_nucleus_once_in_the_colour_of_its_class():
     dab = np.array([-0.05, 0.0, 0.2, 0.2001, 0.39, 0.4, 0.6, 0.75, np.nan])
     scored = score(classify(dab))
-    axes = dab_histogram(dab, (0.2, 0.4, 0.6), scored, "a slide").axes[0]
-    assert [patch.get_data().values.sum() for patch in axes.patches] == [2, 3, 1, 2]
+    for classes, counts in ((None, [2, 3, 1, 2]), (np.array([1, 1, 2, 1, 2, 3, 4, 4, 0]), [3, 2, 1, 2])):
+        bars = [
+            p.get_data() for p in dab_histogram(dab, (0.2, 0.4, 0.6), scored, "a slide", "x", classes).axes[0].patches
+        ]
+        assert [(bar.values - bar.baseline).sum() for bar in bars] == counts
+        for below, bar in itertools.pairwise(bars):  # stacked
+            np.testing.assert_array_equal(bar.baseline, below.values)
     assert describe(scored).startswith("8 nuclei, H-score 138, positive 75.0 %")
     assert describe(score(np.zeros(0, int))) == "no nucleus was measured"
 
