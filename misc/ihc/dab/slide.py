@@ -105,9 +105,10 @@ class DabSlide:
         """Return what pictures say of stains and thresholds, and the notes."""
         weak, moderate, strong = self.marker.thresholds
         model, numbers = self.stained.model, lambda values: ", ".join(f"{value:.2f}" for value in values)
+        contrast = f"; weak and moderate {self.marker.min_contrast:.3g} above the ring around them"
         said = [
             f"DAB above the background ({self.stained.ground:.2f}): weak {weak:.3g}, moderate {moderate:.3g}, strong "
-            f"{strong:.3g}",
+            f"{strong:.3g}{contrast if self.marker.min_contrast else ''}",
             f"stains ({model.source}): H {numbers(model.hematoxylin_rgb)}; DAB {numbers(model.dab_rgb)}; "
             f"{model.angle_deg:.0f} degrees apart",
         ]
