@@ -19,8 +19,8 @@ Options:
   --thresholds=<list>       Median DAB optical density above the slide's background from which a nucleus is weak,
                             moderate, strong. Left out: the marker's.
   --min_contrast=<od>       Weak and moderate nuclei have at least so much more DAB than the ring of 2 um around them;
-                            others are negative, since cytoplasm and membranes lie over nuclei, too. 0 asks for none.
-                            [default: 0.05]
+                            others are negative, since cytoplasm and membranes lie over nuclei, too. 0 asks for none,
+                            as does --classes=types. [default: 0.05]
   --regions=<folder>        Outlines of regions by the name of the slide: QuPath's GeoJSON, or XML of Sedeen, ASAP,
                             ImageScope. Class `Tissue` says where there is tissue, `Hot spot` which fields are scored.
   --include=<list>          Classes of regions that are scored, as Tumor,Stroma. Left out: all but those excluded.
@@ -108,13 +108,15 @@ def score_all(args: dict) -> int:
 
 def parse(args: dict) -> DabOptions:
     """Turn docopt's strings into values and check their combinations, before any work."""
-    from misc.ihc.dab.options import DabOptions, check
+    from misc.ihc.dab.options import BY_TYPES, DabOptions, check
     from misc.ihc.markers import marker
     from misc.ihc.stain_estimate import parse_stain
 
     changes = {name: number(args, f"--{name}", kind) for name, kind in (("min_nuclei", int), ("top_k", int))}
     changes |= {"field_mm2": number(args, "--hotspot_field_mm2"), "shape": args["--hotspot_shape"]}
     changes |= {name: number(args, f"--{name}", zero=True) for name in ("min_tissue", "min_contrast")}
+    if args["--classes"] == BY_TYPES:
+        changes["min_contrast"] = 0.0
     changes |= {"ranked_by": args["--hotspot_by"], "thresholds": _thresholds(args)}
     output, json_dir = Path(args["--output_dir"]), args["--json_dir"]
     return check(

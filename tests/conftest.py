@@ -15,7 +15,7 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, and for the commands that tests start
 
-os.fsync = lambda file: None  # no test cuts the power; waiting for a busy disk took a tenth of the time
+os.fsync = lambda file: None  # no test cuts the power, and a busy disk would keep tests waiting
 
 ROOT = Path(__file__).resolve().parents[1]
 # The real images stay outside the repository (their licences do); tests that need them say so when they are skipped.

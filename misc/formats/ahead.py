@@ -1,4 +1,4 @@
-"""Call a function for one item after the other: some are ahead in threads or processes, and the order stays.
+"""Call a function for many items in threads or processes; results come in the order of the items.
 
 Python runs one thread at a time. So threads serve work that waits for files, and processes all other.
 """
@@ -66,7 +66,7 @@ def map_in_workers(function: Callable[[T], U], items: Iterable[T], nr_workers: i
     try:
         for number, item in enumerate(items):
             calls[number] = _Call(function, item)
-            pool.submit(f"part {number + 1}", calls[number], number)
+            pool.submit(f"piece {number + 1}", calls[number], number)
             if len(calls) == ahead:
                 yield first()
         while calls:

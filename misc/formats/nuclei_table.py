@@ -30,7 +30,7 @@ PIECE_NUCLEI = 2_000
 MEASURING = 2
 # A process takes about a second to start, in which this one measures 40,000 nuclei.
 PIECES_BEFORE_WORKERS = 20
-# So that the workers stay busy while more nuclei are read and sorted; nuclei and rows of 20 pieces take 50 MB.
+# So that the workers stay busy while more nuclei are read and sorted; nuclei and rows of 20 pieces take some 40 MB.
 PIECES_AHEAD = 20
 # Decimals of lengths and areas, and of the numbers between 0 and a few that shares and densities are.
 LENGTH_DECIMALS = 3

@@ -175,8 +175,9 @@ def describe(one: Marker) -> list[str]:
     weak, moderate, strong = one.thresholds
     lines = [
         f"{one.name}: weak from {weak:g}, moderate from {moderate:g}, strong from {strong:g} DAB OD above background",
-        *([f"weak and moderate: at least {one.min_contrast:g} OD above the ring around them"] * (one.min_contrast > 0)),
         f"hot spots: {one.shape} of {one.field_mm2:g} mm2, ranked by {one.ranked_by}, at least {one.min_nuclei} nuclei "
         f"and {100 * one.min_tissue:g} % tissue",
     ]
+    if one.min_contrast:
+        lines.insert(1, f"weak and moderate: at least {one.min_contrast:g} OD above the ring around them")
     return lines + [f"{c.name}: {', '.join(c.categories)}; {c.source}" for c in one.cutoffs]

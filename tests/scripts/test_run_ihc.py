@@ -139,6 +139,7 @@ def test_classes_by_k_means_of_all_images_or_by_the_types_of_the_network(ihc, tm
     for name in NAMES:
         row = table(tmp_path / "out", name)[0]
         assert int(row["negative"]) == int(row["nuclei"]) - -(-int(row["nuclei"]) // 4)
+        assert row["min_contrast_od"] == "0"  # the network decides
     assert call(ihc / "good", tmp_path / "out", f"--json_dir={nuclei}", "--classes=kmeans") == 0
     assert "k-means of 2 slides: weak, moderate, strong from 0.100" in capsys.readouterr().out
     limits = {
@@ -150,6 +151,17 @@ def test_classes_by_k_means_of_all_images_or_by_the_types_of_the_network(ihc, tm
         write_json(nuclei / f"{name}.json", replace(found, types=None, type_prob=None))
     assert call(ihc / "good", tmp_path / "two", f"--json_dir={nuclei}", "--classes=types") == 1
     assert "needs a network with types" in table(tmp_path / "two", "Lung1")[0]["failed"]
+
+
+def test_only_strong_nuclei_need_no_contrast_with_the_ring_around_them(ihc, tmp_path, capsys):
+    options = f"--json_dir={ihc / 'out' / 'segmentation' / 'json'}", "--pattern=Bladder1*", "--min_contrast=9"
+    assert call(ihc / "good", tmp_path, *options) == 0
+    assert "weak and moderate: at least 9 OD above the ring" in capsys.readouterr().out
+    strict, usual = table(tmp_path)[0], table(ihc / "out", "Bladder1")[0]
+    assert int(usual["weak"]) + int(usual["moderate"]) > 0
+    assert (strict["weak"], strict["moderate"], strict["strong"]) == ("0", "0", usual["strong"])
+    assert strict["nuclei"] == usual["nuclei"]
+    assert (strict["min_contrast_od"], usual["min_contrast_od"]) == ("9", "0.05")
 
 
 def annotation(name, label, rings):
@@ -317,7 +329,7 @@ def test_options_that_make_no_sense_are_one_line(ihc, tmp_path, capsys):
         ("--stain=blue", "--stain is default, auto or r,g,b:r,g,b"),
         ("--classes=hand", "--classes is od, kmeans, types"),
         ("--min_tissue=2", "--min_tissue is a share from 0 to 1"),
-        ("--min_contrast=some", "--min_contrast"),
+        ("--min_contrast=-1", "--min_contrast is a number from 0 on"),
         ("--thresholds=0.3,0.2,0.1", "rising"),
         ("--thresholds=a", "--thresholds takes three numbers"),
         ("--include=Tumor", "give --regions"),

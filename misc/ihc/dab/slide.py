@@ -142,7 +142,7 @@ def score_slide(
     found = None if chosen.tissue else tissue_region(image, slide.mpp_xy, xy)
     tissue = chosen.tissue or ([found] if found else [])
     scores = Scorer(xy, classes, marker, chosen, union(tissue), slide.mpp_xy, (image.width, image.height)).run()
-    notes = [*slide.notes, *stained.model.warnings, *_odd(slide, stained, classes, tissue, marker.thresholds[0])]
+    notes = [*slide.notes, *stained.model.warnings, *_odd(slide, stained, classes, tissue, marker)]
     return DabSlide(
         name=name,
         image=image,
@@ -210,7 +210,7 @@ def _not_from_around(classes: np.ndarray, densities: Densities, min_contrast: fl
     return np.where(graded & pale & (min_contrast > 0), NEGATIVE, classes).astype(classes.dtype)
 
 
-def _odd(slide: FoundNuclei, stained: Stained, classes: np.ndarray, tissue: list[Region], from_od: float) -> list[str]:
+def _odd(slide: FoundNuclei, stained: Stained, classes: np.ndarray, tissue: list[Region], marker: Marker) -> list[str]:
     """Say what is unusual about a slide."""
     notes = []
     if not tissue:
@@ -219,9 +219,9 @@ def _odd(slide: FoundNuclei, stained: Stained, classes: np.ndarray, tissue: list
         notes.append("no positive nucleus, so no hot spot")
     if missing := int((classes == NOT_MEASURED).sum()):
         notes.append(f"{missing} nuclei could not be measured: in no share")
-    brown = stained.dab >= from_od
+    brown = stained.dab >= marker.thresholds[0]
     if stained.densities.lies_around(brown):
-        spared = int((brown & (classes == NEGATIVE)).sum())
-        rest = f" {counted(spared, 'nucleus')} under it called negative (--min_contrast)" if spared else ""
-        notes.append(f"DAB lies around the nuclei rather than in them: a marker of membranes or cytoplasm?{rest}")
+        notes.append("DAB lies around the nuclei rather than in them: a marker of membranes or cytoplasm?")
+        if marker.min_contrast:
+            notes.append(f"{counted(int((brown & (classes == NEGATIVE)).sum()), 'nucleus')} negative by --min_contrast")
     return notes
