@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 
 # Time that an idle worker has to end by itself at the close, s.
 GRACE_S = 10
+# How processes start: with nothing of this one, neither its threads nor its files.
+CONTEXT = multiprocessing.get_context("spawn")
 # Workers have a lower priority than the process that feeds the network, so that the GPU is never idle.
 NICENESS = 10
 
@@ -276,10 +278,9 @@ class _Worker:
     """One process, and the only other end of its pipe."""
 
     def __init__(self):
-        context = multiprocessing.get_context("spawn")
-        self.pipe, other = context.Pipe()
+        self.pipe, other = CONTEXT.Pipe()
         # a daemon, so that a run that ends without closing its pool does not wait for it
-        self.process = context.Process(target=_serve, args=(other,), daemon=True)
+        self.process = CONTEXT.Process(target=_serve, args=(other,), daemon=True)
         self.process.start()
         self.known: dict[int, weakref.ref] = {}  # the memories that it maps
         other.close()  # the worker has the last one: reading ends when the worker ends

@@ -5,6 +5,8 @@ Small networks are slower with two threads than with one, the more so where test
 
 from __future__ import annotations
 
+import gc
+import multiprocessing
 import os
 import shutil
 import sys
@@ -32,6 +34,23 @@ LONGEST_FIRST = (
     "scripts/test_end_to_end.py",
     "infer/test_wsi.py",
 )
+
+
+# What takes long to import in the processes that tests start.
+SLOW = "torch infer.wsi scipy.ndimage scipy.io skimage.morphology benchmarks.mutated_readers pytest".split()
+
+
+def pytest_configure() -> None:
+    """Fork workers from a process that has imported what is slow; those of commands are spawned, as a user's are."""
+    import misc.workers
+
+    misc.workers.CONTEXT = multiprocessing.get_context("forkserver")
+    misc.workers.CONTEXT.set_forkserver_preload(SLOW)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what was imported stays
+    gc.set_threshold(50_000)  # looking for cycles was 6 % of all work
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -69,7 +88,7 @@ def browser():
         running.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def warm(tmp_path_factory):
     """A Python that starts at once; see `warm_python.py`."""
     from warm_python import WarmPython

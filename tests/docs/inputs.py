@@ -23,11 +23,11 @@ from models.hovernet.post_proc import measure
 
 MPP = 0.5  # um/px of the H&E images and of the slide
 IHC_MPP = 0.25
-SIDE_PX = 160  # what the network predicts at once is 164 px wide
-IHC_SIDE_PX = 320
+SIDE_PX = 108  # what the network at 30x predicts at once is 164 px wide
+IHC_SIDE_PX = 320  # as that at 20x
 GLASS = 244
-# Sides of the slide: it is one patch, and the fewer px it has, the sooner pages have run.
-TISSUE_PX, GLASS_PX = 204, 20
+# Sides of the slide: it is two patches wide, and the fewer px it has, the sooner pages have run.
+TISSUE_PX, GLASS_PX = 198, 10
 OURS = (".git*", ".venv", ".ci", ".*_cache", "tests", "logs", "dataset", "docs", "build", "*.egg-info")
 
 

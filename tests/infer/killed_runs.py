@@ -13,9 +13,7 @@ from pathlib import Path
 from infer.sinks import BlockJob, SlideJob
 from infer.spool import Spool
 
-# Processes are forked from one that has imported the slow modules.
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch", "infer.wsi", "scipy.ndimage", "skimage.morphology"])
+_CONTEXT = multiprocessing.get_context("forkserver")  # forked from a process that conftest.py describes
 
 
 @dataclass(frozen=True)

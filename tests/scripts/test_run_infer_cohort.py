@@ -40,10 +40,10 @@ def test_a_table_says_how_each_slide_is_read(weights, tmp_path, capsys):
     write_slide(tmp_path / "silent.tif", mpp=None)
     write_slide(tmp_path / "masked.tif")
     write_slide(tmp_path / "region.tif")
-    left = np.zeros((20, 26), np.uint8)
-    left[:, :4] = 255  # glass
+    left = np.zeros((40, 41), np.uint8)
+    left[:, :6] = 255  # glass
     cv2.imwrite(str(tmp_path / "left.png"), left)
-    ring = [[0, 0], [130, 0], [130, 199], [0, 199], [0, 0]]
+    ring = [[0, 0], [82, 0], [82, 159], [0, 159], [0, 0]]
     feature = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]}, "properties": {}}
     (tmp_path / "half.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
     (tmp_path / "cohort.csv").write_text(
@@ -64,7 +64,7 @@ def test_a_table_says_how_each_slide_is_read(weights, tmp_path, capsys):
     found = {name: len(nuclei) for name, nuclei in nuclei_of(tmp_path / "out").items()}
     assert found["plain"] == found["silent"] > 5
     shares = {name: float(line["tissue_share"] or 0) for name, line in lines.items()}
-    assert shares["masked.tif"] == pytest.approx(4 / 26, abs=1e-4)
+    assert shares["masked.tif"] == pytest.approx(6 / 41, abs=1e-4)
     assert shares["region.tif"] == pytest.approx(shares["plain.tif"] / 2, rel=0.15)
 
 
