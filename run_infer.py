@@ -1,7 +1,7 @@
 """Segment and classify nuclei in images and whole slides.
 
 Usage:
-  run_infer.py [options] [--help] (tile | wsi | merge) [<args>...]
+  run_infer.py [options] (tile | wsi | merge) [<args>...]
   run_infer.py --version
   run_infer.py (-h | --help)
 
@@ -14,7 +14,7 @@ Commands:
   wsi     whole slides of any size
   merge   join what jobs that shared slides found (wsi --shard)
 
-`run_infer.py <command> --help` shows the options of a command.
+`run_infer.py <command> --help` shows the options of a command. Options may stand before the command or after it.
 """
 
 from __future__ import annotations

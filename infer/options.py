@@ -43,8 +43,6 @@ TILE_TEXT = """Segment and classify nuclei in images.
 Usage:
   run_infer.py tile --input_dir=<path> --output_dir=<path> [options]
 
-Options of both commands, --model_path among them, go before `tile`: see run_infer.py --help.
-
 Options:
   -h --help              Show this text.
   --input_dir=<path>     Folder with the images.
@@ -70,8 +68,6 @@ WSI_TEXT = """Segment and classify nuclei in whole slides.
 
 Usage:
   run_infer.py wsi (--input_dir=<path> | --slides=<csv>) --output_dir=<path> [options]
-
-Options of both commands, --model_path among them, go before `wsi`: see run_infer.py --help.
 
 Options:
   -h --help                Show this text.
@@ -117,7 +113,7 @@ Options:
 MERGE_TEXT = """Join the results of the shards of a cohort: their lines in parts/ become summary.csv.
 
 Usage:
-  run_infer.py merge --output_dir=<path>
+  run_infer.py merge --output_dir=<path> [options]
 
 Options:
   -h --help              Show this text.

@@ -63,14 +63,13 @@ def open_streams() -> None:
             setattr(sys, name, open(number, "w", closefd=False))
 
 
-def read(text: str, argv: list[str], elsewhere: Mapping[str, str] | None = None, **how: bool) -> dict:
+def read(text: str, argv: list[str], elsewhere: Mapping[str, str] | None = None) -> dict:
     """Return the options by name, as docopt does.
 
     Args:
         text: help text, in docopt's language.
         argv: the command line, without the script's name.
-        elsewhere: options that belong elsewhere in the command line, and where.
-        **how: other arguments of docopt.
+        elsewhere: options that do not belong here, and what they go with.
 
     Raises:
         UsageError: an option or a word is unknown, in the wrong place, missing, or one too many.
@@ -78,24 +77,24 @@ def read(text: str, argv: list[str], elsewhere: Mapping[str, str] | None = None,
     from docopt import DocoptExit, docopt
 
     try:
-        return dict(docopt(text, argv, version=f"HoVer-Net toolkit {VERSION}", **how))
+        return dict(docopt(text, argv, version=f"HoVer-Net toolkit {VERSION}"))
     except DocoptExit:
-        raise UsageError(explain(text, argv, elsewhere or {}, how.get("options_first", False))) from None
+        raise UsageError(explain(text, argv, elsewhere or {})) from None
 
 
 def read_commands(text: str, argv: list[str], common: str, commands: Mapping[str, str]) -> dict:
     """Return the options of a script and of its command together; see `read` and `run_command`."""
-    text %= common
-    named = [word for word in argv if word in commands][:1]
-    where = f"after `{named[0]}`" if named else "after the command"
-    after = dict.fromkeys((option for name in named or commands for option in option_names(commands[name])), where)
-    args = read(text, argv, after, options_first=True, default_help=False)
-    command = next((name for name in commands if args[name]), None)
-    if command is None:  # --help alone
-        print(text.strip())
-        sys.exit()
-    own = ["--help"] if args["--help"] else args["<args>"]
-    return args | read(commands[command], [command, *own], dict.fromkeys(option_names(text), f"before `{command}`"))
+    command = next((word for word in argv if word in commands), None)
+    known = {name: option_names(own) for name, own in commands.items()}
+    others = {
+        option: "with " + " or ".join(f"`{name}`" for name in commands if option in known[name])
+        for options in known.values()
+        for option in options
+        if option not in known.get(command, ())
+    }
+    if command is None:  # a mistake, --help or --version
+        return read(text % common, argv, others)
+    return dict.fromkeys(commands, False) | read(f"{commands[command]}\nOptions of all commands:{common}", argv, others)
 
 
 def numbers(args: Mapping[str, Any], option: str, kind: type = float) -> list | None:

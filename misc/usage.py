@@ -32,14 +32,13 @@ def option_names(text: str) -> dict[str, Any]:
     return {name: option for option in found for name in (option.short, option.longer) if name}
 
 
-def explain(text: str, argv: Sequence[str], elsewhere: Mapping[str, str], options_first: bool) -> str:
+def explain(text: str, argv: Sequence[str], elsewhere: Mapping[str, str]) -> str:
     """Return what is wrong with a command line that docopt refused, and how to see all options.
 
     Args:
         text: help text, in docopt's language.
         argv: the command line, without the script's name.
-        elsewhere: options that belong elsewhere in the command line, and where.
-        options_first: the first word that is no option ends the options.
+        elsewhere: options that do not belong here, and what they go with.
     """
     options, name = option_names(text), program(text)
     usage = re.search(r"Usage:\n(.*?)(?:\n\n|\Z)", text, re.DOTALL)[1]
@@ -47,10 +46,11 @@ def explain(text: str, argv: Sequence[str], elsewhere: Mapping[str, str], option
     usages = [_Usage(line, usage, options) for line in lines if not re.match(r"\(?-(h|-help|-version)\b", line)]
     commands = sorted(set().union(*(usage.commands for usage in usages)))
     try:
-        reason = _mismatch(usages, commands, *_split(argv, options, elsewhere, options_first))
+        reason = _mismatch(usages, commands, *_split(argv, options, elsewhere))
     except UsageError as error:
         reason = str(error)
-    return f"{reason} ({' '.join([name, *(word for word in argv[:1] if word in commands)])} --help shows all options)"
+    named = [word for word in argv if word in commands][:1]
+    return f"{reason} ({' '.join([name, *named])} --help shows all options)"
 
 
 class _Usage:
@@ -105,7 +105,7 @@ def _mismatch(usages: Sequence[_Usage], commands: Sequence[str], given: Sequence
 
 
 def _split(
-    argv: Sequence[str], options: Mapping[str, Any], elsewhere: Mapping[str, str], options_first: bool
+    argv: Sequence[str], options: Mapping[str, Any], elsewhere: Mapping[str, str]
 ) -> tuple[list[str], list[str]]:
     """Return the options of a command line, by their whole names, and its other words.
 
@@ -116,7 +116,7 @@ def _split(
     for word in rest:
         if word[:1] not in DASHES or re.match(r"-(\.?\d|-?$)", word):
             words += [word] if word != "--" else []
-            words += rest if options_first or word == "--" else []
+            words += rest if word == "--" else []
             continue
         name, equals, value = word.partition("=")
         option = options[_find(name, options, elsewhere)]

@@ -60,8 +60,8 @@ def test_each_mistake_of_a_command_line_is_named(subtests):
         assert said in str(error.value), argv
         assert "\n" not in str(error.value)
     assert read(TEXT, ["--in=a", "--out", "b", "--mp", "-1"])["--mpp"] == "-1"  # as docopt abbreviates
-    with pytest.raises(UsageError, match="--gpu goes before `tile`"):
-        read(TEXT, ["--gpu=0"], {"--gpu": "before `tile`"})
+    with pytest.raises(UsageError, match="--shard goes with `wsi`"):
+        read(TEXT, ["--shard=0"], {"--shard": "with `wsi`"})
 
 
 def test_a_mistyped_option_is_one_line_in_every_script(capsys, subtests):

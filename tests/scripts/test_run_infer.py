@@ -17,6 +17,8 @@ from skimage.data import immunohistochemistry
 import run_infer
 from infer.options import COMMON_TEXT, TILE_TEXT, WSI_TEXT
 from infer.run import Report
+from misc.cli import read_commands
+from misc.usage import option_names
 from models.hovernet.checkpoint import save_weights
 from models.hovernet.net_desc import create_model
 
@@ -228,11 +230,31 @@ def test_as_a_process_with_spawned_workers(images, tmp_path):
     assert (tmp_path / "out" / "mat" / "TCGA-1.2 x.mat").is_file()
 
 
-def test_an_option_of_both_commands_after_one_of_them_is_one_line(capsys):
-    for command in ["tile", "wsi"]:
-        for option in ["--overwrite", "--gpu="]:
-            assert run_infer.main([command, option, "--input_dir=a", "--output_dir=b"]) == 2
-            assert f"goes before `{command}`" in capsys.readouterr().err
+def test_options_may_stand_before_a_command_and_after_it(subtests):
+    common, texts = run_infer.commands()
+    needed = {"tile": ["--input_dir=a", "--output_dir=b"], "wsi": ["--slides=a", "--output_dir=b"]}
+    needed["merge"] = ["--output_dir=b"]
+    for command, own in needed.items():
+        for name, option in option_names(common).items():
+            with subtests.test(command=command, option=name):
+                given = f"{name}=1" if option.argcount else name
+                read = [
+                    read_commands(run_infer.__doc__, argv, common, texts)
+                    for argv in ([given, command, *own], [command, *own, given], [*own, given, command])
+                ]
+                assert read[0] == read[1] == read[2]
+                assert read[0][name] == ("1" if option.argcount else True)
+                assert [word for word in needed if read[0][word]] == [command]
+
+
+def test_an_option_of_another_command_is_one_line(capsys):
+    for argv, said in (
+        (["tile", "--shard=0/2", "--input_dir=a", "--output_dir=b"], "--shard goes with `wsi`"),
+        (["--pattern=*", "merge", "--output_dir=b"], "--pattern goes with `tile` or `wsi`"),
+        (["--mpp=1"], "--mpp goes with `tile` or `wsi`"),
+    ):
+        assert run_infer.main(argv) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_unknown_command(capsys):
