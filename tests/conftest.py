@@ -35,13 +35,15 @@ LONGEST_FIRST = (
     "infer/test_wsi.py",
 )
 
-
-# What takes long to import in the processes that tests start.
+# What takes long to import in the workers of tests.
 SLOW = "torch infer.wsi scipy.ndimage scipy.io skimage.morphology benchmarks.mutated_readers pytest".split()
 
 
 def pytest_configure() -> None:
-    """Fork workers from a process that has imported what is slow; those of commands are spawned, as a user's are."""
+    """Fork workers from a process that has imported what is slow.
+
+    Scripts that tests start, and the tests of the pool itself, spawn theirs as a user's do.
+    """
     import misc.workers
 
     misc.workers.CONTEXT = multiprocessing.get_context("forkserver")

@@ -23,8 +23,9 @@ from models.hovernet.post_proc import measure
 
 MPP = 0.5  # um/px of the H&E images and of the slide
 IHC_MPP = 0.25
-SIDE_PX = 108  # what the network at 30x predicts at once is 164 px wide
-IHC_SIDE_PX = 320  # as that at 20x
+# One patch each: it is 164 px wide at 30x (H&E) and at 20x (DAB).
+SIDE_PX = 108
+IHC_SIDE_PX = 320
 GLASS = 244
 # Sides of the slide: it is two patches wide, and the fewer px it has, the sooner pages have run.
 TISSUE_PX, GLASS_PX = 198, 10

@@ -6,7 +6,8 @@ import errno
 import threading
 
 import pytest
-from test_workers import Work, double, run, values
+from test_workers import run, values
+from worker_jobs import Work, double
 
 import misc.workers
 from misc.threads import start_threads, thread_pool
