@@ -8,7 +8,9 @@ from __future__ import annotations
 import ast
 import os
 import sys
+from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +86,12 @@ def read(text: str, argv: list[str], elsewhere: Mapping[str, str] | None = None)
 
 def read_commands(text: str, argv: list[str], common: str, commands: Mapping[str, str]) -> dict:
     """Return the options of a script and of its command together; see `read` and `run_command`."""
-    command = next((word for word in argv if word in commands), None)
     known = {name: option_names(own) for name, own in commands.items()}
+    options = ChainMap(option_names(common), *known.values())
+    takes_value = {name for name, option in options.items() if option.argcount}
+    # `--model_path wsi tile`: a word after an option may be its value
+    words = [word for before, word in pairwise(["", *argv]) if before not in takes_value]
+    command = next((word for word in words if word in commands), None)
     others = {
         option: "with " + " or ".join(f"`{name}`" for name in commands if option in known[name])
         for options in known.values()

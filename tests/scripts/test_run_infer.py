@@ -247,6 +247,14 @@ def test_options_may_stand_before_a_command_and_after_it(subtests):
                 assert [word for word in needed if read[0][word]] == [command]
 
 
+def test_the_value_of_an_option_is_not_taken_for_the_command():
+    common, texts = run_infer.commands()
+    argv = ["--model_path", "wsi", "tile", "--input_dir", "merge", "--output_dir=tile"]
+    args = read_commands(run_infer.__doc__, argv, common, texts)
+    assert (args["tile"], args["wsi"], args["merge"]) == (True, False, False)
+    assert (args["--model_path"], args["--input_dir"], args["--output_dir"]) == ("wsi", "merge", "tile")
+
+
 def test_an_option_of_another_command_is_one_line(capsys):
     for argv, said in (
         (["tile", "--shard=0/2", "--input_dir=a", "--output_dir=b"], "--shard goes with `wsi`"),
