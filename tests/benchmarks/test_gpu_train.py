@@ -17,12 +17,12 @@ def test_carried_images_give_the_patches_of_the_recipe(tmp_path, shared):
 
     cut = gpu_train.cut_patches(tmp_path / "carried" / "consep", tmp_path / "cut", rehearse=False)
     folders = [f"--img_dir={firsts['consep'] / 'Images'}", f"--ann_dir={firsts['consep'] / 'Labels'}"]
-    options = ["--dataset=consep", "--type", "--type_info=pretrained/he_types.json", "--scale=0.5", "--mode=fast"]
+    options = ["--dataset=consep", "--type", "--type_info=pretrained/he_types.json", "--scale=0.75", "--mode=fast"]
     assert extract_patches.main([*options, "--step_size=164", f"--save_root={tmp_path}", *folders]) == 0
 
     wanted = sorted((tmp_path / "consep" / "train" / "540x540_164x164").iterdir())
-    assert len(wanted) == 16
+    assert len(wanted) == 25
     for path in wanted:
         assert np.array_equal(np.load(path), np.load(cut / path.name))
     (other,) = gpu_train.cut_patches(tmp_path / "carried" / "others", tmp_path / "cut", rehearse=False).iterdir()
-    assert np.load(other).shape == (128, 128, 4)
+    assert np.load(other).shape == (192, 192, 4)
