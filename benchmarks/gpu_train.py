@@ -1,4 +1,4 @@
-"""Train the recipe of pretrained/he_30x_long.py at half width, from random weights, for the available time on a CUDA GPU.
+"""Train pretrained/he_30x_long.py at half width, from random weights, for the available time on a CUDA GPU.
 
 Usage:
   gpu_train.py prepare --kumar=<dir> --consep=<dir> --others=<dir> [--out=<dir>]
