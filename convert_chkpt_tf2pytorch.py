@@ -4,13 +4,16 @@ Reads TensorFlow's .npz (the authors' first repository), and MONAI's, tiatoolbox
 checkpoint of run_train.py it keeps what inference needs: the weights, and what they say of themselves.
 
 Usage:
-  convert_chkpt_tf2pytorch.py [--overwrite] [--half] [--meta=<file>] --tf_path=<file> --pt_path=<file>
+  convert_chkpt_tf2pytorch.py [options] --tf_path=<file> --pt_path=<file>
   convert_chkpt_tf2pytorch.py (-h | --help)
 
 Options:
   -h --help         Show this text.
   --tf_path=<file>  Checkpoint to convert, for example hovernet_original_kumar_notype.npz.
   --pt_path=<file>  File to write, by custom named .tar.
+  --average=<list>  Checkpoints, separated by commas, to take the mean of all weights with: trainings that went on from
+                    one start with other samples or augmentation are often better together. What the new checkpoint
+                    says of itself comes from --tf_path.
   --half            Store the weights in half precision, half as large; they are loaded as float32.
   --meta=<file>     JSON object to add to what the checkpoint says of itself, e.g. {"mpp": 0.5, "scores": {...}}.
   --overwrite       Replace the file if it is there.
@@ -33,13 +36,15 @@ def main(argv: list[str] | None = None) -> int:
 def convert(args: dict) -> int:
     """Read the checkpoint, write it as ours, and say what it is."""
     from models.hovernet.checkpoint import build_model, load_checkpoint, save_weights
+    from run_utils.averaging import mean_weights
 
     target = Path(args["--pt_path"])
     if target.exists() and not args["--overwrite"]:
         raise ValueError(f"{target} exists; name another file or add --overwrite")
     checkpoint = load_checkpoint(args["--tf_path"])
+    others = [load_checkpoint(path) for path in (args["--average"] or "").split(",") if path]
     meta = checkpoint.meta | (read_meta(args["--meta"]) if args["--meta"] else {})
-    weights = build_model(checkpoint).state_dict()
+    weights = mean_weights([build_model(each).state_dict() for each in (checkpoint, *others)])
     if args["--half"]:
         weights = {name: v.half() if v.is_floating_point() else v for name, v in weights.items()}
     target.parent.mkdir(parents=True, exist_ok=True)

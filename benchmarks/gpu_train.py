@@ -182,7 +182,7 @@ def ship(log_dir: Path, out: Path) -> None:
             shutil.copy(log_dir / name, out / f"he_{name}")
     if path := last_checkpoint(log_dir, "net"):
         paths = {"--tf_path": str(path), "--pt_path": str(out / NAME)}
-        convert({**paths, "--half": True, "--meta": None, "--overwrite": True})
+        convert({**paths, "--half": True, "--meta": None, "--average": None, "--overwrite": True})
 
 
 if __name__ == "__main__":

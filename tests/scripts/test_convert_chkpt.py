@@ -26,6 +26,26 @@ def test_a_checkpoint_is_written_under_our_names(tmp_path, monkeypatch, capsys):
     assert load_checkpoint(tmp_path / "new" / "a.tar").nr_types == 3
 
 
+def test_the_mean_of_several_trainings(tmp_path, monkeypatch, capsys):
+    nets = [create_model("fast", nr_types=types, width=0.125).state_dict() for types in (3, 3, 3, None)]
+    paths = [tmp_path / f"{number}.tar" for number in range(4)]
+    for number, (path, net) in enumerate(zip(paths, nets, strict=True)):
+        torch.save({"desc": net, "meta": {"mpp": 0.25 + number}}, path)
+    target = tmp_path / "mean.tar"
+    given = [f"--tf_path={paths[0]}", f"--pt_path={target}"]
+    assert call(monkeypatch, *given, f"--average={paths[1]},{paths[2]}") == 0
+    mean = load_checkpoint(target)
+    assert mean.meta["mpp"] == 0.25
+    for name, value in mean.state_dict.items():
+        expected = sum(net[name].double() for net in nets[:3]) / 3 if value.is_floating_point() else nets[0][name]
+        torch.testing.assert_close(value.double(), expected.double(), atol=1e-6, rtol=1e-6)
+
+    capsys.readouterr()
+    assert call(monkeypatch, *given, "--overwrite", f"--average={paths[3]}") == 1
+    assert "differ in mode, types or width" in capsys.readouterr().err
+    assert load_checkpoint(target).meta["mpp"] == 0.25
+
+
 def test_nothing_is_overwritten_unasked(tmp_path, monkeypatch, capsys):
     torch.save(create_model("fast", width=0.125).state_dict(), tmp_path / "a.pth")
     (tmp_path / "a.tar").write_text("mine")
