@@ -1,4 +1,4 @@
-"""The configuration of the typed H&E checkpoint that ships: python run_train.py --config=pretrained/he_30x_long.py
+"""The configuration that goes on from he_30x.py: python run_train.py --config=pretrained/he_30x_long.py
 
 It trains the result of he_30x.py further, with its patches, on larger windows, and without recolouring: the network
 reads H&E alone, and need not learn brown nuclei (those are for ihc.py).
