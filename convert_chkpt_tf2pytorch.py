@@ -11,9 +11,8 @@ Options:
   -h --help         Show this text.
   --tf_path=<file>  Checkpoint to convert, for example hovernet_original_kumar_notype.npz.
   --pt_path=<file>  File to write, by custom named .tar.
-  --average=<list>  Checkpoints, separated by commas, to take the mean of all weights with: trainings that went on from
-                    one start with other samples or augmentation are often better together. What the new checkpoint
-                    says of itself comes from --tf_path.
+  --average=<list>  More checkpoints, separated by commas: the mean of their weights and those of --tf_path is written.
+                    This helps where several trainings went on from one checkpoint. All else comes from --tf_path.
   --half            Store the weights in half precision, half as large; they are loaded as float32.
   --meta=<file>     JSON object to add to what the checkpoint says of itself, e.g. {"mpp": 0.5, "scores": {...}}.
   --overwrite       Replace the file if it is there.

@@ -44,9 +44,10 @@ class Config:
     PATCHES = "dataset/training_data"
     VALID_PATCHES = "dataset/training_data/mat/mat/valid/whole"
     LOG_DIR = "logs/he"
+    SEED = 10
 
     def __init__(self):
-        self.seed = 10
+        self.seed = self.SEED
         self.logging = True
         self.debug = False
         self.type_classification = True

@@ -2,7 +2,7 @@
 
 A short training at 0.3333 um/px, with the patches of he_30x.py, from the checkpoint that knows only Kumar's images. So
 the networks of the folds never see the images that they are scored on. One epoch of 450 steps keeps four trainings
-affordable on a CPU; what ships has trained for seven times as many steps at this pixel size, so the scores are a lower
+affordable on a CPU; what ships has trained for nine times as many steps at this pixel size, so the scores are a lower
 bound.
 """
 

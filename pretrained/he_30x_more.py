@@ -21,7 +21,3 @@ class Config(he_30x_long.Config):
     EMA = 0.997
     SEED = 11
     LOG_DIR = "logs/he_30x_more"
-
-    def __init__(self):
-        super().__init__()
-        self.seed = self.SEED

@@ -44,8 +44,8 @@ def scored_network(net_info: dict) -> nn.Module:
 def mean_weights(networks: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Return the mean of the weights of trained networks; batch norm's counts of batches are those of the first.
 
-    Trainings that went on from one start with other samples or augmentation are often better together (Wortsman et al.
-    (2022), "Model soups", ICML).
+    It is often better than each of them where they went on from one checkpoint (Wortsman et al. (2022), "Model soups",
+    ICML).
 
     Args:
         networks: `state_dict` of each, float32, from the same mode, types and width.
