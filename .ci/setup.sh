@@ -1,6 +1,17 @@
 # Sourced by run_tile.sh and run_tests.sh: makes .venv beside this checkout, once, and activates it.
 # Installs again only when a file of requirements changes.
 
+# Of pip's lines, the names of what it fetches: the minutes are not silent.
+show_packages() {
+    local word name rest
+    while read -r word name rest; do
+        case $word in
+            Collecting) printf '  %s\n' "$name" ;;
+            Installing) echo "  installing them ..." ;;
+        esac
+    done
+}
+
 find_python() {
     local name
     for name in "${PYTHON:-}" python3.11 python3.12 python3.13 python3 python; do
@@ -21,7 +32,10 @@ setup_venv() {
         python=$(find_python) || return 1
         echo "Setting up $root/.venv (once, some minutes) ..."
         "$python" -m venv "$root/.venv" || return 1
-        "$root/.venv/bin/python" -m pip install --quiet --disable-pip-version-check "${wanted[@]/#/-r}" || return 1
+        (
+            set -o pipefail
+            "$root/.venv/bin/python" -m pip install --disable-pip-version-check "${wanted[@]/#/-r}" | show_packages
+        ) || return 1
         # Servers without a display lack libGL; the headless build of OpenCV is the same without its windows.
         if ! "$root/.venv/bin/python" -c 'import cv2' 2>/dev/null; then
             "$root/.venv/bin/python" -m pip uninstall --quiet --yes opencv-python || return 1

@@ -118,6 +118,8 @@ Usage:
 Options:
   -h --help              Show this text.
   --output_dir=<path>    Folder that the shards wrote to. Slides that failed or are missing are named (exit code 1).
+
+Of the options of all commands, only --no_report changes what `merge` does.
 """
 
 #  Options of the two commands, under the names that downstream code uses.
