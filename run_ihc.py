@@ -21,6 +21,8 @@ Options:
   --min_contrast=<od>       Weak and moderate nuclei have at least so much more DAB than the ring of 2 um around them;
                             others are negative, since cytoplasm and membranes lie over nuclei, too. 0 asks for none,
                             as does --classes=types. [default: 0.05]
+  --min_area=<um2>          Smaller nuclei (debris, caps of nuclei) are in no share: outlined in grey, not counted. 0
+                            counts all, as does --classes=types. [default: 10]
   --regions=<folder>        Outlines of regions by the name of the slide: QuPath's GeoJSON, or XML of Sedeen, ASAP,
                             ImageScope. Class `Tissue` says where there is tissue, `Hot spot` which fields are scored.
   --include=<list>          Classes of regions that are scored, as Tumor,Stroma. Left out: all but those excluded.
@@ -71,7 +73,7 @@ if TYPE_CHECKING:
     from misc.ihc.dab.options import DabOptions
 
 # The checkpoint that ships for DAB.
-MODEL_PATH = Path(__file__).with_name("pretrained") / "hovernet_ihc_fast_w025_20x.tar"
+MODEL_PATH = Path(__file__).with_name("pretrained") / "hovernet_ihc_fast_w025_30x.tar"
 # A file that does not say its pixel size is an image, up to this longer side, px; larger ones are slides, which must.
 IMAGE_PX = 8000
 
@@ -115,8 +117,9 @@ def parse(args: dict) -> DabOptions:
     changes = {name: number(args, f"--{name}", kind) for name, kind in (("min_nuclei", int), ("top_k", int))}
     changes |= {"field_mm2": number(args, "--hotspot_field_mm2"), "shape": args["--hotspot_shape"]}
     changes |= {name: number(args, f"--{name}", zero=True) for name in ("min_tissue", "min_contrast")}
+    changes["min_area_um2"] = number(args, "--min_area", zero=True)
     if args["--classes"] == BY_TYPES:
-        changes["min_contrast"] = 0.0
+        changes |= {"min_contrast": 0.0, "min_area_um2": 0.0}
     changes |= {"ranked_by": args["--hotspot_by"], "thresholds": _thresholds(args)}
     output, json_dir = Path(args["--output_dir"]), args["--json_dir"]
     return check(

@@ -28,10 +28,6 @@ SAMPLE_DIR=dataset/sample_ihc/imgs/
 if [ "$INPUT_DIR" = "$SAMPLE_DIR" ] && [ ! -d "$SAMPLE_DIR" ]; then
     python -m misc.sample "$SAMPLE_DIR" ihc.png
 fi
-if [ "$INPUT_DIR" = "$SAMPLE_DIR" ]; then
-    # its brown lies around the nuclei, where the checkpoint for nuclear markers misses most of them
-    MODEL_PATH=${MODEL_PATH:-pretrained/hovernet_fast_w025_20x.tar}
-fi
 for option in REGIONS INCLUDE EXCLUDE MPP COMPARE MODEL_PATH; do
     if [ -n "${!option}" ]; then
         FLAGS+=("--$(echo "$option" | tr '[:upper:]' '[:lower:]')=${!option}")

@@ -86,11 +86,13 @@ def rules_of(
 
 
 def load(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray]:
-    """Return nuclei of an image: (N, 2) px, (N,) bool positive by run_ihc.py and by the network (`None` if it has no
-    types), (N,) DAB density above the ground."""
+    """Return the nuclei of an image that count: (N, 2) px, (N,) bool positive by run_ihc.py, by the network, (N,) DAB.
+
+    The network's are `None` if it has no types; DAB is the density above the ground.
+    """
     from misc.formats.nuclei_json import read_json, types_from_header
     from misc.ihc.measure import Densities
-    from misc.ihc.scores import NEGATIVE
+    from misc.ihc.scores import NEGATIVE, NOT_COUNTED
     from misc.type_info import positive_ids
 
     nuclei, header = read_json(folder / "segmentation" / "json" / f"{name}.json")
@@ -101,7 +103,9 @@ def load(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | 
     scored, _ = read_json(folder / "json" / f"{name}.json")
     if not np.array_equal(scored.ids, nuclei.ids):
         raise ValueError(f"{name}: json/ and segmentation/ of {folder} have other nuclei; run run_ihc.py again")
-    return nuclei.centroids_xy, scored.types > NEGATIVE, positive, found.dab_median - found.ground()
+    counts, density = scored.types > NOT_COUNTED, found.dab_median - found.ground()
+    by_network = None if positive is None else positive[counts]
+    return nuclei.centroids_xy[counts], scored.types[counts] > NEGATIVE, by_network, density[counts]
 
 
 def pair(centroids: np.ndarray, drawn: np.ndarray, xy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

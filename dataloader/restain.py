@@ -16,7 +16,7 @@ import numpy as np
 from misc.ihc.scores import DAB, MODERATE, NEGATIVE, STRONG, WEAK
 from misc.ihc.stain import unmixing
 
-from .restain_scene import LEAST_OD, MUCH, SOME, Patch, brown_cells, debris, glass, haze, ink, photograph
+from .restain_scene import LEAST_OD, MUCH, SOME, Patch, brown_cells, debris, ghosts, glass, haze, ink, photograph
 
 # Classes of nuclei by how many there are: negative and positive, or negative, weak, moderate and strong.
 CLASS_COUNTS = (2, 4)
@@ -108,11 +108,13 @@ def restain(
     classes = _draw_classes(patch, _likeness(patch, rng.uniform(0, 0.95), rng), share, rng)
     colours = _draw_colours(rng)
     blue, rim = _counterstain(patch, classes, rng)
+    unfocused_blue, unfocused_brown = ghosts(patch, rng)
+    blue += unfocused_blue
     uneven, grey = glass(patch, rng)
     # DAB that a measurement finds per unit of each of them
     in_blue, in_brown, in_tint, in_grey, _, in_light = _DAB_OF_RGB @ colours
     found = patch.means(in_blue * blue + in_tint * uneven + in_grey * grey) + in_light
-    ground = _brown_ground(patch, extent, found, in_brown, rng)
+    ground = _brown_ground(patch, extent, found, in_brown, unfocused_brown, rng)
     found += in_brown * patch.means(ground)
     dark, specks, clear = debris(patch, rng)
     brown = ground + specks + _nuclear_dab(patch, classes, found / in_brown, rim, rng)
@@ -232,18 +234,19 @@ def _wanted_dab(classes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _brown_ground(
-    patch: Patch, extent: int, found: np.ndarray, in_brown: float, rng: np.random.Generator
+    patch: Patch, extent: int, found: np.ndarray, in_brown: float, unfocused: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """(H, W) amount of DAB that is not nuclear; over nuclei it is limited so that negative ones stay negative.
+    """(H, W) amount of DAB that no labelled nucleus has; over nuclei it is limited so that negative ones stay negative.
 
     Args:
         extent: a key of `MOST_NEGATIVE_OD`.
         found: (N,) DAB that a measurement finds in each nucleus without it.
         in_brown: DAB that a measurement finds per unit of drawn DAB.
+        unfocused: (H, W) DAB of nuclei out of focus.
     """
-    ground = np.zeros(patch.instances.shape, np.float32) if extent == MUCH else haze(patch, rng)
+    ground = unfocused if extent == MUCH else unfocused + haze(patch, rng)
     if extent:
-        ground += brown_cells(patch, _likeness(patch, rng.uniform(0.7, 1), rng), extent, rng)
+        ground = ground + brown_cells(patch, _likeness(patch, rng.uniform(0.7, 1), rng), extent, rng)
     over = np.maximum(in_brown * patch.means(ground), LEAST_OD)
     kept = np.clip((MOST_NEGATIVE_OD[extent] - found) / over, 0, 1)
     kept[0] = 1

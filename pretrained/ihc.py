@@ -32,15 +32,17 @@ class Config:
     START = "hovernet_he_fast_w025_20x.tar"  # of this folder
     PHASES = ((1, 5.0e-4),)  # (epochs of 472 steps, learning rate)
     EMA = 0.995
-    BATCH, WINDOW = 2, 344  # as in he.py
+    BATCH = 2
+    WINDOW = 344  # as in he.py
     KUMAR_TIMES = 2  # about as many samples as from CoNSeP
     PATCHES = "dataset/training_data"
     UNTYPED_PATCHES = "dataset/training_data/consep_untyped"
     VALID_PATCHES = "dataset/training_data/mat/mat/valid/whole"
     LOG_DIR = "logs/ihc"
+    SEED = 10
 
     def __init__(self):
-        self.seed = 10
+        self.seed = self.SEED
         self.logging = True
         self.debug = False
         self.type_classification = True

@@ -15,7 +15,17 @@ from run_utils.trainer import Trainer
 def test_every_configuration_that_ships_can_be_trained():
     paths = sorted((ROOT / "pretrained").glob("*.py"))
     stems = {path.stem for path in paths}
-    assert stems >= {"config", "he", "he_30x", "he_30x_long", "he_30x_more", "he_30x_stains", "ihc"}
+    assert stems >= {
+        "config",
+        "he",
+        "he_30x",
+        "he_30x_long",
+        "he_30x_more",
+        "he_30x_stains",
+        "ihc",
+        "ihc_30x",
+        "ihc_30x_focus",
+    }
     for path in paths:
         manager = run_train.load_manager(path)()
         trainer = Trainer(manager, [torch.device("cpu")])  # checks shapes and types

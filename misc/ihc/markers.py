@@ -80,6 +80,7 @@ class Marker:
         thresholds: DAB optical densities above the ground from which a nucleus is weak, moderate, strong.
         min_contrast: DAB density above that of the ring around it which a weak or moderate nucleus has at least; 0 asks
             for none.
+        min_area_um2: area of a nucleus that counts, at least.
         field_mm2: area of a hot spot.
         shape: `SQUARE` or `CIRCLE`.
         ranked_by: `BY_INDEX` (share of positive nuclei) or `BY_POSITIVE` (positive nuclei a mm2).
@@ -94,6 +95,7 @@ class Marker:
     name: str
     thresholds: tuple[float, float, float] = THRESHOLDS_OD
     min_contrast: float = 0.0
+    min_area_um2: float = 0.0
     field_mm2: float = FIELD_MM2
     shape: str = SQUARE
     ranked_by: str = BY_INDEX
@@ -154,6 +156,8 @@ def check_marker(one: Marker) -> Marker:
         raise ValueError(f"--thresholds: expected three rising DAB densities, got {list(one.thresholds)}")
     if not 0 <= one.min_contrast < math.inf:
         raise ValueError(f"--min_contrast is a DAB density from 0 on, got {one.min_contrast}")
+    if not 0 <= one.min_area_um2 < math.inf:
+        raise ValueError(f"--min_area is an area in um2 from 0 on, got {one.min_area_um2}")
     if not 0 < one.field_mm2 < math.inf:
         raise ValueError(f"--hotspot_field_mm2 is a positive number, got {one.field_mm2}")
     for option, value, known in (
@@ -180,4 +184,6 @@ def describe(one: Marker) -> list[str]:
     ]
     if one.min_contrast:
         lines.insert(1, f"weak and moderate: at least {one.min_contrast:g} OD above the ring around them")
+    if one.min_area_um2:
+        lines.insert(-1, f"counted: nuclei of at least {one.min_area_um2:g} um2")
     return lines + [f"{c.name}: {', '.join(c.categories)}; {c.source}" for c in one.cutoffs]

@@ -17,7 +17,7 @@ import shapely
 from misc.formats.sedeen import HOT_SPOT
 from misc.ihc.region_files import region_colour
 from misc.ihc.regions import TISSUE, Region
-from misc.ihc.scores import CLASS_NAMES, MODERATE, NEGATIVE, NOT_MEASURED, STRONG, WEAK
+from misc.ihc.scores import CLASS_NAMES, MODERATE, NEGATIVE, NOT_COUNTED, STRONG, WEAK
 from misc.slides.tissue import save_png
 from misc.type_info import RGB, TypeInfo
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # Colours of the classes on tissue: told apart by readers of any colour vision, brighter than nuclei, not of the stains'
 # own hues; yellow to magenta rises with the staining.
 CLASS_TYPES: TypeInfo = {
-    NOT_MEASURED: ("not measured", (150, 150, 150)),
+    NOT_COUNTED: ("not counted", (150, 150, 150)),
     NEGATIVE: (CLASS_NAMES[NEGATIVE], (0, 200, 255)),
     WEAK: (CLASS_NAMES[WEAK], (255, 230, 50)),
     MODERATE: (CLASS_NAMES[MODERATE], (255, 140, 0)),
@@ -114,7 +114,7 @@ def _write(panel: Axes, caption: Caption) -> float:
     panel.text(left, y, title, fontsize=TITLE_PT, weight="bold", va="top")
     y += step * (1 + title.count("\n")) + 8
     for class_id, count in caption.counts.items():
-        if class_id != NOT_MEASURED or count:
+        if class_id != NOT_COUNTED or count:
             _legend_line(panel, (left, y), class_id, caption.counts)
             y += step
     y += 12
@@ -132,8 +132,8 @@ def _legend_line(panel: Axes, xy: tuple[float, float], class_id: int, counts: di
     (x, y), (name, rgb), count = xy, CLASS_TYPES[class_id], counts[class_id]
     panel.add_patch(Rectangle((x, y), 18, 16, facecolor="white", edgecolor=unit(HALO), linewidth=3.4))
     panel.add_patch(Rectangle((x, y), 18, 16, fill=False, edgecolor=unit(rgb), linewidth=1.8))
-    total = sum(number for key, number in counts.items() if key != NOT_MEASURED)
-    share = f"{100 * count / total:.1f} %" if total and class_id != NOT_MEASURED else ""
+    total = sum(number for key, number in counts.items() if key != NOT_COUNTED)
+    share = f"{100 * count / total:.1f} %" if total and class_id != NOT_COUNTED else ""
     style = {"fontsize": TEXT_PT, "va": "center"}
     panel.text(x + 32, y + 8, name, **style)
     panel.text(x + 200, y + 8, f"{count:,}", ha="right", **style)

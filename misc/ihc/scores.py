@@ -19,8 +19,8 @@ from misc.type_info import TypeInfo, find_ids, positive_ids
 
 # Mean DAB optical density of a nucleus from which it is weak, moderate, strong: QuPath's defaults for nuclear DAB.
 THRESHOLDS_OD = (0.2, 0.4, 0.6)
-# Types of nuclei by stain, as the lab's pens number them; 0 is a nucleus that could not be measured.
-NOT_MEASURED, NEGATIVE, WEAK, MODERATE, STRONG = 0, 1, 2, 3, 4
+# Types of nuclei by stain, as the lab's pens number them; 0 is a nucleus that was not measured or is too small.
+NOT_COUNTED, NEGATIVE, WEAK, MODERATE, STRONG = 0, 1, 2, 3, 4
 CLASS_NAMES: dict[int, str] = LAB_CLASSES
 # H-score: what a nucleus of each class counts; 100 strong nuclei of 100 are 300 (McCarty et al. 1985).
 H_WEIGHTS = {WEAK: 1, MODERATE: 2, STRONG: 3}
@@ -106,13 +106,13 @@ def classify(
             positive, and the thresholds only grade the positive ones (weak at least).
 
     Returns:
-        (N,) uint8: 1 negative, 2 weak, 3 moderate, 4 strong, 0 not measured.
+        (N,) uint8: 1 negative, 2 weak, 3 moderate, 4 strong, 0 not counted.
     """
     dab = np.asarray(dab, np.float64)
     classes = np.searchsorted(check_thresholds(thresholds), dab, side="right").astype(np.uint8) + np.uint8(NEGATIVE)
     if negative is not None:
         classes = np.where(negative, NEGATIVE, np.maximum(classes, WEAK)).astype(np.uint8)
-    classes[np.isnan(dab)] = NOT_MEASURED
+    classes[np.isnan(dab)] = NOT_COUNTED
     return classes
 
 

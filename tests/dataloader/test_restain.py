@@ -114,6 +114,26 @@ def test_neither_haze_nor_cytoplasm_nor_membranes_make_a_nucleus_positive(patch,
                 assert np.mean(inside < THRESHOLDS_OD[0]) > 0.95
 
 
+def test_nuclei_out_of_focus_are_pale_and_blurred_and_make_no_nucleus_positive(patch, monkeypatch):
+    image, labels = patch
+    monkeypatch.setattr(restain_scene, "GHOST_CHANCE", 1)
+    measured = restain_scene.Patch.of(image, labels, 0.5)
+    for seed in range(8):
+        planes = restain_scene.ghosts(measured, np.random.default_rng(seed))
+        both = sum(planes)
+        assert 0 < both.max() <= 1.5 * restain_scene.GHOST_OD[1]
+        assert max(np.abs(np.diff(both, axis=axis)).max() for axis in (0, 1)) < both.max() / 3  # no edge
+    empty = restain_scene.Patch.of(image, np.zeros_like(labels), 0.5)
+    assert not sum(restain_scene.ghosts(empty, np.random.default_rng(0))).any()
+    monkeypatch.setattr(restain_scene, "BROWN_GHOSTS", 1)
+    monkeypatch.setattr(restaining, "SHARES", ((0.0, 0.0),) * len(restaining.SHARES))
+    monkeypatch.setattr(restaining, "EXTENT_CHANCES", [1.0, 0.0, 0.0])
+    large = np.flatnonzero(np.bincount(labels.ravel(), weights=labels.ravel() > 0) >= LEAST_AREA_PX)
+    for seed in range(8):
+        dab = dict(zip(*nuclear_dab(restain(image, labels, np.random.default_rng(seed))[0], labels), strict=True))
+        assert np.mean([dab[nucleus] < THRESHOLDS_OD[0] for nucleus in large.tolist()]) > 0.95
+
+
 def test_positive_nuclei_lie_together(patch):
     """The nearest neighbour of a positive nucleus is positive more often than chance has it."""
     image, labels = patch

@@ -21,6 +21,7 @@ from misc.ihc import panel
 from misc.ihc.dab import files
 from misc.ihc.scores import CLASS_NAMES, NEGATIVE, h_score, wilson_interval
 from misc.nuclei import Nuclei
+from misc.nuclei_features import pixel_areas
 
 NAMES = ["Bladder1", "Lung1"]
 
@@ -64,7 +65,7 @@ def scored(row, classes):
     counts = {c: sum(1 for own in classes if own == c) for c in CLASS_NAMES}
     total, positive = sum(counts.values()), sum(counts.values()) - counts[NEGATIVE]
     assert [int(row[name]) for name in CLASS_NAMES.values()] == list(counts.values())
-    assert int(row["nuclei"]) == len(classes)
+    assert int(row["nuclei"]) == total
     if total:
         low, high = wilson_interval(positive, total)
         expected = (100 * positive / total, 100 * low, 100 * high, h_score(counts))
@@ -96,7 +97,7 @@ def test_a_folder_of_images_in_one_command(ihc, capsys):
         assert {c: said.count(c) for c in CLASS_NAMES.values()} == {c: int(row[c]) for c in CLASS_NAMES.values()}
         assert all("dab_median_od" in feature["properties"]["measurements"] for feature in features)
         listed = table(out, name=f"nuclei/{name}.csv")
-        assert [r["class"] for r in listed] == [CLASS_NAMES[c] for c in nuclei.types]
+        assert [r["class"] for r in listed] == [panel.CLASS_TYPES[c][0] for c in nuclei.types]
         assert float(listed[0]["x_px"]) == pytest.approx(nuclei.centroids_xy[0, 0], abs=1e-3)
         graphics = read_session(out / "sedeen" / f"{name}.session.xml").graphics
         assert [g.description for g in graphics].count("strong") == int(row["strong"])
@@ -162,6 +163,23 @@ def test_only_strong_nuclei_need_no_contrast_with_the_ring_around_them(ihc, tmp_
     assert (strict["weak"], strict["moderate"], strict["strong"]) == ("0", "0", usual["strong"])
     assert strict["nuclei"] == usual["nuclei"]
     assert (strict["min_contrast_od"], usual["min_contrast_od"]) == ("9", "0.05")
+
+
+def test_small_nuclei_are_outlined_and_in_no_share(ihc, tmp_path, capsys):
+    """All other tests run with the default; 0 counts all nuclei, a large value none."""
+    options = f"--json_dir={ihc / 'out' / 'segmentation' / 'json'}", "--pattern=Bladder1*"
+    found, _ = read_json(ihc / "out" / "segmentation" / "json" / "Bladder1.json")
+    areas_um2 = pixel_areas(found) * 0.25**2
+    for limit in (0, 10, 30, 1e6):
+        assert call(ihc / "good", tmp_path, *options, f"--min_area={limit}") == 0
+        said, row = capsys.readouterr().out, table(tmp_path)[0]
+        counted = np.count_nonzero(areas_um2 >= limit)
+        assert int(row["nuclei"]) == counted
+        assert ("smaller than --min_area: in no share" in said) == (counted < len(found))
+        assert (f"counted: nuclei of at least {limit:g} um2" in said) == (limit > 0)
+        kept, _ = read_json(tmp_path / "json" / "Bladder1.json")
+        np.testing.assert_array_equal(kept.types == 0, areas_um2 < limit)
+        assert len(kept) == len(found)
 
 
 def annotation(name, label, rings):
@@ -243,8 +261,9 @@ def test_what_a_slide_lacks_is_said(ihc, shared, tmp_path, capsys):
     assert call(folder, tmp_path / "out", f"--json_dir={nuclei}", "--thresholds=0.4,0.5,0.6", "--stain=default") == 0
     text = capsys.readouterr().out
     assert "empty: no nuclei" in text
-    none = f"{100 * wilson_interval(0, len(found))[1]:.1f}"
-    assert f"blue: {len(found)} nuclei, 0.0 % positive (0.0-{none}), H-score 0, no hot spot" in text
+    large = np.count_nonzero(pixel_areas(found) * 0.25**2 >= 10)  # --min_area
+    none = f"{100 * wilson_interval(0, large)[1]:.1f}"
+    assert f"blue: {large} nuclei, 0.0 % positive (0.0-{none}), H-score 0, no hot spot" in text
     assert "no positive nucleus, so no hot spot" in table(tmp_path / "out", "blue")[0]["flags"]
     assert "looks like H&E" in table(tmp_path / "out", "he")[0]["flags"]
     assert table(tmp_path / "out", "empty")[0]["flags"].startswith("no nuclei")
@@ -330,6 +349,7 @@ def test_options_that_make_no_sense_are_one_line(ihc, tmp_path, capsys):
         ("--classes=hand", "--classes is od, kmeans, types"),
         ("--min_tissue=2", "--min_tissue is a share from 0 to 1"),
         ("--min_contrast=-1", "--min_contrast is a number from 0 on"),
+        ("--min_area=-1", "--min_area is a number from 0 on"),
         ("--thresholds=0.3,0.2,0.1", "rising"),
         ("--thresholds=a", "--thresholds takes three numbers"),
         ("--include=Tumor", "give --regions"),

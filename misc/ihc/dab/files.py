@@ -23,7 +23,7 @@ from misc.ihc.dab.table import caption_lines
 from misc.ihc.panel import CLASS_TYPES, Caption, save_picture
 from misc.ihc.region_files import region_graphics, write_regions
 from misc.ihc.regions import Region
-from misc.ihc.scores import NOT_MEASURED
+from misc.ihc.scores import NOT_COUNTED
 from misc.nuclei import Nuclei
 from misc.slides.image import SlideImage
 
@@ -170,7 +170,7 @@ def _numbers(part: Part) -> dict[str, float]:
 
 def _nuclei_graphics(nuclei: Nuclei) -> Iterator[Graphic]:
     """Yield nuclei for Sedeen in the lab's pens, their density as the name; those not measured have no pen."""
-    drawn = np.flatnonzero((np.diff(nuclei.offsets) >= MIN_POINTS) & (nuclei.types != NOT_MEASURED))
+    drawn = np.flatnonzero((np.diff(nuclei.offsets) >= MIN_POINTS) & (nuclei.types != NOT_COUNTED))
     for part in _pieces(len(drawn)):
         chosen = nuclei.select(drawn[part])
         density = chosen.measured["dab_median_od"].tolist()

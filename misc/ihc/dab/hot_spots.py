@@ -22,7 +22,7 @@ import shapely
 from misc.ihc.density import window_sums
 from misc.ihc.markers import BY_INDEX, SQUARE, Marker
 from misc.ihc.regions import area_mask
-from misc.ihc.scores import NEGATIVE, NOT_MEASURED, Score, score
+from misc.ihc.scores import NEGATIVE, NOT_COUNTED, Score, score
 
 if TYPE_CHECKING:
     from shapely.geometry.base import BaseGeometry
@@ -102,7 +102,7 @@ def find_hot_spots(
     Returns:
         Best first, `marker.top_k` at most.
     """
-    classes, chosen = np.asarray(classes), np.asarray(classes) > NOT_MEASURED
+    classes, chosen = np.asarray(classes), np.asarray(classes) > NOT_COUNTED
     chosen = np.flatnonzero(chosen if inside is None else chosen & inside)
     positive = classes[chosen] > NEGATIVE
     if not positive.any():

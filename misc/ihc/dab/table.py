@@ -83,8 +83,9 @@ def _who(part: Part) -> dict:
 
 
 def _counts(part: Part) -> dict:
-    scored, nuclei = part.scored.score, int(part.members.sum())
-    positive = scored.measured - scored.counts[NEGATIVE]
+    scored = part.scored.score
+    nuclei = scored.measured
+    positive = nuclei - scored.counts[NEGATIVE]
     row: dict = {"nuclei": nuclei} | {name: scored.counts[c] for c, name in CLASS_NAMES.items()}
     row |= _percents("positive_percent", scored) | {"h_score": scored.h_score, "area_mm2": part.area_mm2}
     per_mm2 = (lambda count: count / part.area_mm2) if part.area_mm2 > 0 else lambda count: np.nan

@@ -18,7 +18,7 @@ from misc.formats.slide_facts import level0_xy
 from misc.ihc import plots
 from misc.ihc.density import bin_index
 from misc.ihc.heat_map.slide import SlideMap, SlideNuclei
-from misc.ihc.scores import CLASS_NAMES, NOT_MEASURED, Score, classify, score, score_columns
+from misc.ihc.scores import CLASS_NAMES, NOT_COUNTED, Score, classify, score, score_columns
 
 # Columns of a slide's table of nuclei: pixel centres at level 0; the density; the name of its class. Density and class
 # of a nucleus that could not be measured are empty.
@@ -88,7 +88,7 @@ def write_nuclei(path: Path, measured: Measured, classes: np.ndarray) -> None:
     Raises:
         ValueError: the JSON file has other nuclei than when they were measured.
     """
-    names = np.array([CLASS_NAMES.get(c, "") for c in range(NOT_MEASURED, max(CLASS_NAMES) + 1)])[classes]
+    names = np.array([CLASS_NAMES.get(c, "") for c in range(NOT_COUNTED, max(CLASS_NAMES) + 1)])[classes]
     start = 0
     with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as out:
         table = csv.writer(out, lineterminator="\n")
