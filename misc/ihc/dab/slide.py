@@ -1,8 +1,8 @@
 """One slide: from its nuclei, their densities and its regions to classes and scores.
 
-Where the network's type and the DAB density disagree, the density decides: its limits can be read, changed, and compared
-between labs. On 1,242 labelled nuclei of two labs (`benchmarks/ihc_classes.py`) it is right for 97.5 % (F1 of positive
-0.967), the network for 98.1 % (0.975).
+Where the network's type and the DAB density disagree, the density decides: its limits can be read, changed, and
+compared between labs. On 1,242 labelled nuclei of two labs (`benchmarks/ihc_classes.py`) it is right for 97.5 %
+(F1 of positive 0.967), the network for 98.1 % (0.975).
 """
 
 from __future__ import annotations
