@@ -169,7 +169,7 @@ def _numbers(part: Part) -> dict[str, float]:
 
 
 def _nuclei_graphics(nuclei: Nuclei) -> Iterator[Graphic]:
-    """Yield nuclei for Sedeen in the lab's pens, their density as the name; those not measured have no pen."""
+    """Yield nuclei for Sedeen in the lab's pens, their density as the name; those not counted have no pen."""
     drawn = np.flatnonzero((np.diff(nuclei.offsets) >= MIN_POINTS) & (nuclei.types != NOT_COUNTED))
     for part in _pieces(len(drawn)):
         chosen = nuclei.select(drawn[part])
