@@ -16,7 +16,7 @@ import numpy as np
 from misc.ihc.scores import DAB, MODERATE, NEGATIVE, STRONG, WEAK
 from misc.ihc.stain import unmixing
 
-from .restain_scene import LEAST_OD, MUCH, SOME, Patch, brown_cells, debris, ghosts, glass, haze, ink, photograph
+from .restain_scene import LEAST_OD, MUCH, SOME, Patch, brown_cells, debris, glass, haze, ink, photograph, unfocused
 
 # Classes of nuclei by how many there are: negative and positive, or negative, weak, moderate and strong.
 CLASS_COUNTS = (2, 4)
@@ -108,7 +108,7 @@ def restain(
     classes = _draw_classes(patch, _likeness(patch, rng.uniform(0, 0.95), rng), share, rng)
     colours = _draw_colours(rng)
     blue, rim = _counterstain(patch, classes, rng)
-    unfocused_blue, unfocused_brown = ghosts(patch, rng)
+    unfocused_blue, unfocused_brown = unfocused(patch, rng)
     blue += unfocused_blue
     uneven, grey = glass(patch, rng)
     # DAB that a measurement finds per unit of each of them

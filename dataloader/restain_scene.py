@@ -33,11 +33,11 @@ HAZE_OD = (0.0, 0.1)
 HAZE_CHANCE = 0.5
 # Nuclei above or below the focus, pale and blurred: nobody counts them. Their chance, share of the patch's nuclei,
 # amount of stain, blur (um), and the most of them that are brown.
-GHOST_CHANCE = 0.5
-GHOST_SHARE = (0.1, 0.7)
-GHOST_OD = (0.02, 0.12)
-GHOST_UM = (0.8, 2.2)
-BROWN_GHOSTS = 0.3
+UNFOCUSED_CHANCE = 0.5
+UNFOCUSED_SHARE = (0.1, 0.7)
+UNFOCUSED_OD = (0.02, 0.12)
+UNFOCUSED_UM = (0.8, 2.2)
+UNFOCUSED_BROWN = 0.3
 # Glass, light and grain.
 UNEVENNESS = 0.12  # standard deviation of the tint's strength
 GREY_OD = (0.0, 0.03)  # of unstained tissue
@@ -206,18 +206,20 @@ def haze(patch: Patch, rng: np.random.Generator) -> np.ndarray:
     return np.float32(rng.uniform(*HAZE_OD)) * uneven * np.clip(patch.matter, 0.2, 1.5)
 
 
-def ghosts(patch: Patch, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def unfocused(patch: Patch, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """(H, W) float32 amounts of haematoxylin and of DAB of nuclei out of focus, which no label has.
 
     They have the shapes of the patch's own nuclei, turned by 180 degrees, so that most lie beside these.
     """
     count, none = len(patch.areas), np.zeros(patch.instances.shape, np.float32)
-    if rng.random() > GHOST_CHANCE:
+    if rng.random() > UNFOCUSED_CHANCE:
         return none, none
-    amount = rng.uniform(*GHOST_OD) * rng.uniform(0.5, 1.5, count) * (rng.random(count) < rng.uniform(*GHOST_SHARE))
+    amount = (
+        rng.uniform(*UNFOCUSED_OD) * rng.uniform(0.5, 1.5, count) * (rng.random(count) < rng.uniform(*UNFOCUSED_SHARE))
+    )
     amount[0] = 0
-    brown = rng.random(count) < rng.uniform(0, BROWN_GHOSTS)
-    blur_um = rng.uniform(*GHOST_UM)
+    brown = rng.random(count) < rng.uniform(0, UNFOCUSED_BROWN)
+    blur_um = rng.uniform(*UNFOCUSED_UM)
     blue, dab = (patch.blur(patch.spread(amount * stain)[::-1, ::-1], blur_um) for stain in (~brown, brown))
     return blue, dab
 

@@ -178,12 +178,14 @@ def describe(one: Marker) -> list[str]:
     """Return what a run prints of a marker: every rule with its source, a line each."""
     weak, moderate, strong = one.thresholds
     lines = [
-        f"{one.name}: weak from {weak:g}, moderate from {moderate:g}, strong from {strong:g} DAB OD above background",
-        f"hot spots: {one.shape} of {one.field_mm2:g} mm2, ranked by {one.ranked_by}, at least {one.min_nuclei} nuclei "
-        f"and {100 * one.min_tissue:g} % tissue",
+        f"{one.name}: weak from {weak:g}, moderate from {moderate:g}, strong from {strong:g} DAB OD above background"
     ]
     if one.min_contrast:
-        lines.insert(1, f"weak and moderate: at least {one.min_contrast:g} OD above the ring around them")
+        lines.append(f"weak and moderate: at least {one.min_contrast:g} OD above the ring around them")
     if one.min_area_um2:
-        lines.insert(-1, f"counted: nuclei of at least {one.min_area_um2:g} um2")
+        lines.append(f"counted: nuclei of at least {one.min_area_um2:g} um2")
+    lines.append(
+        f"hot spots: {one.shape} of {one.field_mm2:g} mm2, ranked by {one.ranked_by}, at least {one.min_nuclei} nuclei "
+        f"and {100 * one.min_tissue:g} % tissue"
+    )
     return lines + [f"{c.name}: {', '.join(c.categories)}; {c.source}" for c in one.cutoffs]

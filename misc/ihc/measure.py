@@ -40,13 +40,16 @@ AROUND_SHARE = 0.5
 
 @dataclass(frozen=True)
 class Densities:
-    """Optical densities of N nuclei, each (N,) float32 in the order of the nuclei; NaN where nothing was measured.
+    """What was measured of N nuclei, each (N,) float32 in the order of the nuclei; NaN where nothing was measured.
+
+    All but `pixels` are optical densities.
 
     Attributes:
         dab_mean, dab_median: of the nucleus. Medians are lower medians, exact to half of `BIN_OD`.
         hematoxylin_mean: of the nucleus.
         ring_dab_mean, ring_dab_median: of the ring around it, without the pixels of any nucleus, exact to half of
             `BIN_OD`; NaN where other nuclei leave no ring.
+        pixels: number of pixels of the nucleus.
     """
 
     dab_mean: np.ndarray
@@ -54,13 +57,14 @@ class Densities:
     hematoxylin_mean: np.ndarray
     ring_dab_mean: np.ndarray
     ring_dab_median: np.ndarray
+    pixels: np.ndarray
 
     def __len__(self) -> int:
         return len(self.dab_mean)
 
     def columns(self) -> dict[str, np.ndarray]:
-        """Return the columns by name, as CSV and GeoJSON call them with `_od` added."""
-        return {f"{f.name}_od": getattr(self, f.name) for f in fields(self)}
+        """Return the densities by name, as CSV and GeoJSON call them with `_od` added."""
+        return {f"{f.name}_od": getattr(self, f.name) for f in fields(self) if f.name != "pixels"}
 
     def ground(self) -> float:
         """Return the DAB density of unstained tissue, above which thresholds count; 0 where there are no rings."""
@@ -197,12 +201,13 @@ def _histogram(which: np.ndarray, dab: np.ndarray, count: int) -> np.ndarray:
 
 
 def _summary(rows: np.ndarray) -> np.ndarray:
-    """Turn the rows of finished nuclei into the columns of `Densities`, (n, 5)."""
+    """Turn the rows of finished nuclei into the columns of `Densities`, (n, 6)."""
     nucleus, ring, (dab, hematoxylin) = rows[:, :BINS], rows[:, BINS:-2], rows[:, -2:].T
     with np.errstate(invalid="ignore"):  # nothing over nothing is NaN: not measured
         pixels = nucleus.sum(axis=1)
         ring_mean = ring @ MIDDLES_OD / ring.sum(axis=1)
-        return np.column_stack([dab / pixels, _median(nucleus), hematoxylin / pixels, ring_mean, _median(ring)])
+        own = [dab / pixels, _median(nucleus), hematoxylin / pixels]
+        return np.column_stack([*own, ring_mean, _median(ring), pixels])
 
 
 def _median(histogram: np.ndarray) -> np.ndarray:

@@ -116,16 +116,16 @@ def test_neither_haze_nor_cytoplasm_nor_membranes_make_a_nucleus_positive(patch,
 
 def test_nuclei_out_of_focus_are_pale_and_blurred_and_make_no_nucleus_positive(patch, monkeypatch):
     image, labels = patch
-    monkeypatch.setattr(restain_scene, "GHOST_CHANCE", 1)
+    monkeypatch.setattr(restain_scene, "UNFOCUSED_CHANCE", 1)
     measured = restain_scene.Patch.of(image, labels, 0.5)
     for seed in range(8):
-        planes = restain_scene.ghosts(measured, np.random.default_rng(seed))
+        planes = restain_scene.unfocused(measured, np.random.default_rng(seed))
         both = sum(planes)
-        assert 0 < both.max() <= 1.5 * restain_scene.GHOST_OD[1]
+        assert 0 < both.max() <= 1.5 * restain_scene.UNFOCUSED_OD[1]
         assert max(np.abs(np.diff(both, axis=axis)).max() for axis in (0, 1)) < both.max() / 3  # no edge
     empty = restain_scene.Patch.of(image, np.zeros_like(labels), 0.5)
-    assert not sum(restain_scene.ghosts(empty, np.random.default_rng(0))).any()
-    monkeypatch.setattr(restain_scene, "BROWN_GHOSTS", 1)
+    assert not sum(restain_scene.unfocused(empty, np.random.default_rng(0))).any()
+    monkeypatch.setattr(restain_scene, "UNFOCUSED_BROWN", 1)
     monkeypatch.setattr(restaining, "SHARES", ((0.0, 0.0),) * len(restaining.SHARES))
     monkeypatch.setattr(restaining, "EXTENT_CHANCES", [1.0, 0.0, 0.0])
     large = np.flatnonzero(np.bincount(labels.ravel(), weights=labels.ravel() > 0) >= LEAST_AREA_PX)

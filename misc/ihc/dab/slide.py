@@ -22,7 +22,6 @@ from misc.ihc.regions import TISSUE, Chosen, Region, union
 from misc.ihc.scores import CLASS_NAMES, MODERATE, NEGATIVE, NOT_COUNTED, WEAK, classes_of_types, classify
 from misc.ihc.stain import StainModel
 from misc.nuclei import Nuclei
-from misc.nuclei_features import pixel_areas
 from misc.runs import find_mask_runs
 from misc.slides.image import SlideImage
 from misc.slides.tissue import find_tissue
@@ -195,12 +194,17 @@ def mask_outline(mask: np.ndarray, scale_x: float, scale_y: float) -> BaseGeomet
 def _classes(slide: FoundNuclei, stained: Stained, marker: Marker, by_types: bool) -> np.ndarray:
     if not by_types:
         classes = _not_from_around(classify(stained.dab, marker.thresholds), stained.densities, marker.min_contrast)
-        um2_of_px = float(np.prod(slide.mpp_xy or (UNKNOWN_MPP, UNKNOWN_MPP)))
-        classes[pixel_areas(slide.nuclei) * um2_of_px < marker.min_area_um2] = NOT_COUNTED
+        classes[_small(slide, stained.densities, marker)] = NOT_COUNTED
         return classes
     if slide.nuclei.types is None or slide.types is None:
         raise ValueError("--classes=types needs a network with types, and these nuclei have none")
     return classes_of_types(slide.nuclei.types, slide.types, stained.dab, marker.thresholds)
+
+
+def _small(slide: FoundNuclei, densities: Densities, marker: Marker) -> np.ndarray:
+    """(N,) bool: nuclei that were measured and are too small to count."""
+    um2 = densities.pixels * np.prod(slide.mpp_xy or (UNKNOWN_MPP, UNKNOWN_MPP))
+    return (um2 > 0) & (um2 < marker.min_area_um2)
 
 
 def _not_from_around(classes: np.ndarray, densities: Densities, min_contrast: float) -> np.ndarray:
@@ -220,11 +224,11 @@ def _odd(slide: FoundNuclei, stained: Stained, classes: np.ndarray, tissue: list
         notes.append("no tissue found")
     if len(classes) and not (classes > NEGATIVE).any():
         notes.append("no positive nucleus, so no hot spot")
-    measured = np.isfinite(stained.dab)
-    if missing := int((~measured).sum()):
+    small = _small(slide, stained.densities, marker)
+    if missing := int(((classes == NOT_COUNTED) & ~small).sum()):
         notes.append(f"{missing} nuclei could not be measured: in no share")
-    if left := int((measured & (classes == NOT_COUNTED)).sum()):
-        notes.append(f"{counted(left, 'nucleus')} smaller than --min_area: in no share")
+    if small.any():
+        notes.append(f"{counted(int(small.sum()), 'nucleus')} smaller than --min_area: in no share")
     brown = stained.dab >= marker.thresholds[0]
     if stained.densities.lies_around(brown):
         notes.append("DAB lies around the nuclei rather than in them: a marker of membranes or cytoplasm?")

@@ -78,6 +78,7 @@ def test_each_nucleus_as_pixel_by_pixel_wherever_cells_are_cut(monkeypatch, subt
             found = measure(nuclei, read, SHAPE, model, 0.5, finished.append)
             got = np.stack(list(found.columns().values()), axis=1)
             assert np.isnan(got[-1]).all()
+            np.testing.assert_array_equal(found.pixels[:-1], np.bincount(labels.ravel())[1:])
             assert np.abs(got[:-1] - wanted).max() <= BIN_OD / 2 + 1e-4
             assert np.abs(got[:-1, [0, 2]] - wanted[:, [0, 2]]).max() < 1e-4
             assert reads.max() == 1
@@ -87,7 +88,7 @@ def test_each_nucleus_as_pixel_by_pixel_wherever_cells_are_cut(monkeypatch, subt
 def test_ground_is_read_off_the_rings_and_dab_around_nuclei_is_noticed():
     def made(dab, ring):
         dab, ring = np.array(dab, np.float32), np.array(ring, np.float32)
-        return measuring.Densities(dab, dab, dab, ring, ring)
+        return measuring.Densities(dab, dab, dab, ring, ring, dab)
 
     nan = np.nan
     assert made([0.5] * 5, [0.02, 0.04, 0.06, 0.4, nan]).ground() == pytest.approx(0.035)

@@ -23,6 +23,6 @@ def test_weak_and_moderate_nuclei_are_browner_than_the_ring_around_them(min_cont
     dab = np.array([0.05, 0.2, 0.4, 0.4, 0.7, 0.2, np.nan], np.float32)
     ring = np.array([0.0, 0.1, 0.38, 0.2, 0.9, np.nan, 0.1], np.float32)
     classes = np.array([NEGATIVE, WEAK, MODERATE, MODERATE, STRONG, WEAK, NOT_COUNTED], np.uint8)
-    found = _not_from_around(classes, Densities(dab, dab, dab, ring, ring), min_contrast)
+    found = _not_from_around(classes, Densities(dab, dab, dab, ring, ring, dab), min_contrast)
     assert found.tolist() == expected
     assert found.dtype == classes.dtype
