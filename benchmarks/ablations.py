@@ -162,6 +162,8 @@ def train(
     from models.hovernet.net_desc import output_size
     from pretrained.config import Config
     from run_train import Commands
+    from run_utils.callbacks.base import ConditionalSaver, TriggerEngine, ValidateImages
+    from run_utils.engine import Events
 
     manager = type("TrainManager", (Commands, Config), {})()
     epochs, folder = int(args["--epochs"]), "".join(c if c.isalnum() else "_" for c in name)
@@ -169,6 +171,10 @@ def train(
     manager.train_dir_list = manager.valid_dir_list = [args["--patches"]]
     (phase,) = manager.model_config["phase_list"]
     phase["nr_epochs"] = epochs
+    # what `scored` prints comes from whole images; validation would take as long as half of the training
+    events = manager.model_config["run_engine"]["train"]["callbacks"]
+    unused = (TriggerEngine, ValidateImages, ConditionalSaver)
+    events[Events.EPOCH_COMPLETED] = [c for c in events[Events.EPOCH_COMPLETED] if not isinstance(c, unused)]
     extra = phase["run_info"]["net"]["extra_info"]
     extra["msge_axis"], extra["loss"]["hv"]["msge"], extra["ema"] = msge_axis, msge, ema
     if act_px is not None:

@@ -60,6 +60,9 @@ STAIN_OFFSET = (-0.03, 0.03)  # optical density
 # haematoxylin and DAB; and the factor of that eosin.
 RECOLOURED_SHARE = 0.35
 COUNTERSTAIN_FACTOR = (0.2, 1.0)
+# Ours: share of the images that are drawn out of focus, and the standard deviation of their blur.
+DEFOCUSED_SHARE = 0.4
+DEFOCUS_SIGMA_PX = (0.5, 2.5)
 
 _STAINS = np.array([v / np.linalg.norm(v) for v in (HEMATOXYLIN_RGB, EOSIN_RGB, DAB_RGB)], np.float32)
 _UNMIX = np.linalg.inv(_STAINS).astype(np.float32)
@@ -100,12 +103,14 @@ def valid_shape_augs(input_shape: Sequence[int]) -> iaa.Sequential:
     return iaa.Sequential([iaa.CropToFixedSize(input_shape[1], input_shape[0], position="center")])
 
 
-def train_input_augs(stain_jitter: bool | dict = False) -> iaa.Sequential:
+def train_input_augs(stain_jitter: bool | dict = False, defocus: bool | dict = False) -> iaa.Sequential:
     """Return an augmenter that changes the colours of the image.
 
     Args:
         stain_jitter: also change the amounts of the stains, which upstream's recipe does not; or the options of
             `jitter_stains` that differ from its defaults.
+        defocus: also blur as a slide out of focus is blurred, more than upstream's recipe does; or the options of
+            `draw_out_of_focus`, as above.
     """
     blur_or_noise = iaa.OneOf(
         [
@@ -123,9 +128,12 @@ def train_input_augs(stain_jitter: bool | dict = False) -> iaa.Sequential:
         ],
         random_order=True,
     )
-    options = stain_jitter if isinstance(stain_jitter, dict) else {}
-    stains = [] if stain_jitter is False else [_function(jitter_stains, **options)]
-    return iaa.Sequential([*stains, blur_or_noise, colours])
+    ours = [
+        _function(function, **(options if isinstance(options, dict) else {}))
+        for function, options in ((jitter_stains, stain_jitter), (draw_out_of_focus, defocus))
+        if options is not False
+    ]
+    return iaa.Sequential([*ours, blur_or_noise, colours])
 
 
 class _Function(iaa.Augmenter):
@@ -223,6 +231,17 @@ def jitter_stains(
         light = cv2.exp(density * np.float32(-np.log(10)))
         jittered.append(cv2.convertScaleAbs(light, alpha=WHITE))
     return jittered
+
+
+def draw_out_of_focus(
+    images, random_state, parents, hooks, share=DEFOCUSED_SHARE, sigma_px=DEFOCUS_SIGMA_PX
+) -> list[np.ndarray]:
+    """Blur a `share` of the images with a Gaussian whose standard deviation is drawn from the range `sigma_px`."""
+    drawn = [(random_state.uniform() < share, random_state.uniform(*sigma_px)) for _ in images]
+    return [
+        cv2.GaussianBlur(img, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE) if blurred else img
+        for img, (blurred, sigma) in zip(images, drawn, strict=True)
+    ]
 
 
 def _recoloured(brown: float, turned: float, turned_brown: float) -> np.ndarray:

@@ -35,6 +35,7 @@ class FileLoader(Dataset):
         target_gen: (function, keyword arguments) that makes `np_map` and `hv_map` from (instances, mask_shape).
         seed: of the augmentation.
         stain_jitter: also change the amounts of the stains, see `augs.train_input_augs`.
+        defocus: also blur some samples as a slide out of focus is blurred, see `augs.train_input_augs`.
         restain: `{"share": 0.6, "classes": 2, "mpp": 0.5}` re-stains that share of the samples with haematoxylin and
             DAB, see `dataloader.restain`. Their types are then the 2 or 4 DAB classes; with `"classes": None` they
             stay those of the patch.
@@ -55,6 +56,7 @@ class FileLoader(Dataset):
         seed: int = 0,
         stain_jitter: bool | dict = False,
         restain: dict | None = None,
+        defocus: bool | dict = False,
     ):
         if mode not in ("train", "valid"):
             raise ValueError(f"mode must be `train` or `valid`, got `{mode}`")
@@ -67,6 +69,7 @@ class FileLoader(Dataset):
         self.mode = mode
         self.target_gen_func, self.target_gen_kwargs = target_gen
         self.stain_jitter = stain_jitter
+        self.defocus = defocus
         self.restain = restain
         self.seed = seed
         self.epoch = self.occurrence = 0
@@ -78,9 +81,9 @@ class FileLoader(Dataset):
         self.seed = seed
         if self.mode == "train":
             self.shape_augs = augs.train_shape_augs(self.input_shape)
-            self.input_augs = augs.train_input_augs(self.stain_jitter)
+            self.input_augs = augs.train_input_augs(self.stain_jitter, self.defocus)
             # no stain jitter: it turns haematoxylin brown, so re-stained nuclei would leave their class
-            self.restained_augs = augs.train_input_augs(stain_jitter=False)
+            self.restained_augs = augs.train_input_augs(stain_jitter=False, defocus=self.defocus)
             self.least_shape = (augs.reach(self.input_shape),) * 2
         else:
             self.shape_augs, self.input_augs = augs.valid_shape_augs(self.input_shape), None

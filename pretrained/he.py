@@ -34,6 +34,7 @@ class Config:
     START = "hovernet_fast_w025_20x.tar"  # of this folder
     PHASES = ((5, 1.0e-3),)  # (epochs of 344 steps, learning rate)
     STAIN_JITTER: ClassVar[bool | dict] = True  # or options of dataloader.augs.jitter_stains
+    DEFOCUS: ClassVar[bool | dict] = False  # or options of dataloader.augs.draw_out_of_focus
     EMA = 0.998  # half of the average comes from the last 350 steps
     BATCH = 2
     # For the same work, a window of 344 px predicts 18 % more pixels than one of 256 px (measured on a CPU).
@@ -71,7 +72,13 @@ class Config:
         shape = {"input_shape": [self.WINDOW] * 2, "mask_shape": [output_size(mode, self.WINDOW)] * 2}
         self.shape_info = {"train": shape, "valid": shape}
         self.model_config = opt_scratch.get_config(
-            self.NR_TYPES, mode, self.WIDTH, self.PHASES, self.EMA, stain_jitter=self.STAIN_JITTER
+            self.NR_TYPES,
+            mode,
+            self.WIDTH,
+            self.PHASES,
+            self.EMA,
+            stain_jitter=self.STAIN_JITTER,
+            defocus=self.DEFOCUS,
         )
         phases = self.model_config["phase_list"]
         for phase in phases:

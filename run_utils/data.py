@@ -116,6 +116,7 @@ class TrainingData:
             target_gen=opt["target_info"]["gen"],
             seed=seed,
             stain_jitter=training and engine.get("stain_jitter", False),
+            defocus=training and engine.get("defocus", False),
             restain=engine.get("restain"),
             **self.config.shape_info[name],
         )

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import optim
 
-from dataloader.augs import jitter_stains
+from dataloader.augs import draw_out_of_focus, jitter_stains
 from dataloader.restain import CLASS_COUNTS
 from models.hovernet.encoder_init import check_pretrained
 from models.hovernet.losses import BRANCH_LOSSES, MSGE_AXES
@@ -137,7 +137,8 @@ def _check_engine(name: str, engine: dict, engines: dict, nr_types: int | None) 
     if power is not None and not _is_weight(power):
         raise ValueError(f"engine `{name}`: type_sampling must be a number from 0 up, or None, got {power!r}")
     _check_restain(engine.get("restain"), nr_types, f"engine `{name}`")
-    _check_jitter(engine.get("stain_jitter", False), f"engine `{name}`")
+    for key, function in (("stain_jitter", jitter_stains), ("defocus", draw_out_of_focus)):
+        _check_augmentation(key, function, engine.get(key, False), f"engine `{name}`")
     for callback in (callback for callbacks in engine["callbacks"].values() for callback in callbacks):
         target = getattr(callback, "triggered_engine_name", None)
         if target is not None and target not in engines:
@@ -148,14 +149,14 @@ def _check_engine(name: str, engine: dict, engines: dict, nr_types: int | None) 
                 _need_count(value, f"engine `{name}`: {key} of {type(callback).__name__}")
 
 
-def _check_jitter(options, where: str) -> None:
-    """Check `stain_jitter` by changing one pixel with it: its options are arguments of a function."""
-    wanted = f"{where}: stain_jitter must be True, False, or options of dataloader.augs.jitter_stains"
+def _check_augmentation(key: str, function, options, where: str) -> None:
+    """Check an augmentation by changing one pixel with it: its options are arguments of a function."""
+    wanted = f"{where}: {key} must be True, False, or options of dataloader.augs.{function.__name__}"
     if not isinstance(options, bool | dict):
         raise ValueError(f"{wanted}, got {options!r}")
     if isinstance(options, dict):
         try:
-            jitter_stains([np.zeros((1, 1, 3), np.uint8)], np.random.default_rng(0), None, None, **options)
+            function([np.zeros((1, 1, 3), np.uint8)], np.random.default_rng(0), None, None, **options)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{wanted}, got {options!r}: {error}") from error
 

@@ -120,6 +120,9 @@ def get_engines(nr_type: int | None, keep_every: int = 10) -> dict:
             # of the stains, as if H&E were haematoxylin and DAB; or options of `dataloader.augs.jitter_stains`, as
             # {"recoloured_share": 0, "factor": (0.6, 1.6)}
             "stain_jitter": False,
+            # or True: blur some of the samples as a slide out of focus is blurred; or options of
+            # `dataloader.augs.draw_out_of_focus`, as {"share": 0.5, "sigma_px": (0.5, 2.5)}
+            "defocus": False,
             # or {"share": 0.6, "classes": 2, "mpp": 0.5}: re-stain that share of the samples with haematoxylin and DAB;
             # their types are then negative and positive (4: and weak, moderate, strong; None: those of the patches)
             "restain": None,

@@ -30,6 +30,7 @@ def get_config(
     ema: float | None = None,
     restain: dict | None = None,
     stain_jitter: bool | dict = True,
+    defocus: bool | dict = False,
 ) -> dict:
     """Return the recipe.
 
@@ -40,6 +41,7 @@ def get_config(
         ema: decay of the moving average of the weights.
         restain: as in `opt.get_engines`; validation is re-stained as training is.
         stain_jitter: as in `opt.get_engines`; `{"recoloured_share": 0}` for a network that sees H&E alone.
+        defocus: as in `opt.get_engines`.
     """
 
     def phase(index: int, nr_epochs: int, learning_rate: float) -> dict:
@@ -72,6 +74,7 @@ def get_config(
 
     engines = get_engines(nr_type, KEEP_EVERY)
     engines["train"]["stain_jitter"] = stain_jitter
+    engines["train"]["defocus"] = defocus
     engines["train"]["restain"] = engines["valid"]["restain"] = restain
     # per step, not per epoch: the schedule is the same for any number of patches
     events = engines["train"]["callbacks"]

@@ -22,6 +22,7 @@ FUNCTIONS = {
     "brightness": augs.add_to_brightness,
     "contrast": augs.add_to_contrast,
     "stains": augs.jitter_stains,
+    "focus": functools.partial(augs.draw_out_of_focus, share=1),
 }
 
 
@@ -108,12 +109,13 @@ def test_valid_shape_augs_cut_out_the_centre():
     np.testing.assert_array_equal(augs.valid_shape_augs((60, 50)).augment_image(patch), patch[20:80, 20:70])
 
 
-def test_stain_jitter_is_off_in_upstreams_recipe():
+def test_our_augmentations_are_off_in_upstreams_recipe():
     def functions(pipeline):
         return [getattr(child, "function", None) for child in pipeline.get_all_children(flat=True)]
 
-    assert augs.jitter_stains not in functions(augs.train_input_augs())
-    assert augs.jitter_stains in functions(augs.train_input_augs(stain_jitter=True))
+    ours = {augs.jitter_stains, augs.draw_out_of_focus}
+    assert not ours & set(functions(augs.train_input_augs()))
+    assert ours <= set(functions(augs.train_input_augs(stain_jitter=True, defocus={"share": 0.5})))
 
 
 def test_options_of_the_stain_jitter_reach_it(tissue):
@@ -123,6 +125,18 @@ def test_options_of_the_stain_jitter_reach_it(tissue):
     assert augs.train_input_augs({})[0].options == {}  # no options are not off
     with pytest.raises(TypeError, match="recolored_share"):
         augs.train_input_augs({"recolored_share": 0})[0].augment_image(tissue)
+
+
+def test_images_out_of_focus_are_blurred_as_a_gaussian_blurs(tissue):
+    blurred = run(functools.partial(augs.draw_out_of_focus, share=1, sigma_px=(2, 2)), tissue)
+    np.testing.assert_array_equal(blurred, cv2.GaussianBlur(tissue, (0, 0), 2, borderType=cv2.BORDER_REPLICATE))
+    assert run(functools.partial(augs.draw_out_of_focus, share=0), tissue) is tissue
+    drawn = [run(augs.draw_out_of_focus, tissue, seed) for seed in range(200)]
+    contrasts = np.array([image.std() for image in drawn if image is not tissue])
+    assert 50 < len(contrasts) < 110
+    weakest, strongest = (cv2.GaussianBlur(tissue, (0, 0), sigma).std() for sigma in augs.DEFOCUS_SIGMA_PX)
+    assert strongest - 1 < contrasts.min() < contrasts.max() < weakest + 1
+    assert np.ptp(contrasts) > 0.8 * (weakest - strongest)
 
 
 def test_p41_pipelines_can_be_sent_to_a_process(tissue):

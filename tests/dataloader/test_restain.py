@@ -229,6 +229,13 @@ def test_stain_jitter_leaves_restained_samples_alone(files):
         np.testing.assert_array_equal(with_jitter[0]["img"], without[0]["img"])
 
 
+def test_restained_samples_are_drawn_out_of_focus_too(files):
+    restained = {"share": 1.0, "classes": 2, "mpp": 0.5}
+    blurred = {"share": 1.0, "sigma_px": (50, 50)}
+    soft, sharp = (load(files, mode="train", restain=restained, defocus=on)[0]["img"] for on in (blurred, False))
+    assert cv2.blur(soft, (9, 9)).std() < 0.5 * cv2.blur(sharp, (9, 9)).std()  # some noise is added later
+
+
 def test_wrong_options_are_named_before_the_first_step():
     for wrong in (
         0.5,

@@ -177,6 +177,7 @@ def test_small_nuclei_are_outlined_and_in_no_share(ihc, tmp_path, capsys):
         assert int(row["nuclei"]) == counted
         assert ("smaller than --min_area: in no share" in said) == (counted < len(found))
         assert (f"counted: nuclei of at least {limit:g} um2" in said) == (limit > 0)
+        assert ("most nuclei are that small: is 0.25 um/px right?" in said) == (2 * counted < len(found))
         kept, _ = read_json(tmp_path / "json" / "Bladder1.json")
         np.testing.assert_array_equal(kept.types == 0, areas_um2 < limit)
         assert len(kept) == len(found)

@@ -201,9 +201,13 @@ def _classes(slide: FoundNuclei, stained: Stained, marker: Marker, by_types: boo
     return classes_of_types(slide.nuclei.types, slide.types, stained.dab, marker.thresholds)
 
 
+def _mpp_xy(slide: FoundNuclei) -> tuple[float, float]:
+    return slide.mpp_xy or (UNKNOWN_MPP, UNKNOWN_MPP)
+
+
 def _small(slide: FoundNuclei, densities: Densities, marker: Marker) -> np.ndarray:
     """(N,) bool: nuclei that were measured and are too small to count."""
-    um2 = densities.pixels * np.prod(slide.mpp_xy or (UNKNOWN_MPP, UNKNOWN_MPP))
+    um2 = densities.pixels * np.prod(_mpp_xy(slide))
     return (um2 > 0) & (um2 < marker.min_area_um2)
 
 
@@ -229,6 +233,8 @@ def _odd(slide: FoundNuclei, stained: Stained, classes: np.ndarray, tissue: list
         notes.append(f"{missing} nuclei could not be measured: in no share")
     if small.any():
         notes.append(f"{counted(int(small.sum()), 'nucleus')} smaller than --min_area: in no share")
+    if 2 * small.sum() > len(small):
+        notes.append(f"most nuclei are that small: is {_mpp_xy(slide)[0]:g} um/px right?")
     brown = stained.dab >= marker.thresholds[0]
     if stained.densities.lies_around(brown):
         notes.append("DAB lies around the nuclei rather than in them: a marker of membranes or cytoplasm?")
