@@ -22,6 +22,8 @@ def test_every_configuration_that_ships_can_be_trained():
         "he_30x_long",
         "he_30x_more",
         "he_30x_stains",
+        "he_30x_focus",
+        "he_30x_focus_small",
         "ihc",
         "ihc_30x",
         "ihc_30x_focus",
