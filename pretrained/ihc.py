@@ -15,7 +15,6 @@ Validation patches are those of `he.py`, re-stained in the same way; no choice d
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
 
 from models.hovernet import opt_scratch
 from models.hovernet.net_desc import output_size
@@ -32,7 +31,6 @@ class Config:
     WIDTH = 0.25  # of HoVer-Net's channels
     START = "hovernet_he_fast_w025_20x.tar"  # of this folder
     PHASES = ((1, 5.0e-4),)  # (epochs of 472 steps, learning rate)
-    DEFOCUS: ClassVar[bool | dict] = False  # or options of dataloader.augs.draw_out_of_focus
     EMA = 0.995
     BATCH = 2
     WINDOW = 344  # as in he.py
@@ -68,9 +66,7 @@ class Config:
         shape = {"input_shape": [self.WINDOW] * 2, "mask_shape": [output_size(mode, self.WINDOW)] * 2}
         self.shape_info = {"train": shape, "valid": shape}
         restain = {"share": self.RESTAINED_SHARE, "classes": self.NR_TYPES - 1, "mpp": self.MPP}
-        self.model_config = opt_scratch.get_config(
-            self.NR_TYPES, mode, self.WIDTH, self.PHASES, self.EMA, restain, defocus=self.DEFOCUS
-        )
+        self.model_config = opt_scratch.get_config(self.NR_TYPES, mode, self.WIDTH, self.PHASES, self.EMA, restain)
         phase = self.model_config["phase_list"][0]
         phase["batch_size"]["train"] = self.BATCH
         phase["run_info"]["net"]["pretrained"] = str(FOLDER / self.START)
