@@ -32,7 +32,7 @@ SAMPLE_DIR=dataset/sample_tiles/imgs/
 if [ "$INPUT_DIR" = "$SAMPLE_DIR" ]; then
     OVERWRITE=yes
     if [ ! -d "$SAMPLE_DIR" ]; then
-        python -m misc.sample "$SAMPLE_DIR"
+        python -m misc.sample "$SAMPLE_DIR" he.png ihc_haematoxylin.png
     fi
 fi
 COMMON=()

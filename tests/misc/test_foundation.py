@@ -11,7 +11,7 @@ import pytest
 from misc.files import atomic_path, check_unique_stems, full_stem, list_files, write_atomic
 from misc.machine import available_memory, cpu_count, reused_memory_pages
 from misc.nuclei import Nuclei
-from misc.sample import haematoxylin_alone, write_samples
+from misc.sample import as_he, write_samples
 from misc.type_info import default_type_info, load_type_info
 from misc.utils import cropping_center, get_bounding_box, remove_small_objects, rm_n_mkdir
 from misc.viz_utils import visualize_instances_dict
@@ -182,10 +182,14 @@ def test_machine():
         assert np.ones(1 << 22).sum() == 1 << 22
 
 
-def test_samples_are_made_and_show_the_haematoxylin(tmp_path):
-    plain, alone = (cv2.imread(str(p))[..., ::-1].astype(int) for p in write_samples(tmp_path))
-    assert plain.shape == alone.shape == (512, 512, 3)
-    brown = (plain[..., 0] > plain[..., 2] + 60).mean()
-    assert brown > 0.2
-    assert (alone[..., 0] > alone[..., 2] + 60).mean() == 0
-    assert np.array_equal(haematoxylin_alone(np.full((2, 2, 3), 255, np.uint8)), np.full((2, 2, 3), 255))
+def test_samples_are_made_and_show_their_stains(tmp_path):
+    plain, eosin, alone = (cv2.imread(str(p))[..., ::-1].astype(int) for p in write_samples(tmp_path))
+    assert plain.shape == eosin.shape == alone.shape == (512, 512, 3)
+    brown = plain[..., 0] > plain[..., 2] + 60
+    assert brown.mean() > 0.2
+    for image in (eosin, alone):
+        assert (image[..., 0] > image[..., 2] + 60).mean() == 0
+    pink = eosin[..., 0] - eosin[..., 1]  # eosin takes green
+    assert pink[brown].mean() > pink[~brown].mean() + 20
+    white = np.full((2, 2, 3), 255, np.uint8)
+    assert np.array_equal(as_he(white), white)
