@@ -14,7 +14,8 @@ Options:
   --model_path=<file>  Checkpoint.
   --sigma_px=<list>    Standard deviations of the blur, px of the images. [default: 2,3]
   --density=<n>        Factor of the optical density of dark images. [default: 1.6]
-  --mpp=<um>           um/px of the images; they are resized to the um/px of the checkpoint's training.
+  --mpp=<um>           um/px of the images (that in their files is not read); they are resized to the um/px of the
+                       checkpoint's training. Left out: they are read as they are.
   --precision=<p>      auto, fp32, bf16 or fp16. [default: auto]
   --gpu=<ids>          GPUs; empty for the CPU. [default: 0]
 """
@@ -31,8 +32,6 @@ from docopt import docopt
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-NP_THRESHOLD = 0.5
-
 
 def main() -> int:
     from misc.batch import run_script
@@ -44,15 +43,17 @@ def measure(args: dict) -> int:
     """Print a row for each way to degrade the images of a folder."""
     from benchmarks.np_threshold import score_set
     from infer.tile import InferManager
+    from models.hovernet.post_proc import NP_THRESHOLD
 
     manager = InferManager({"model_path": args["--model_path"]}, gpu=args["--gpu"], precision=args["--precision"])
+    threshold = manager.checkpoint.meta.get("np_threshold", NP_THRESHOLD)
     options = {"mpp": float(args["--mpp"]) if args["--mpp"] else None}
     sigmas = [float(text) for text in args["--sigma_px"].split(",")]
     print("| images | PQ |\n|---|---|")
     for name, sigma, density in ways(sigmas, float(args["--density"])):
         with tempfile.TemporaryDirectory() as temporary:
             degrade(Path(args["<folder>"]), Path(temporary), sigma, density)
-            pq = score_set(manager, Path(temporary), options, [NP_THRESHOLD])[0, :, 0]
+            pq = score_set(manager, Path(temporary), options, [threshold])[0, :, 0]
         print(f"| {name} | {pq.mean():.3f} |", flush=True)
     return 0
 
@@ -77,9 +78,7 @@ def degrade(folder: Path, out: Path, sigma: float, density: float) -> None:
     (out / "Images").mkdir()
     (out / "Labels").symlink_to((folder / "Labels").resolve())
     for path in list_files(folder / "Images"):
-        image = read_image(path)
-        light = 255 * (np.maximum(image, 1) / 255) ** density if density != 1 else image
-        image = np.rint(light).astype(np.uint8)
+        image = np.rint(255 * (read_image(path) / 255) ** density).astype(np.uint8)
         image = cv2.GaussianBlur(image, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE) if sigma else image
         imageio.imwrite(out / "Images" / f"{full_stem(path)}.png", image)
 

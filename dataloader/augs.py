@@ -236,12 +236,18 @@ def jitter_stains(
 def draw_out_of_focus(
     images, random_state, parents, hooks, share=DEFOCUSED_SHARE, sigma_px=DEFOCUS_SIGMA_PX
 ) -> list[np.ndarray]:
-    """Blur a `share` of the images with a Gaussian whose standard deviation is drawn from the range `sigma_px`."""
-    drawn = [(random_state.uniform() < share, random_state.uniform(*sigma_px)) for _ in images]
-    return [
-        cv2.GaussianBlur(img, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE) if blurred else img
-        for img, (blurred, sigma) in zip(images, drawn, strict=True)
-    ]
+    """Blur, in a `share` of the cases, with a Gaussian; its standard deviation is drawn from the range `sigma_px`.
+
+    Raises:
+        ValueError: `share` is not from 0 to 1, or `sigma_px` no rising range above 0.
+    """
+    lowest, highest = sigma_px
+    if not (0 <= share <= 1 and 0 < lowest <= highest):
+        raise ValueError(f"share is from 0 to 1 and sigma_px a rising range above 0, got {share} and {sigma_px}")
+    if random_state.uniform() >= share:
+        return images
+    sigma = random_state.uniform(lowest, highest)
+    return [cv2.GaussianBlur(img, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE) for img in images]
 
 
 def _recoloured(brown: float, turned: float, turned_brown: float) -> np.ndarray:

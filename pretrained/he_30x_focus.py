@@ -21,6 +21,6 @@ class Config(he_30x_long.Config):
     PHASES = ((1, 7.0e-4),)
     EMA = 0.995
     STAIN_JITTER: ClassVar[dict] = {"factor": (0.6, 1.6), "recoloured_share": 0}
-    DEFOCUS: ClassVar[dict] = {"share": 0.4, "sigma_px": (0.5, 2.5)}
+    DEFOCUS = True
     SEED = 13
     LOG_DIR = "logs/he_30x_focus"

@@ -72,18 +72,22 @@ def get_config(
             "nr_epochs": nr_epochs,
         }
 
+    return {
+        "phase_list": [phase(index, *values) for index, values in enumerate(phases or PHASES)],
+        "run_engine": _engines(nr_type, restain, stain_jitter=stain_jitter, defocus=defocus),
+    }
+
+
+def _engines(nr_type: int | None, restain: dict | None, **augmentation: bool | dict) -> dict:
+    """Return the engines of `opt.get_engines` with this augmentation, and a schedule by step."""
     engines = get_engines(nr_type, KEEP_EVERY)
-    engines["train"]["stain_jitter"] = stain_jitter
-    engines["train"]["defocus"] = defocus
+    engines["train"] |= augmentation
     engines["train"]["restain"] = engines["valid"]["restain"] = restain
     # per step, not per epoch: the schedule is the same for any number of patches
     events = engines["train"]["callbacks"]
     events[Events.EPOCH_COMPLETED] = [c for c in events[Events.EPOCH_COMPLETED] if not isinstance(c, ScheduleLr)]
     events[Events.STEP_COMPLETED].insert(0, ScheduleLr())
-    return {
-        "phase_list": [phase(index, *values) for index, values in enumerate(phases or PHASES)],
-        "run_engine": engines,
-    }
+    return engines
 
 
 def warmup_cosine(optimizer: optim.Optimizer, nr_steps: int, warmup: int) -> optim.lr_scheduler.LambdaLR:

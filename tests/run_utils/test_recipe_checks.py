@@ -90,6 +90,8 @@ def test_mistakes_of_an_edit_are_named(subtests):
         ({"engine": {"defocus": 0.5}}, "defocus must be True, False, or options of .*draw_out_of_focus, got 0.5"),
         ({"engine": {"defocus": {"sigma": (0.5, 2)}}}, "defocus must be .*sigma"),
         ({"engine": {"defocus": {"sigma_px": 2}}}, "defocus must be .*sigma_px.*2"),
+        ({"engine": {"defocus": {"sigma_px": (0, 0)}}}, "defocus must be .*sigma_px a rising range above 0"),
+        ({"engine": {"defocus": {"share": 40}}}, "defocus must be .*share is from 0 to 1"),
         ({"engine": {"callbacks": {"epoch": [TriggerEngine("test")]}}}, "triggers `test`"),
         ({"engine": {"callbacks": {"epoch": [ValidateImages(per_n_epoch=0)]}}}, "per_n_epoch of ValidateImages"),
         ({"engine": {"callbacks": {"epoch": [PeriodicSaver(keep_every=0)]}}}, "keep_every of PeriodicSaver .*got 0"),

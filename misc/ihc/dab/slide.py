@@ -169,7 +169,7 @@ def tissue_region(image: SlideImage, mpp_xy: tuple[float, float] | None, xy: np.
         xy: (N, 2) nuclei, level-0 px.
     """
     rgb = image.thumbnail()
-    mpp_xy = mpp_xy or (UNKNOWN_MPP, UNKNOWN_MPP)
+    mpp_xy = _known(mpp_xy)
     mask = find_tissue(rgb, (mpp_xy[0] * image.width / rgb.shape[1], mpp_xy[1] * image.height / rgb.shape[0])).mask
     scale_xy = np.array([image.width / mask.shape[1], image.height / mask.shape[0]])
     columns, rows = np.clip((xy + 0.5) // scale_xy, 0, np.array(mask.shape[::-1]) - 1).astype(np.int64).T
@@ -201,13 +201,13 @@ def _classes(slide: FoundNuclei, stained: Stained, marker: Marker, by_types: boo
     return classes_of_types(slide.nuclei.types, slide.types, stained.dab, marker.thresholds)
 
 
-def _mpp_xy(slide: FoundNuclei) -> tuple[float, float]:
-    return slide.mpp_xy or (UNKNOWN_MPP, UNKNOWN_MPP)
+def _known(mpp_xy: tuple[float, float] | None) -> tuple[float, float]:
+    return mpp_xy or (UNKNOWN_MPP, UNKNOWN_MPP)
 
 
 def _small(slide: FoundNuclei, densities: Densities, marker: Marker) -> np.ndarray:
     """(N,) bool: nuclei that were measured and are too small to count."""
-    um2 = densities.pixels * np.prod(_mpp_xy(slide))
+    um2 = densities.pixels * np.prod(_known(slide.mpp_xy))
     return (um2 > 0) & (um2 < marker.min_area_um2)
 
 
@@ -234,7 +234,7 @@ def _odd(slide: FoundNuclei, stained: Stained, classes: np.ndarray, tissue: list
     if small.any():
         notes.append(f"{counted(int(small.sum()), 'nucleus')} smaller than --min_area: in no share")
     if 2 * small.sum() > len(small):
-        notes.append(f"most nuclei are that small: is {_mpp_xy(slide)[0]:g} um/px right?")
+        notes.append(f"most nuclei are that small: is {_known(slide.mpp_xy)[0]:g} um/px right?")
     brown = stained.dab >= marker.thresholds[0]
     if stained.densities.lies_around(brown):
         notes.append("DAB lies around the nuclei rather than in them: a marker of membranes or cytoplasm?")
