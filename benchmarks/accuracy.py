@@ -18,6 +18,7 @@ Options:
                        the patch of its mode.
   --precision=<p>      auto, fp32, bf16 or fp16. [default: auto]
   --gpu=<ids>          GPUs; empty for the CPU. [default: 0]
+  --original           Find nuclei in the network's maps as the original does, whatever the checkpoint recommends.
   --groups=<file>      JSON {group: [names of images]}: a row of the table for each, e.g. kumar_organs.json.
   --merge=<preset>     Merge types of the labels before scoring: `consep`, or a JSON file as for compute_stats.py.
   --train=<dirs>       Folders (with Images/) that the checkpoint was trained on, comma-separated. An image that is
@@ -36,6 +37,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,11 +77,13 @@ def main() -> int:
     from infer.tile import InferManager
     from metrics.folders import INSTANCE_SCORES
     from metrics.type_maps import read_merge
+    from models.hovernet.post_proc import REFERENCE
 
     folders = [Path(folder) for folder in args["<folder>"]]
     options = {
         "mpp": float(args["--mpp"]) if args["--mpp"] else None,
         "patch_input_shape": int(args["--window"]) if args["--window"] else None,
+        **(asdict(REFERENCE) if args["--original"] else {}),
     }
     try:
         if args["--merge"]:

@@ -17,6 +17,7 @@ Options:
   --mpp=<um>           um/px of the images (that in their files is not read); they are resized to the um/px of the
                        checkpoint's training. Left out: they are read as they are.
   --precision=<p>      auto, fp32, bf16 or fp16. [default: auto]
+  --original           Find nuclei in the network's maps as the original does, whatever the checkpoint recommends.
   --gpu=<ids>          GPUs; empty for the CPU. [default: 0]
 """
 
@@ -41,19 +42,19 @@ def main() -> int:
 
 def measure(args: dict) -> int:
     """Print a row for each way to degrade the images of a folder."""
-    from benchmarks.np_threshold import score_set
+    from benchmarks.post_proc import score_set
     from infer.tile import InferManager
-    from models.hovernet.post_proc import NP_THRESHOLD
+    from models.hovernet.post_proc import PostProc
 
     manager = InferManager({"model_path": args["--model_path"]}, gpu=args["--gpu"], precision=args["--precision"])
-    threshold = manager.checkpoint.meta.get("np_threshold", NP_THRESHOLD)
+    how = PostProc() if args["--original"] else PostProc.from_meta(manager.checkpoint.meta, "meta")
     options = {"mpp": float(args["--mpp"]) if args["--mpp"] else None}
     sigmas = [float(text) for text in args["--sigma_px"].split(",")]
     print("| images | PQ |\n|---|---|")
     for name, sigma, density in ways(sigmas, float(args["--density"])):
         with tempfile.TemporaryDirectory() as temporary:
             degrade(Path(args["<folder>"]), Path(temporary), sigma, density)
-            pq = score_set(manager, Path(temporary), options, [threshold])[0, :, 0]
+            pq = score_set(manager, Path(temporary), options, [how])[0, :, 0]
         print(f"| {name} | {pq.mean():.3f} |", flush=True)
     return 0
 

@@ -17,8 +17,9 @@ Options:
   --epochs=<n>            Epochs of each training, in one phase. Left out: the recipe's phases.
   --config=<file>         The recipe: a file with a class Config, as for run_train.py.
                           [default: pretrained/he_30x_folds.py]
-  --np_thresholds=<list>  Least probabilities of nuclear pixels, e.g. 0.3,0.4,0.5: one table for each. Left out: one
-                          table, with the default.
+  --np_threshold=<p>      As for run_infer.py; trainings that are finished are only scored again.
+  --edges=<way>           As for run_infer.py.
+  --min_prob=<p>          As for run_infer.py.
   --log_dir=<dir>         Folder of the trainings. [default: logs/folds]
   --mpp=<um>              um/px of the images. [default: 0.25]
   --merge=<preset>        Merge types of the labels before scoring, as for accuracy.py. [default: consep]
@@ -47,11 +48,7 @@ def main() -> int:
         folds = split(names, int(args["--folds"]))
         chosen = [int(text) for text in args["--only"].split(",")] if args["--only"] else range(1, len(folds) + 1)
         checkpoints = {fold: train(fold, folds[fold - 1], args) for fold in chosen}
-        thresholds = args["--np_thresholds"].split(",") if args["--np_thresholds"] else [None]
-        for threshold in thresholds:
-            print(
-                f"\nNP threshold: {threshold or 'default'}\n\n{table(checkpoints, folds, threshold, args)}", flush=True
-            )
+        print(table(checkpoints, folds, args))
     except (ValueError, OSError) as error:
         print(f"folds.py: {error}", file=sys.stderr)
         return 1
@@ -121,7 +118,7 @@ def images_of(folder: Path, held: list[str], target: Path) -> Path:
     return target
 
 
-def table(checkpoints: dict[int, Path], folds: list[list[str]], threshold: str | None, args: dict) -> str:
+def table(checkpoints: dict[int, Path], folds: list[list[str]], args: dict) -> str:
     """Score each fold's images with its checkpoint, and return the tables of accuracy.py."""
     from benchmarks.accuracy import markdown, score_folders, type_names, typed_markdown, values_by_split
     from infer.tile import InferManager
@@ -129,7 +126,7 @@ def table(checkpoints: dict[int, Path], folds: list[list[str]], threshold: str |
     from metrics.typed import TypedCounts
 
     per_split, typed, resamples = {}, {}, int(args["--bootstrap"])
-    options = {"mpp": float(args["--mpp"])} | ({"np_threshold": float(threshold)} if threshold else {})
+    options = {name: args[f"--{name}"] for name in ("mpp", "np_threshold", "edges", "min_prob")}
     for fold, path in checkpoints.items():
         manager = InferManager({"model_path": path}, gpu=args["--gpu"])
         folder = images_of(Path(args["<folder>"]), folds[fold - 1], Path(args["--log_dir"]) / f"held_{fold}")

@@ -32,6 +32,11 @@ COMMON_TEXT = """
                               and needs more memory; it is cut to what an image needs.
   --np_threshold=<p>          A pixel is nuclear at this probability or more: lower for larger outlines. Left out: what
                               the checkpoint says, or 0.5 as in the original.
+  --edges=<way>               How touching nuclei are parted: at edges along x and y, relative to the strongest ones of
+                              the tile (axes), or in any direction, on a fixed scale (directions). Left out: what the
+                              checkpoint says, or axes as in the original.
+  --min_prob=<p>              Leave out nuclei whose pixels have a lower mean probability; 0 keeps all. Left out: what
+                              the checkpoint says, or 0 as in the original.
   --tta                       Predict each patch and its mirror images, and take the mean: four times as slow, for
                               somewhat better outlines.
   --overwrite                 Redo results that are already there.
@@ -144,6 +149,8 @@ class RunOptions:
     patch_output_shape: int | None = None
     mpp: float | None = None
     np_threshold: float | None = None
+    edges: str | None = None
+    min_prob: float | None = None
     tta: bool
     save_qupath: bool
     save_type_probs: bool
@@ -191,8 +198,11 @@ class RunOptions:
         self._at_least("nr_post_proc_workers", 0)
         if self.mpp is not None and not 0 < self.mpp < math.inf:
             raise ValueError(f"--mpp must be a positive number of micrometres per pixel, got {self.mpp}")
-        if self.np_threshold is not None:
-            check_probability(self.np_threshold, "--np_threshold")
+        from models.hovernet.post_proc import check_value  # OpenCV; --help must not wait for it
+
+        for name in ("np_threshold", "edges", "min_prob"):
+            if (value := getattr(self, name)) is not None:
+                check_value(name, value, f"--{name}")
 
     def _at_least(self, name: str, least: int, unit: str = "") -> None:
         if getattr(self, name) < least:
@@ -250,17 +260,6 @@ class WsiOptions(RunOptions):
             raise ValueError(f"--upload takes a URI as s3://bucket/folder, got `{self.upload}`")
         if self.stage not in (None, "predict", "segment"):
             raise ValueError(f"--stage is predict or segment, got `{self.stage}`")
-
-
-def check_probability(value: Any, name: str) -> float:
-    """Return a probability above 0 and below 1.
-
-    Raises:
-        ValueError: it is none; `name` says what it was to be.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
-        raise ValueError(f"{name} is a probability above 0 and below 1, got {value!r}")
-    return float(value)
 
 
 def _defaults(text: str, known: Mapping[str, str]) -> dict[str, Any]:

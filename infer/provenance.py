@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from misc.files import file_digest
 from misc.formats.nuclei_json import read_header
-from models.hovernet import post_proc
+from models.hovernet import edges, post_proc
+from models.hovernet.post_proc import PostProc
 
 # Key of the JSON header; its value is what the results depend on.
 RUN_KEY = "run"
@@ -18,10 +20,17 @@ class OtherRunError(ValueError):
     """Existing results were made with other settings; the message says in one line what differs."""
 
 
-def post_proc_constants() -> dict[str, float]:
-    """Return the constants of post-processing: users may edit them, and the nuclei depend on them."""
-    public = {name: value for name, value in vars(post_proc).items() if name[0] != "_" and name.isupper()}
-    return {name: value for name, value in public.items() if isinstance(value, int | float)}
+def post_proc_values(how: PostProc) -> dict[str, Any]:
+    """Return what nuclei depend on besides the maps: the constants, which users may edit, and the options.
+
+    Of what is newer than the first results only what differs from the default, so that those still count as done.
+    """
+    public = {name: value for name, value in (vars(edges) | vars(post_proc)).items() if name[0] != "_"}
+    constants = {name: value for name, value in public.items() if name.isupper() and isinstance(value, int | float)}
+    if how.edges == post_proc.AXES:
+        del constants["FALL_THRESHOLD"]
+    options = {name: value for name, value in asdict(how).items() if value != getattr(post_proc.REFERENCE, name)}
+    return constants | {"NP_THRESHOLD": options.pop("np_threshold", how.np_threshold)} | options
 
 
 def digest_if_any(path: Path | None) -> str | None:

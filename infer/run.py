@@ -6,7 +6,7 @@ import contextlib
 import logging
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,10 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from infer.grid import cut_window
-from infer.options import RunOptions, check_probability
+from infer.options import RunOptions
 from infer.plan import Plan
 from infer.predictor import Predictor
-from infer.provenance import post_proc_constants
+from infer.provenance import post_proc_values
 from infer.stream import PLANNED, Stream, Task
 from misc.cli import VERSION
 from misc.files import file_digest
@@ -30,7 +30,7 @@ from misc.workers import Job, Outcome, WorkerPool, limit_workers
 from models.hovernet.checkpoint import build_model, check_options, load_checkpoint
 from models.hovernet.devices import choose_precision, device_names, parse_devices
 from models.hovernet.net_desc import PATCH_SHAPES, WINDOW_STEP, output_size
-from models.hovernet.post_proc import NP_THRESHOLD
+from models.hovernet.post_proc import PostProc
 
 logger = logging.getLogger(__name__)
 
@@ -108,14 +108,11 @@ class InferManager:
         how = {"type_probs": options.save_type_probs, "tta": options.tta}
         return Predictor(self.net, self.devices, options.batch_size, self.precision, **how)
 
-    def np_threshold(self, options: RunOptions) -> tuple[float, str]:
-        """Return the probability from which a pixel is nuclear, and its source: option, checkpoint or default."""
-        if options.np_threshold is not None:
-            return options.np_threshold, "--np_threshold"
-        value = self.checkpoint.meta.get("np_threshold")
-        if value is None:
-            return NP_THRESHOLD, "the default"
-        return check_probability(value, f"np_threshold in the meta of {self.checkpoint.path}"), "the checkpoint's"
+    def post_proc(self, options: RunOptions) -> PostProc:
+        """Return how nuclei are found: by the options, else the checkpoint's advice, else the original's way."""
+        recommended = PostProc.from_meta(self.checkpoint.meta, f"the meta of {self.checkpoint.path}")
+        given = {name: getattr(options, name) for name in asdict(recommended)}
+        return replace(recommended, **{name: value for name, value in given.items() if value is not None})
 
     def largest_window(self, options: RunOptions) -> int:
         """Return the side of the patches that the network reads: option, checkpoint's advice, or the mode's."""
@@ -144,7 +141,7 @@ class InferManager:
             "window": self.largest_window(options),
             "precision": self.precision,
             "save_type_probs": options.save_type_probs,
-            "post_proc": post_proc_constants() | {"NP_THRESHOLD": self.np_threshold(options)[0]},
+            "post_proc": post_proc_values(self.post_proc(options)),
             # only where it is asked for, so that results of earlier versions still count as done
             **({"tta": True} if options.tta else {}),
         }
@@ -208,8 +205,8 @@ class Run:
         self.manager = manager
         self.options = options
         self.predictor = manager.predictor(options)
-        self.np_threshold, source = manager.np_threshold(options)
-        logger.info("a pixel is nuclear from a probability of %g on (%s)", self.np_threshold, source)
+        self.post_proc = manager.post_proc(options)
+        logger.info("%s", _say_post_proc(self.post_proc, options, manager.checkpoint.meta))
         self.report = Report()
         self.pool: WorkerPool | None = None
         self._stream: Stream | None = None
@@ -293,3 +290,13 @@ class Run:
             logger.error("%s", "\n".join(filter(None, [f"{task.path.name}: {outcome.error}", outcome.details])))
         task.close(status, outcome.error or task.skipped or "")
         self._stream.budget.give(task)
+
+
+def _say_post_proc(how: PostProc, options: RunOptions, meta: Mapping[str, Any]) -> str:
+    """Return the line of the log on how nuclei are found; each value with what said it."""
+    said = []
+    for name, value in asdict(how).items():
+        asked, recommended = getattr(options, name) is not None, meta.get(name) is not None
+        source = f"--{name}" if asked else "the checkpoint's" if recommended else "the default"
+        said.append(f"{name} {value if isinstance(value, str) else f'{value:g}'} ({source})")
+    return f"post-processing: {', '.join(said)}"

@@ -15,7 +15,7 @@ import numpy as np
 from infer.grid import BlockGrid, Box, Planes
 from misc.nuclei import Nuclei
 from misc.slides.resample import enlarge
-from models.hovernet.post_proc import NP_THRESHOLD, count_dropped, process_nuclei
+from models.hovernet.post_proc import REFERENCE, PostProc, count_dropped, process_nuclei
 
 _NUCLEI_COLUMNS = [field.name for field in fields(Nuclei)]
 
@@ -26,7 +26,7 @@ def segment(
     planes: Planes,
     outer: Box,
     core: Box,
-    np_threshold: float = NP_THRESHOLD,
+    how: PostProc = REFERENCE,
 ) -> tuple[np.ndarray, Nuclei, int]:
     """Find the nuclei of a block in the output plane; the constants of post-processing are for nuclei of its scale.
 
@@ -37,7 +37,7 @@ def segment(
         maps: (C, h, w) float32, of `planes.net_box(outer)`.
         outer: what the block sees, px of the output plane.
         core: the part that the block owns; its extremes stretch the maps, as the reference does with its tiles.
-        np_threshold: probability from which on a pixel is nuclear.
+        how: how nuclei are found.
 
     Returns:
         (H, W) int32 instance map of `outer`, the nuclei in its px, and the number of nuclei in the map without an
@@ -51,7 +51,7 @@ def segment(
     count = 3 if nr_types is None else 4
     channels_last = np.moveaxis(maps, 0, -1)
     probs = channels_last[..., count:] if len(maps) > count else None
-    inst_map, nuclei = process_nuclei(channels_last[..., :count], nr_types, probs, inner, np_threshold)
+    inst_map, nuclei = process_nuclei(channels_last[..., :count], nr_types, probs, inner, how)
     dropped = count_dropped(inst_map, nuclei)  # before the map shrinks: small nuclei may vanish from it
     if finer:
         inst_map, nuclei = _to_output(inst_map, nuclei, planes, outer, box)

@@ -34,6 +34,7 @@ from misc.slides.remote import upload
 from misc.type_info import TypeInfo
 from misc.viz_utils import visualize_instances_dict
 from misc.workers import SharedArray
+from models.hovernet.post_proc import PostProc
 
 
 def count_types(nuclei: Nuclei) -> Counter:
@@ -51,7 +52,7 @@ class ImageSpec:
 
     options: TileOptions
     nr_types: int | None
-    np_threshold: float
+    post_proc: PostProc
     type_info: TypeInfo
     header: dict[str, Any]
     mpp: float
@@ -115,7 +116,7 @@ class ImageJob:
         spec, paths, image, maps = self.spec, self.spec.paths(self.name), self.image.array, self.maps.array
         whole = (0, 0, *image.shape[:2])
         planes = Planes(tuple(maps.shape[1:]), tuple(image.shape[:2]))
-        inst_map, nuclei, dropped = segment(maps, spec.nr_types, planes, whole, whole, spec.np_threshold)
+        inst_map, nuclei, dropped = segment(maps, spec.nr_types, planes, whole, whole, spec.post_proc)
         overlay = _draw_overlay(image, nuclei, spec)
         raw = np.moveaxis(maps, 0, -1) if spec.options.save_raw_map or holds_raw(paths["mat"]) else None
         paths["json"].unlink(missing_ok=True)
@@ -195,14 +196,14 @@ class BlockJob:
     index: int
     maps: SharedArray
     nr_types: int | None
-    np_threshold: float
+    post_proc: PostProc
     spool: Spool
 
     def run(self) -> int:
         """Return how many nuclei the block owns."""
         block = self.blocks.block(self.index)
         seen = (self.planes, block.outer, block.core)
-        inst_map, nuclei, _ = segment(self.maps.array, self.nr_types, *seen, self.np_threshold)
+        inst_map, nuclei, _ = segment(self.maps.array, self.nr_types, *seen, self.post_proc)
         part = hand_over(self.blocks, self.index, inst_map, nuclei)
         self.spool.write(part)
         return int(part.owned.sum())

@@ -124,7 +124,7 @@ class _ImageRun(Run):
         said_by = said_by if mpp else f"nothing; assumed {model_mpp:g}"
         says = {"mpp": mpp, "mpp_from": said_by, RUN_KEY: self._made_with | {"mpp": read_at}}
         scale = image_scale(read_at, model_mpp) if read_at else 1.0
-        types = manager.nr_types, self.np_threshold, manager.type_info_dict
+        types = manager.nr_types, self.post_proc, manager.type_info_dict
         return ImageSpec(self.options, *types, manager.header(**says), mpp or model_mpp, scale)
 
     def all(self, images: list[Path]) -> None:

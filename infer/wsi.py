@@ -345,8 +345,8 @@ class SlideTask(RunTask):
         if self.stage == PREDICT:
             return KeepJob(maps, path)
         maps = StoredMaps(path) if maps is None else maps
-        manager, threshold = self.run.manager, self.run.np_threshold
-        return BlockJob(plan.blocks, plan.planes, index, maps, manager.nr_types, threshold, self._spool)
+        manager, how = self.run.manager, self.run.post_proc
+        return BlockJob(plan.blocks, plan.planes, index, maps, manager.nr_types, how, self._spool)
 
     def place(self, what: Any) -> str:
         if not isinstance(what, int):

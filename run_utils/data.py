@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from dataloader.train_loader import FileLoader
+from models.hovernet.post_proc import PostProc
 
 from . import distributed
 from .checks import (
@@ -30,17 +31,17 @@ class TrainingData:
     Args:
         config: a `config.Config`, or anything with its attributes.
         nr_types: of the network, background included; `None` without types.
-        np_threshold: a pixel of a whole validation image is nuclear at this probability or more.
+        post_proc: how nuclei are found in whole validation images.
 
     Attributes:
         files: patches of `train` and of `valid`.
         image_validator: scores whole images; `None` if the configuration names none.
     """
 
-    def __init__(self, config, nr_types: int | None, np_threshold: float):
+    def __init__(self, config, nr_types: int | None, post_proc: PostProc):
         self.config = config
         self.nr_types = nr_types
-        self.np_threshold = np_threshold
+        self.post_proc = post_proc
         self.files: dict[str, list[Path]] = {}
         self.image_validator: ImageValidator | None = None
         self._type_counts: dict[str, np.ndarray | None] = {}  # (N, K) pixels by patch and type, unknown type last
@@ -91,7 +92,7 @@ class TrainingData:
         if untyped and self.nr_types is not None:
             say(f"types of whole validation images are not scored: {untyped}")
         scale = getattr(self.config, "valid_image_scale", 1.0)
-        self.image_validator = ImageValidator(pairs, scale, with_types=not untyped, np_threshold=self.np_threshold)
+        self.image_validator = ImageValidator(pairs, scale, with_types=not untyped, post_proc=self.post_proc)
 
     def loader(self, name: str, opt: dict, engine: dict, seed: int, devices: list[torch.device], process):
         """Return the loader of `train` or `valid`.

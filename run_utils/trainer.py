@@ -13,7 +13,6 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from infer.options import check_probability
 from misc.files import write_atomic
 from misc.formats.nuclei_json import types_from_header
 from misc.machine import reused_memory_pages
@@ -21,7 +20,7 @@ from misc.type_info import TypeInfo, default_type_info
 from misc.viz_utils import with_legend
 from models.hovernet.devices import parse_devices
 from models.hovernet.encoder_init import load_for_finetuning, load_pretrained
-from models.hovernet.post_proc import NP_THRESHOLD
+from models.hovernet.post_proc import PostProc
 
 from . import checkpoint_io, distributed
 from .averaging import make_average, scored_network
@@ -66,8 +65,8 @@ class Trainer:
         self.meta = meta_of_config(config, self.nr_types)
         self.seed = check_manual_seed(config.seed) if config.seed is not None else None
         self.type_info = _type_info(self.meta, self.nr_types)
-        self.np_threshold = check_probability(self.meta.get("np_threshold", NP_THRESHOLD), "np_threshold in meta")
-        self.data = TrainingData(config, self.nr_types, self.np_threshold)
+        self.post_proc = PostProc.from_meta(self.meta, "meta")
+        self.data = TrainingData(config, self.nr_types, self.post_proc)
 
     def run(self) -> None:
         """Run every phase, in `log_dir/00`, `log_dir/01`, ..., or in `log_dir` itself where there is only one.
@@ -185,7 +184,7 @@ class Trainer:
             "extra_info": net_info["extra_info"],
             "scaler": self._scaler(net_info["extra_info"]),
             "type_info": self.type_info,
-            "np_threshold": self.np_threshold,
+            "np_threshold": self.post_proc.np_threshold,
         }
 
     def _restore(self, nets: dict, moment: checkpoint_io.Resume, described: dict) -> None:

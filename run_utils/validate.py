@@ -30,7 +30,7 @@ from misc.type_info import UNKNOWN_TYPE
 from misc.workers import SharedArray, WorkerPool
 from models.hovernet.net_desc import PATCH_SHAPES
 from models.hovernet.net_utils import unwrapped
-from models.hovernet.post_proc import NP_THRESHOLD
+from models.hovernet.post_proc import REFERENCE, PostProc
 
 from . import distributed
 
@@ -145,12 +145,12 @@ class _ScoreJob:
     true: Truth
     nr_types: int | None
     with_types: bool
-    np_threshold: float
+    post_proc: PostProc
 
     def run(self) -> tuple[dict[str, float], np.ndarray | None]:
         true, whole = self.true.inst_map, (0, 0, *self.true.inst_map.shape)
         planes = Planes(tuple(self.maps.array.shape[1:]), true.shape)
-        inst_map, nuclei, _ = segment(self.maps.array, self.nr_types, planes, whole, whole, self.np_threshold)
+        inst_map, nuclei, _ = segment(self.maps.array, self.nr_types, planes, whole, whole, self.post_proc)
         pred = remap_label(inst_map)
         (dq, sq, pq), _ = get_fast_pq(true, pred)
         scores = {"dice": get_dice_1(true, pred), "aji": get_fast_aji(true, pred), "dq": dq, "sq": sq, "pq": pq}
@@ -173,7 +173,7 @@ class _ScoreTask(Task):
         return plan_image(self.source.planes, PATCH_SHAPES[self.net.mode])
 
     def job(self, index: int, maps: SharedArray) -> _ScoreJob:
-        how = (self.validator.with_types, self.validator.np_threshold)
+        how = (self.validator.with_types, self.validator.post_proc)
         return _ScoreJob(maps, self.true, self.net.nr_types, *how)
 
 
@@ -185,7 +185,7 @@ class ImageValidator:
         scale: factor by which images are reduced for the network; its maps are enlarged back before post-processing.
         batch_size: patches per batch.
         with_types: score types too; needs a network and labels with types.
-        np_threshold: a pixel is nuclear at this probability or more.
+        post_proc: how nuclei are found.
 
     Raises:
         ValueError: `scale` is not above 0 and at most 1.
@@ -197,7 +197,7 @@ class ImageValidator:
         scale: float = 1.0,
         batch_size: int = 8,
         with_types: bool = False,
-        np_threshold: float = NP_THRESHOLD,
+        post_proc: PostProc = REFERENCE,
     ):
         if not isinstance(scale, int | float) or not 0 < scale <= 1:
             raise ValueError(f"valid_image_scale must be above 0 and at most 1, got {scale!r}")
@@ -205,7 +205,7 @@ class ImageValidator:
         self.scale = scale
         self.batch_size = batch_size
         self.with_types = with_types
-        self.np_threshold = np_threshold
+        self.post_proc = post_proc
 
     def score(self, model: nn.Module) -> dict[str, float]:
         """Return mean Dice, AJI, DQ, SQ and PQ over the images as `img_dice`, ...; every process scores its share.

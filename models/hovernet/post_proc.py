@@ -16,8 +16,9 @@ The results equal the reference implementation's, bit for bit, in one pass over 
 
 from __future__ import annotations
 
-import itertools
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -25,27 +26,77 @@ import numpy as np
 from misc.nuclei import Nuclei
 from misc.runs import Regions, Runs, find_mask_runs, find_regions, find_runs, pack_boxes, paint_runs
 from models.hovernet import flood
+from models.hovernet.edges import MARKER_THRESHOLD, Window, axis_edges, direction_edges
 
-# The reference implementation's values (tuned at 40x, 0.25 um/px). Results are equal to its results only with these.
+# The reference implementation's values (tuned at 40x, 0.25 um/px). Results are equal to its results only with these,
+# and those of `edges.py`.
 NP_THRESHOLD = 0.5  # default probability, inclusive, from which a pixel is nuclear
 MIN_SIZE_PX = 10  # px, inclusive: smallest component of nuclear pixels
-SOBEL_KSIZE = 21  # px, odd: window of the HV gradients
-MARKER_THRESHOLD = 0.4  # 0..1, exclusive: edges from this strength on are cut out of the markers
 OPENING_KSIZE = 5  # px: ellipse that opens the markers
 MIN_MARKER_PX = 10  # px, inclusive: smallest marker
 MIN_CONTOUR_POINTS = 3  # points: with fewer, a nucleus is a dot or a line and is not reported
 TYPE_PROB_EPS = 1.0e-6  # px: added to a nucleus' size in `type_prob`
 
-# Rows and columns that `_slope` filters at a time: this many fit the processor's cache. With 512 columns (rows of 4096
-# bytes) all rows would share a part of the cache, and the filter would take twice as long.
-_FILTER_YX = (256, 384)
-_FILTER_ALIGN_PX = 16  # divides the columns; at least as many pixels as one step of the filter computes
-_STRETCH = {"alpha": 0, "beta": 1, "norm_type": cv2.NORM_MINMAX, "dtype": cv2.CV_32F}  # to 0..1
 _KEPT_BYTES = 2**25 - 2**13  # just below 32 MiB, the largest block to which glibc adapts (mallopt(3))
 _OUTSIDE = 2  # marks the outer background in `_fill_holes`; neither 0 nor 1
 
+AXES, DIRECTIONS = "axes", "directions"  # ways to find edges, see `edges.py`
 
-Window = tuple[slice, slice]  # rows, columns
+
+def check_value(key: str, value: Any, name: str) -> None:
+    """Check a value of `PostProc`.
+
+    Raises:
+        ValueError: it cannot be that of `key`; `name` says what it was to be.
+    """
+    if key == "edges":
+        if value not in (AXES, DIRECTIONS):
+            raise ValueError(f"{name} must be `{AXES}` or `{DIRECTIONS}`, got {value!r}")
+        return
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 <= value < 1 or (key == "np_threshold" and value == 0):
+        least = "above 0" if key == "np_threshold" else "from 0"
+        raise ValueError(f"{name} is a probability {least} and below 1, got {value!r}")
+
+
+@dataclass(frozen=True)
+class PostProc:
+    """How nuclei are found; the defaults are the reference's way.
+
+    Attributes:
+        np_threshold: probability, inclusive, from which a pixel is nuclear; above 0 and below 1. Other values than the
+            reference's give smaller or larger outlines.
+        edges: `axes`, the reference's, or `directions`.
+        min_prob: the nuclear probability of a nucleus, the mean over its pixels, must be at least this; from 0 to below
+            1. Nuclei below it are left out of the instance map.
+
+    Raises:
+        ValueError: a value is another.
+    """
+
+    np_threshold: float = NP_THRESHOLD
+    edges: str = AXES
+    min_prob: float = 0.0
+
+    def __post_init__(self):
+        for name in ("np_threshold", "min_prob"):
+            check_value(name, getattr(self, name), name)
+        check_value("edges", self.edges, "edges")
+
+    @classmethod
+    def from_meta(cls, meta: Mapping[str, Any], where: str) -> PostProc:
+        """Return what the `meta` of a checkpoint recommends, else the reference's values.
+
+        Raises:
+            ValueError: a value cannot be; the message says it is in `where`.
+        """
+        said = {field.name: meta[field.name] for field in fields(cls) if meta.get(field.name) is not None}
+        for name, value in said.items():
+            check_value(name, value, f"{name} in {where}")
+        return cls(**said)
+
+
+REFERENCE = PostProc()
 
 
 class _Layer(NamedTuple):
@@ -61,7 +112,7 @@ def process(
     pred_map: np.ndarray,
     nr_types: int | None = None,
     return_centroids: bool = False,
-    np_threshold: float = NP_THRESHOLD,
+    how: PostProc = REFERENCE,
 ) -> tuple[np.ndarray, dict[int, dict] | None]:
     """Turn the network's maps into an instance map and a dictionary of nuclei.
 
@@ -69,7 +120,7 @@ def process(
         pred_map: (H, W, 4) [type, np, h, v] when `nr_types` is given, else (H, W, 3) [np, h, v]; any float type.
         nr_types: number of types of the network, background included; `None` for an untyped one.
         return_centroids: return the dictionary for an untyped network, too.
-        np_threshold: see `segment`.
+        how: how nuclei are found.
 
     Returns:
         The instance map as `segment` returns it; and `{id: {"bbox": [[rmin, cmin], [rmax, cmax]], "centroid": [x, y],
@@ -82,8 +133,8 @@ def process(
         ValueError: `pred_map` has another shape, or its HV maps hold NaN or infinity.
     """
     if nr_types is None and not return_centroids:
-        return segment(_split(pred_map, nr_types)[1], None, np_threshold), None
-    inst_map, nuclei = process_nuclei(pred_map, nr_types, np_threshold=np_threshold)
+        return segment(_split(pred_map, nr_types)[1], None, how), None
+    inst_map, nuclei = process_nuclei(pred_map, nr_types, how=how)
     lowest = inst_map.min(initial=inst_map.size)
     if lowest > 0:
         nuclei = nuclei.select(nuclei.ids != lowest)
@@ -95,23 +146,23 @@ def process_nuclei(
     nr_types: int | None = None,
     class_probs_map: np.ndarray | None = None,
     core: Window | None = None,
-    np_threshold: float = NP_THRESHOLD,
+    how: PostProc = REFERENCE,
 ) -> tuple[np.ndarray, Nuclei]:
     """Do the same as `process`, but return the nuclei as arrays; arguments as in `process`, `measure` and `segment`."""
     type_map, np_hv = _split(pred_map, nr_types)
-    inst_map = segment(np_hv, core, np_threshold)
+    inst_map = segment(np_hv, core, how)
     return inst_map, measure(inst_map, type_map, nr_types, class_probs_map)
 
 
-def segment(np_hv: np.ndarray, core: Window | None = None, np_threshold: float = NP_THRESHOLD) -> np.ndarray:
+def segment(np_hv: np.ndarray, core: Window | None = None, how: PostProc = REFERENCE) -> np.ndarray:
     """Return the instance map of a nuclear probability map and its distance maps.
 
     Args:
         np_hv: (H, W, 3) [np 0..1, h, v], any float type and memory layout.
         core: the part (not empty) whose extremes stretch the HV maps and their slopes; `None`: all of it. Pixels around
-            a tile complete the nuclei on its border, and must not change the nuclei inside.
-        np_threshold: probability, inclusive, from which a pixel is nuclear; other values than the reference's give
-            smaller or larger outlines.
+            a tile complete the nuclei on its border, and must not change the nuclei inside. Edges of all directions
+            are not stretched.
+        how: how nuclei are found.
 
     Returns:
         (H, W) int32, 0 background, nuclei numbered in raster order of their markers; numbers may be missing.
@@ -125,14 +176,20 @@ def segment(np_hv: np.ndarray, core: Window | None = None, np_threshold: float =
         return np.zeros(np_hv.shape[:2], np.int32)
     _keep_freed_memory()
     prob = np_hv[..., 0].astype(np.float32, copy=False)
-    blob = _label((prob >= np.float32(np_threshold)).view(np.uint8), MIN_SIZE_PX)
+    blob = _label((prob >= np.float32(how.np_threshold)).view(np.uint8), MIN_SIZE_PX)
     # New memory costs more time than the arithmetic, so arrays are shared: one for both slopes and (with a frame) the
     # relief, another for the second edges and the labels.
     work = np.zeros((prob.shape[0] + 2, prob.shape[1] + 2), np.float64)
     spare = np.empty(prob.shape, np.float32)
-    edges = _edges(np_hv[..., 1], np_hv[..., 2], core, work[flood.INSIDE], spare)
+    if how.edges == DIRECTIONS:
+        edges = direction_edges(np_hv[..., 1], np_hv[..., 2])
+    else:
+        edges = axis_edges(np_hv[..., 1], np_hv[..., 2], core, work[flood.INSIDE], spare)
     markers = _label(_marker_pixels(blob.mask, edges), MIN_MARKER_PX, spare.view(np.int32))
-    return _grow(blob, markers, edges, work)
+    inst_map = _grow(blob, markers, edges, work)
+    if how.min_prob:
+        _drop_doubtful(inst_map, prob, how.min_prob)
+    return inst_map
 
 
 def measure(
@@ -245,65 +302,6 @@ def _label(mask: np.ndarray, min_size: int, labels: np.ndarray | None = None) ->
     return _Layer(mask, labels, runs.where(~small), nr_labels)
 
 
-def _edges(h: np.ndarray, v: np.ndarray, core: Window | None, slope: np.ndarray, spare: np.ndarray) -> np.ndarray:
-    """Return the strength of the border between nuclei at each pixel, (H, W) float32, in the core 0..1 up to rounding.
-
-    Across a border the distances fall from +1 to -1. Both maps and both slopes are stretched to 0..1 over the core; a
-    constant map becomes 0, so that every pixel is an edge. `slope` (H, W) float64 and `spare` (H, W) float32 are work
-    arrays.
-    """
-    fall = _stretched_slope(h, np.empty_like(spare), slope, core, 1, 0)
-    edges = cv2.min(fall, _stretched_slope(v, spare, slope, core, 0, 1), dst=fall)
-    return np.subtract(1, edges, out=edges)
-
-
-def _stretched_slope(
-    plane: np.ndarray, target: np.ndarray, slope: np.ndarray, core: Window | None, dx: int, dy: int
-) -> np.ndarray:
-    """Write the stretched derivative of an HV map along one axis to `target`: 0 where it falls most.
-
-    `target` is (H, W) float32, and `slope` (H, W) float64 is a work array.
-    """
-    if plane.dtype != np.float32 or not plane.flags.c_contiguous:
-        target[:] = plane
-        plane = target
-    if not np.isfinite([plane.min(), plane.max()]).all():
-        raise ValueError("the HV maps hold NaN or infinity; run the network with --precision=fp32")
-    _slope(_stretch(plane, target, core), slope, dx, dy)
-    return _stretch(slope, target, core)
-
-
-def _slope(plane: np.ndarray, slope: np.ndarray, dx: int, dy: int) -> None:
-    """Write the derivative of a map along one axis to `slope`.
-
-    The filter works on pieces that start at multiples of `_FILTER_ALIGN_PX` columns. So vector instructions group the
-    pixels as in the whole map, and every bit is the same.
-    """
-    rows, columns = _FILTER_YX
-    above = SOBEL_KSIZE // 2
-    beside = -(-above // _FILTER_ALIGN_PX) * _FILTER_ALIGN_PX
-    for y, x in itertools.product(range(0, plane.shape[0], rows), range(0, plane.shape[1], columns)):
-        top, left = max(y - above, 0), max(x - beside, 0)
-        part = plane[top : y + rows + above, left : x + columns + beside]
-        part = part.astype(np.float64)  # once, instead of once for each tap
-        filtered = cv2.Sobel(part, cv2.CV_64F, dx, dy, ksize=SOBEL_KSIZE)
-        target = slope[y : y + rows, x : x + columns]
-        target[:] = filtered[y - top :, x - left :][: target.shape[0], : target.shape[1]]
-
-
-def _stretch(source: np.ndarray, target: np.ndarray, core: Window | None) -> np.ndarray:
-    """Write `source`, stretched so that its core spans 0..1, to `target` (float32), which may be the same array."""
-    if core is None:
-        return cv2.normalize(source, target, **_STRETCH)
-    low, high = map(source.dtype.type, cv2.minMaxLoc(source[core])[:2])
-    cv2.normalize(source[core], target[core], **_STRETCH)  # the reference's numbers to the bit
-    scale = 1 / (high - low) if high > low else 0
-    (top, bottom, _), (left, right, _) = (part.indices(size) for part, size in zip(core, source.shape, strict=True))
-    for around in np.s_[:top, :], np.s_[bottom:, :], np.s_[top:bottom, :left], np.s_[top:bottom, right:]:
-        target[around] = (source[around] - low) * scale
-    return target
-
-
 def _marker_pixels(blob: np.ndarray, edges: np.ndarray) -> np.ndarray:
     """Return the (H, W) uint8 mask of nuclei without their edges, holes filled, opened."""
     threshold = np.float32(MARKER_THRESHOLD)  # rounds up, so the same float32 numbers are below it as below 0.4
@@ -342,6 +340,14 @@ def _grow(blob: _Layer, markers: _Layer, edges: np.ndarray, work: np.ndarray) ->
             return flood.flood_all(blob.mask, markers.labels, work[flood.INSIDE])
     markers.labels[:] = owner[flood.INSIDE]
     return markers.labels
+
+
+def _drop_doubtful(inst_map: np.ndarray, prob: np.ndarray, min_prob: float) -> None:
+    """Erase the nuclei of an instance map whose pixels have a mean probability below `min_prob`."""
+    ids = inst_map.ravel()
+    doubtful = np.bincount(ids, prob.ravel()) < min_prob * np.bincount(ids)
+    doubtful[0] = False
+    inst_map[doubtful[inst_map]] = 0
 
 
 def _count_types(type_map: np.ndarray, pixels: np.ndarray, region: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

@@ -13,11 +13,12 @@ from image_runs import paint, read_nuclei, run
 from stubs import StubNet, disc_labels, painted_image, write_rgb
 
 import infer.sinks
-from infer.provenance import OtherRunError, post_proc_constants, was_made_so
+from infer.provenance import OtherRunError, post_proc_values, was_made_so
 from infer.tile import InferManager
 from models.hovernet import post_proc
 from models.hovernet.checkpoint import save_weights
 from models.hovernet.net_desc import create_model
+from models.hovernet.post_proc import PostProc
 
 
 def manager_of(path: Path, nr_types: int | None = None) -> InferManager:
@@ -60,6 +61,8 @@ def test_p05_results_made_otherwise_stay_and_are_reported(manager, tmp_path):
             ({"patch_input_shape": 320}, "window 256, now 320"),
             ({"mpp": 0.3}, "mpp None, now 0.3"),
             ({"np_threshold": 0.4}, "NP_THRESHOLD 0.5, now 0.4"),
+            ({"min_prob": 0.7}, "min_prob None, now 0.7"),
+            ({"edges": "directions"}, "edges None, now directions"),
             ({"tta": True}, "tta None, now True"),
         ]
     ):
@@ -159,7 +162,7 @@ def test_p05_edited_constants_of_post_processing_are_told_apart(manager, tmp_pat
 
 
 def test_the_constants_are_those_that_may_be_edited():
-    constants = post_proc_constants()
+    constants = post_proc_values(PostProc())
     assert {"MIN_SIZE_PX", "MIN_MARKER_PX", "MARKER_THRESHOLD", "SOBEL_KSIZE", "OPENING_KSIZE"} < constants.keys()
     assert json.loads(json.dumps(constants)) == constants
 

@@ -14,7 +14,7 @@ import pytest
 from scipy import ndimage
 from skimage.segmentation import watershed
 
-from models.hovernet import flood, post_proc
+from models.hovernet import edges, flood, post_proc
 
 GOLDEN = Path(__file__).parent / "golden" / "post_proc.npz"
 
@@ -152,16 +152,16 @@ def test_level_heights_fall_back_to_the_whole_map(monkeypatch):
 def test_filter_by_pieces_is_the_filter_of_the_whole(axis, width):
     plane = np.random.default_rng(width).random((300, width)).astype(np.float32)
     expected = stretched(cv2.Sobel(stretched(plane), cv2.CV_64F, *axis, ksize=21))
-    found = post_proc._stretched_slope(plane, np.empty_like(plane), np.empty(plane.shape), None, *axis)
+    found = edges._stretched_slope(plane, np.empty_like(plane), np.empty(plane.shape), None, *axis)
     assert np.array_equal(found, expected)
 
 
 def test_values_of_the_reference_implementation():
     """Whoever edits these numbers no longer gets the results of the reference, and this test says so."""
     assert (post_proc.NP_THRESHOLD, post_proc.MIN_SIZE_PX) == (0.5, 10)
-    assert (post_proc.SOBEL_KSIZE, post_proc.MARKER_THRESHOLD) == (21, 0.4)
+    assert (edges.SOBEL_KSIZE, edges.MARKER_THRESHOLD) == (21, 0.4)
     assert (post_proc.OPENING_KSIZE, post_proc.MIN_MARKER_PX) == (5, 10)
-    assert np.float32(post_proc.MARKER_THRESHOLD) >= post_proc.MARKER_THRESHOLD  # else edges of this strength differ
+    assert np.float32(edges.MARKER_THRESHOLD) >= edges.MARKER_THRESHOLD  # else edges of this strength differ
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
@@ -407,7 +407,7 @@ def test_what_lies_around_a_core_does_not_change_the_nuclei_inside():
     core = (slice(60, 240), slice(50, 260))
     inside = np.zeros(maps.shape[:2], np.uint8)
     inside[core] = 1
-    square = np.ones((2 * post_proc.SOBEL_KSIZE,) * 2, np.uint8)
+    square = np.ones((2 * edges.SOBEL_KSIZE,) * 2, np.uint8)
     near = cv2.dilate(inside, square) - cv2.erode(inside, square)
     maps[near > 0] = 0
     maps[(inside == 0), 1:] *= 2
