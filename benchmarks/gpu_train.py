@@ -45,6 +45,7 @@ DEFAULT_SECONDS = 480
 RESERVE_S = 25  # for starting the loaders again, and for writing the checkpoint
 SLOWER = 1.05  # margin for epochs that are slower than the timed one
 NAME = "hovernet_he_fast_w050_30x.tar"
+RECOMMENDS = ROOT / "pretrained" / "he_recommends.json"  # so that both are scored in the same way
 
 
 def main() -> int:
@@ -181,8 +182,8 @@ def ship(log_dir: Path, out: Path) -> None:
         if (log_dir / name).exists():
             shutil.copy(log_dir / name, out / f"he_{name}")
     if path := last_checkpoint(log_dir, "net"):
-        paths = {"--tf_path": str(path), "--pt_path": str(out / NAME)}
-        convert({**paths, "--half": True, "--meta": None, "--average": None, "--overwrite": True})
+        paths = {"--tf_path": str(path), "--pt_path": str(out / NAME), "--meta": str(RECOMMENDS)}
+        convert({**paths, "--half": True, "--average": None, "--overwrite": True})
 
 
 if __name__ == "__main__":

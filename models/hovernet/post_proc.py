@@ -4,7 +4,8 @@ Graham et al., "HoVer-Net", Medical Image Analysis 58 (2019) 101563, section 3.2
 The gradients of the HV maps are steep where nuclei touch: these edges are removed from the nuclear pixels, and each
 remaining piece is the marker of a nucleus. A watershed from the markers assigns every nuclear pixel to one of them.
 
-The results equal the reference implementation's, bit for bit, in one pass over the map instead of one per nucleus:
+By default (`PostProc()`), the results equal the reference implementation's, bit for bit, in one pass over the map
+instead of one per nucleus:
 
 - a component with one marker belongs to that marker, one without a marker is dropped, and only components with
   several markers are flooded (`flood.py`);
