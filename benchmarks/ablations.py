@@ -6,9 +6,9 @@ Usage:
   ablations.py (-h | --help)
 
 `inference` changes how one checkpoint is used: window of the network, precision, flips at test time, smallest nucleus,
-and the normalisation of the maps before post-processing. `training` trains the recipe `opt_scratch` once for each axis
-of the loss term `msge`, once with averaged weights, and once with a larger window, equally long and with the same
-patches, and scores each. Each folder has Images/ and Labels/.
+edges between nuclei, least probability, and the normalisation of the maps before post-processing. `training` trains
+the recipe `opt_scratch` once for each axis of the loss term `msge`, once with averaged weights, and once with a larger
+window, equally long and with the same patches, and scores each. Each folder has Images/ and Labels/.
 
 Options:
   -h --help            Show this text.
@@ -42,6 +42,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 SHOWN = ("Dice", "AJI", "DQ", "SQ", "PQ")
 WINDOWS_PX = (256, 512, 1024)
 MIN_SIZES_PX = (10, 20, 40, 80)
+POST_PROCS = (
+    {"edges": "directions"},
+    {"min_prob": 0.7},
+    {"edges": "directions", "min_prob": 0.7},
+    {"edges": "axes", "min_prob": 0},
+)
 # Changes to the first training: axis and weight of `msge`, decay of the averaged weights, window in px.
 TRAININGS: dict[str, dict] = {
     "msge axis: paper": {},
@@ -102,7 +108,10 @@ def inference(args: dict, folders: list[Path]) -> Iterator[tuple[str, Callable]]
     yield "flips (--tta)", partial(score, tta=True)
     for size in MIN_SIZES_PX:
         yield f"smallest nucleus {size} px", partial(with_smallest, score, size)
-    yield "HV maps and slopes normalised by fixed numbers", partial(with_fixed_ranges, score)
+    for options in POST_PROCS:
+        yield " ".join(f"--{name}={value}" for name, value in options.items()), partial(score, **options)
+    fixed = partial(with_fixed_ranges, partial(score, edges="axes"))  # other edges are not normalised
+    yield "HV maps and slopes normalised by fixed numbers", fixed
 
 
 def with_smallest(score: Callable, size_px: int) -> tuple[np.ndarray, float]:
