@@ -15,7 +15,7 @@ Options:
   --np_threshold=<list>  Least probabilities of a nuclear pixel. [default: .4,.45,.5]
   --edges=<list>         Ways to part nuclei that touch. [default: axes,directions]
   --min_prob=<list>      Least mean probabilities of a nucleus. [default: 0,.65,.7]
-  --folds=<n>            Folds for cross-validation: each is scored at the threshold that is best on the others. The
+  --folds=<n>            Folds for cross-validation: each is scored in the way that is best on the others. The
                          mean shows the score on images that did not take part in the choice. [default: 4]
   --mpp=<um>             um/px of the images; they are resized to the um/px of the checkpoint's training.
   --window=<n>           Side in px of the patches that the network reads. Left out: what the checkpoint recommends, or

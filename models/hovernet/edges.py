@@ -24,7 +24,7 @@ Window = tuple[slice, slice]  # rows, columns
 SOBEL_KSIZE = 21  # px, odd: window of the gradients
 MARKER_THRESHOLD = 0.4  # 0..1, exclusive: edges from this strength on are cut out of the markers
 
-# `direction_edges` alone; chosen on the training images of Kumar and CoNSeP.
+# `direction_edges` alone; chosen on the training images of Kumar and CoNSeP, and PanNuke's patches.
 FALL_THRESHOLD = 0.015  # per px: a distance that falls by this is as strong an edge as `MARKER_THRESHOLD`
 _STRENGTH_PER_FALL = 3  # px: the strengths then span about 0..1, as those of `axis_edges` do
 

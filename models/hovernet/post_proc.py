@@ -18,7 +18,7 @@ instead of one per nucleus:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
 import cv2
@@ -80,9 +80,8 @@ class PostProc:
     min_prob: float = 0.0
 
     def __post_init__(self):
-        for name in ("np_threshold", "min_prob"):
-            check_value(name, getattr(self, name), name)
-        check_value("edges", self.edges, "edges")
+        for name, value in asdict(self).items():
+            check_value(name, value, name)
 
     @classmethod
     def from_meta(cls, meta: Mapping[str, Any], where: str) -> PostProc:

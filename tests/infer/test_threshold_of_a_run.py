@@ -60,7 +60,7 @@ def test_option_goes_before_checkpoint_and_results_say_it(tmp_path, caplog):
 
 
 def test_a_checkpoint_recommends_edges_and_least_probability(tmp_path, caplog):
-    """The options come before it; both ways find the same nuclei in maps without doubt, and say what they did."""
+    """The options come before it; results and log say how nuclei were found."""
     paint(tmp_path, "a.png")
     manager = manager_of(tmp_path / "said.tar", {"edges": "directions", "min_prob": 0.7})
     cases = [({}, ("directions", 0.7)), ({"edges": "axes"}, (None, 0.7)), ({"min_prob": 0.0}, ("directions", None))]
