@@ -1,9 +1,8 @@
 """The recipe for cross-validation: python benchmarks/folds.py --gpu= consep/Train
 
 A short training at 0.3333 um/px, with the patches of he_30x.py, from the checkpoint that knows only Kumar's images. So
-the networks of the folds never see the images that they are scored on. Two epochs of 450 steps keep four trainings
-affordable on a CPU; what ships has trained for several times as many steps at this pixel size, so the scores are a
-lower bound.
+the networks of the folds never see the images that they are scored on. Two epochs of about 450 steps keep four
+trainings affordable on a CPU; what ships has trained for several times as many steps at this pixel size.
 """
 
 from __future__ import annotations
