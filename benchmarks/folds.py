@@ -20,6 +20,7 @@ Options:
   --np_threshold=<p>      As for run_infer.py; trainings that are finished are only scored again.
   --edges=<way>           As for run_infer.py.
   --min_prob=<p>          As for run_infer.py.
+  --tta                   As for run_infer.py.
   --log_dir=<dir>         Folder of the trainings. [default: logs/folds]
   --mpp=<um>              um/px of the images. [default: 0.25]
   --merge=<preset>        Merge types of the labels before scoring, as for accuracy.py. [default: consep]
@@ -126,7 +127,7 @@ def table(checkpoints: dict[int, Path], folds: list[list[str]], args: dict) -> s
     from metrics.typed import TypedCounts
 
     per_split, typed, resamples = {}, {}, int(args["--bootstrap"])
-    options = {name: args[f"--{name}"] for name in ("mpp", "np_threshold", "edges", "min_prob")}
+    options = {name: args[f"--{name}"] for name in ("mpp", "np_threshold", "edges", "min_prob", "tta")}
     for fold, path in checkpoints.items():
         manager = InferManager({"model_path": path}, gpu=args["--gpu"])
         folder = images_of(Path(args["<folder>"]), folds[fold - 1], Path(args["--log_dir"]) / f"held_{fold}")
