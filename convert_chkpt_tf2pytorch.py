@@ -13,6 +13,9 @@ Options:
   --pt_path=<file>  File to write, by custom named .tar.
   --average=<list>  More checkpoints, separated by commas: the mean of their weights and those of --tf_path is written.
                     This helps where several trainings went on from one checkpoint. All else comes from --tf_path.
+  --coarse=<file>   Write two networks in one file: that of --tf_path, and this one for pixels 1.5 times as large. Both
+                    read each image; the mean of their maps counts, and the types of this one. Better than one network,
+                    for 1.3 times the work.
   --half            Store the weights in half precision, half as large; they are loaded as float32.
   --meta=<file>     JSON object to add to what the checkpoint says of itself, e.g. {"mpp": 0.5, "scores": {...}}.
   --overwrite       Replace the file if it is there.
@@ -22,10 +25,15 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from misc.cli import run_command
 from misc.text import counted
+
+if TYPE_CHECKING:  # the help must not wait for torch
+    from models.hovernet.checkpoint import Checkpoint
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,17 +50,43 @@ def convert(args: dict) -> int:
         raise ValueError(f"{target} exists; name another file or add --overwrite")
     checkpoint = load_checkpoint(args["--tf_path"])
     others = [load_checkpoint(path) for path in (args["--average"] or "").split(",") if path]
-    meta = checkpoint.meta | (read_meta(args["--meta"]) if args["--meta"] else {})
     weights = mean_weights([build_model(each).state_dict() for each in (checkpoint, *others)])
+    if args["--coarse"]:
+        checkpoint, weights = with_coarse(checkpoint, weights, load_checkpoint(args["--coarse"]))
+    meta = checkpoint.meta | (read_meta(args["--meta"]) if args["--meta"] else {})
     if args["--half"]:
         weights = {name: v.half() if v.is_floating_point() else v for name, v in weights.items()}
     target.parent.mkdir(parents=True, exist_ok=True)
     save_weights(target, weights, meta)
     print(
         f"{target}: {checkpoint.family} -> {checkpoint.mode}, {counted(checkpoint.nr_types or 0, 'type')}, "
-        f"width {checkpoint.width:g}, {len(checkpoint.state_dict)} tensors"
+        f"width {checkpoint.width:g}, {len(weights)} tensors"
     )
     return 0
+
+
+def with_coarse(fine: Checkpoint, weights: dict, coarse: Checkpoint) -> tuple[Checkpoint, dict]:
+    """Return two checkpoints as one, and its weights; those of the fine network are `weights`.
+
+    Raises:
+        ValueError: a network is not `fast`, or their pixel sizes do not fit.
+    """
+    from models.hovernet.checkpoint import build_model
+    from models.hovernet.two_scales import MPP_RATIO, TwoScales
+
+    for each in (fine, coarse):
+        if each.mode != "fast":
+            raise ValueError(f"{each.path}: --coarse joins two `fast` networks, and this is a `{each.mode}` one")
+    sizes = [each.meta.get("mpp") for each in (fine, coarse)]
+    if None not in sizes and not 0.99 < sizes[1] / sizes[0] / MPP_RATIO < 1.01:
+        raise ValueError(
+            f"{coarse.path} reads {sizes[1]} um/px, {fine.path} {sizes[0]}: it must be {MPP_RATIO} times as much"
+        )
+    untyped = replace(fine, nr_types=None, state_dict={n: w for n, w in weights.items() if "decoder.tp." not in n})
+    net = TwoScales(build_model(untyped), build_model(coarse))
+    meta = {name: value for name, value in fine.meta.items() if name not in ("types", "window")}
+    types = {"types": coarse.meta["types"]} if "types" in coarse.meta else {}
+    return replace(fine, mode=net.mode, nr_types=net.nr_types, meta=meta | types), net.state_dict()
 
 
 def read_meta(path: str) -> dict:

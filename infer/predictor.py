@@ -20,6 +20,7 @@ from models.hovernet.devices import choose_precision, computing_in, is_out_of_me
 from models.hovernet.flips import Flipped
 from models.hovernet.net_desc import PATCH_SHAPES, HoVerNet, to_inference
 from models.hovernet.run_desc import prediction_planes
+from models.hovernet.two_scales import TwoScales
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class Predictor:
 
     def __init__(
         self,
-        net: HoVerNet,
+        net: HoVerNet | TwoScales,
         devices: Sequence[torch.device],
         batch_size: int,
         precision: str = "auto",
@@ -70,7 +71,7 @@ class Predictor:
         self.type_probs = type_probs and net.nr_types is not None
         self.channels = net.output_ch + (net.nr_types if self.type_probs else 0)
         batch_size *= len(devices)
-        if self.device.type == "cpu" and batch_size > MAX_CPU_BATCH and isinstance(net, HoVerNet):
+        if self.device.type == "cpu" and batch_size > MAX_CPU_BATCH and isinstance(net, (HoVerNet, TwoScales)):
             logger.info("batch size %d -> %d: on a CPU a larger batch is not faster", batch_size, MAX_CPU_BATCH)
             batch_size = MAX_CPU_BATCH
         self._patch_px = PATCH_SHAPES[getattr(net, "mode", "fast")][0] ** 2

@@ -29,7 +29,7 @@ from misc.type_info import TypeInfo, default_type_info, differing_names, load_ty
 from misc.workers import Job, Outcome, WorkerPool, limit_workers
 from models.hovernet.checkpoint import build_model, check_options, load_checkpoint
 from models.hovernet.devices import choose_precision, device_names, parse_devices
-from models.hovernet.net_desc import PATCH_SHAPES, WINDOW_STEP, output_size
+from models.hovernet.net_desc import PATCH_SHAPES, WINDOW_STEPS, output_size
 from models.hovernet.post_proc import PostProc
 
 logger = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ class InferManager:
         size, (patch_in, patch_out) = self.largest_window(options), PATCH_SHAPES[self.mode]
         lost = patch_in - patch_out
         if size > patch_in:  # the mode's own patch is never cut: the original uses a whole one for the smallest image
-            size = cut_window(shape_yx, size, lost, WINDOW_STEP)
+            size = cut_window(shape_yx, size, lost, WINDOW_STEPS[self.mode])
         return size, size - lost
 
     def fingerprint(self, options: RunOptions) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from misc.batch import run_script
+from misc.machine import share_one_arena
 from misc.usage import UsageError, explain, option_names, program
 
 VERSION = "1.0.0"
@@ -38,6 +39,7 @@ def run_command(
         commands: returns the options of all commands, which go where `text` has `%s`, and the help text of each.
     """
     open_streams()
+    share_one_arena()
     text = text or ast.get_docstring(ast.parse(Path(work.__code__.co_filename).read_bytes()), clean=False)
     name = program(text)
     argv = list(sys.argv[1:] if argv is None else argv)

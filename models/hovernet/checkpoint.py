@@ -23,10 +23,12 @@ from misc.machine import check_fits
 
 from .net_desc import HoVerNet, create_model
 from .numpy_scalars import numpy_scalars
+from .two_scales import TwoScales
 from .weight_names import NO_WEIGHTS, WEIGHT_KEYS, find_weights, from_monai, from_tensorflow, wrappers
 
 _KSIZE_TO_MODE = {5: "original", 3: "fast"}
-_STEM_CHANNELS = 64  # of conv0 at width 1
+_STEM = "conv0./.weight"
+_STEM_CHANNELS = 64  # at width 1
 MAX_NAMES = 100  # characters of the names that a message lists
 _WIDTH_1_BYTES = 150e6  # of all weights at width 1, float32
 MPP_UM = (0.01, 100)  # range of um/px for a network: from finer than oil immersion to a thumbnail
@@ -46,7 +48,8 @@ class Checkpoint:
         path: where they came from.
         family: `hovernet`, `tensorflow` or `monai`.
         state_dict: tensors under the original repository's names, float32.
-        mode, nr_types, width: read from the tensors; `nr_types` is `None` without a TP branch.
+        mode, nr_types, width: read from the tensors; `nr_types` is `None` without a TP branch. Of two networks in one
+            (`two_scales`) types and width are the coarse one's.
         meta: what our own checkpoints say of themselves (`mpp`, `types`, `licence`, ...); empty for others.
     """
 
@@ -72,9 +75,10 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     check_fits(sum(4 * value.numel() for value in raw.values()), f"{path}: its weights")
     _check_meta(path, meta)
     family, state_dict = _rename(path, raw)
-    mode, nr_types, width = _describe(path, state_dict)
+    shapes = [_describe(path, weights) for weights in parts_of(state_dict)]
     _check_finite(path, state_dict)
-    return Checkpoint(path, family, state_dict, mode, nr_types, width, meta)
+    mode, nr_types, width = shapes[-1]
+    return Checkpoint(path, family, state_dict, mode if len(shapes) == 1 else TwoScales.mode, nr_types, width, meta)
 
 
 def check_options(checkpoint: Checkpoint, mode: str | None = None, nr_types: int | None = None) -> None:
@@ -88,7 +92,8 @@ def check_options(checkpoint: Checkpoint, mode: str | None = None, nr_types: int
     Raises:
         CheckpointError: they contradict each other.
     """
-    if mode is not None and mode != checkpoint.mode:
+    # both networks of two in one are `fast`
+    if mode is not None and mode != checkpoint.mode and (mode, checkpoint.mode) != ("fast", TwoScales.mode):
         raise CheckpointError(
             f"{checkpoint.path} is a `{checkpoint.mode}` network, --model_mode={mode} was asked for; "
             "leave the option out"
@@ -100,15 +105,31 @@ def check_options(checkpoint: Checkpoint, mode: str | None = None, nr_types: int
         )
 
 
-def build_model(checkpoint: Checkpoint, freeze: bool = False) -> HoVerNet:
+def build_model(checkpoint: Checkpoint, freeze: bool = False) -> HoVerNet | TwoScales:
     """Create the network that the checkpoint describes and load every weight into it, strictly.
 
     Raises:
-        CheckpointError: weights are missing, superfluous or of another shape.
+        CheckpointError: weights are missing, superfluous or of another shape, or its two networks do not fit.
     """
-    net = create_model(checkpoint.mode, nr_types=checkpoint.nr_types, freeze=freeze, width=checkpoint.width)
+    parts = parts_of(checkpoint.state_dict)
+    shapes = [_describe(checkpoint.path, weights) for weights in parts]
+    nets = [create_model(mode, nr_types=types, freeze=freeze, width=width) for mode, types, width in shapes]
+    try:
+        net = TwoScales(*nets) if len(nets) > 1 else nets[0]
+    except ValueError as error:
+        raise CheckpointError(f"{checkpoint.path}: {error}") from error
     load_strict(net, checkpoint.state_dict, checkpoint.path)
     return net
+
+
+def parts_of(weights: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    """Return the weights of the fine and of the coarse network of two in one, else the weights themselves."""
+    if f"fine.{_STEM}" not in weights:
+        return [weights]
+    return [
+        {name.removeprefix(part): value for name, value in weights.items() if name.startswith(part)}
+        for part in ("fine.", "coarse.")
+    ]
 
 
 def load_strict(net: HoVerNet, state_dict: dict[str, torch.Tensor], path: str | Path) -> None:
@@ -280,7 +301,8 @@ def _with_buffers(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Add the buffers that only PyTorch has: the counter of each batch norm, and the un-pooling matrix."""
     for name in [name for name in weights if name.endswith(".running_mean")]:
         weights.setdefault(name.replace("running_mean", "num_batches_tracked"), torch.tensor(0, dtype=torch.long))
-    weights.setdefault("upsample2x.unpool_mat", torch.ones(2, 2))
+    if _STEM in weights:
+        weights.setdefault("upsample2x.unpool_mat", torch.ones(2, 2))
     return weights
 
 
@@ -294,13 +316,13 @@ def _check_finite(path: Path, weights: dict[str, torch.Tensor]) -> None:
 
 
 def _describe(path: Path, weights: dict[str, torch.Tensor]) -> tuple[str, int | None, float]:
-    if "conv0./.weight" not in weights:
+    if _STEM not in weights:
         raise CheckpointError(
-            f"{path}: not a HoVer-Net checkpoint: no tensor `conv0./.weight`, but {', '.join(weights)[:MAX_NAMES]}"
+            f"{path}: not a HoVer-Net checkpoint: no tensor `{_STEM}`, but {', '.join(weights)[:MAX_NAMES]}"
         )
     if "decoder.np.u3.conva.weight" not in weights:
         raise CheckpointError(f"{path}: only an encoder (ImageNet weights); train it, or name a trained checkpoint")
-    for name in ("conv0./.weight", "decoder.np.u3.conva.weight", "decoder.tp.u0.conv.weight"):
+    for name in (_STEM, "decoder.np.u3.conva.weight", "decoder.tp.u0.conv.weight"):
         if name in weights and (weights[name].ndim != 4 or 0 in weights[name].shape):
             raise CheckpointError(
                 f"{path}: `{name}` has shape {tuple(weights[name].shape)}; that of a convolution is needed"
@@ -309,6 +331,6 @@ def _describe(path: Path, weights: dict[str, torch.Tensor]) -> tuple[str, int | 
     if ksize not in _KSIZE_TO_MODE:
         raise CheckpointError(f"{path}: decoder kernels of {ksize} px are neither `original` (5) nor `fast` (3)")
     head = weights.get("decoder.tp.u0.conv.weight")
-    width = weights["conv0./.weight"].shape[0] / _STEM_CHANNELS
+    width = weights[_STEM].shape[0] / _STEM_CHANNELS
     check_fits(_WIDTH_1_BYTES * width**2, f"{path}: a network of width {width:g}")
     return _KSIZE_TO_MODE[ksize], None if head is None else head.shape[0], width

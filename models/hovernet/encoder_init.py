@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .checkpoint import Checkpoint, CheckpointError, load_checkpoint, read_tensors
 from .net_desc import HoVerNet, create_model
+from .two_scales import TwoScales
 from .widen import widened
 
 # Tensors of HoVer-Net that an ImageNet encoder does not have.
@@ -84,6 +85,10 @@ def load_pretrained(
 
 def _weights_for(net: HoVerNet, checkpoint: Checkpoint) -> tuple[dict[str, Tensor], str]:
     """Return a checkpoint's tensors, widened if `net` is wider, and a note on that."""
+    if checkpoint.mode == TwoScales.mode:
+        raise CheckpointError(
+            f"{checkpoint.path}: holds two networks, and a training goes on from one; name a file of one of them"
+        )
     if checkpoint.mode != net.mode or checkpoint.width >= net.width:
         return checkpoint.state_dict, ""
     narrow = create_model(mode=checkpoint.mode, nr_types=checkpoint.nr_types, width=checkpoint.width)

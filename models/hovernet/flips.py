@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,13 +27,17 @@ class Flipped(nn.Module):
         self.net = net
 
     def forward(self, imgs: Tensor) -> dict[str, Tensor]:
-        views = [_turn_back(self.net(imgs.flip(axes)), axes) for axes in _FLIPS]
-        return {
-            name: sum(view[name] for view in views) / len(views)
-            if name == "hv"
-            else torch.logsumexp(torch.stack([F.log_softmax(view[name], dim=1) for view in views]), dim=0)
-            for name in views[0]
-        }
+        return mean_maps([_turn_back(self.net(imgs.flip(axes)), axes) for axes in _FLIPS])
+
+
+def mean_maps(several: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the means of the maps that the first has; of `tp` and `np`, logarithms of the mean probabilities."""
+    return {
+        name: sum(maps[name].float() for maps in several) / len(several)
+        if name == "hv"
+        else torch.logsumexp(torch.stack([F.log_softmax(maps[name].float(), dim=1) for maps in several]), dim=0)
+        for name in several[0]
+    }
 
 
 def _turn_back(out: dict[str, Tensor], axes: tuple[int, ...]) -> dict[str, Tensor]:

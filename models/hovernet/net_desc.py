@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from .net_utils import BN_EPS, DenseBlock, Net, ResidualBlock, TFSamepaddingLayer, UpSample2x, crop_op, grad_if
 
-# Side of a patch, px: input and output.
-PATCH_SHAPES: dict[str, tuple[int, int]] = {"original": (270, 80), "fast": (256, 164)}
-# The encoder halves its input three times: windows differ by multiples of it.
-WINDOW_STEP = 8
+# Side of a patch, px: input and output. `two_scales` are two `fast` networks (two_scales.py).
+PATCH_SHAPES: dict[str, tuple[int, int]] = {"original": (270, 80), "fast": (256, 164), "two_scales": (264, 124)}
+# Windows differ by multiples of it: the encoder halves its input three times, and two thirds must be whole, too.
+WINDOW_STEPS = {"original": 8, "fast": 8, "two_scales": 24}
 # Px cut off the skip connections d0 and d1, both sides together; follows from the valid convolutions.
 _SKIP_CROP = {"original": (184, 72), "fast": (92, 36)}
 _DECODER_KSIZE = {"original": 5, "fast": 3}
@@ -27,21 +27,21 @@ _WIDTH_STEP = 0.125
 def output_size(mode: str, input_size: int) -> int:
     """Return the side of the output for a window of `input_size` px.
 
-    The encoder halves its input three times, so a window is 8n px (`fast`) or 8n + 6 px (`original`, whose
-    first convolution takes 6 px).
+    The encoder halves its input three times, so a window is 8n px (`fast`), 8n + 6 px (`original`, whose
+    first convolution takes 6 px) or 24n px (`two_scales`).
 
     Raises:
         ValueError: the network cannot take that window; the message names the nearest possible ones.
     """
     patch_in, patch_out = PATCH_SHAPES[mode]
-    lost = patch_in - patch_out
-    offset = patch_in % WINDOW_STEP
-    smallest = lost + WINDOW_STEP - (lost - offset) % WINDOW_STEP
-    if input_size % WINDOW_STEP != offset or input_size < smallest:
-        below = max(input_size - (input_size - offset) % WINDOW_STEP, smallest)
+    lost, step = patch_in - patch_out, WINDOW_STEPS[mode]
+    offset = patch_in % step
+    smallest = lost + step - (lost - offset) % step
+    if input_size % step != offset or input_size < smallest:
+        below = max(input_size - (input_size - offset) % step, smallest)
         raise ValueError(
-            f"mode `{mode}` takes windows of 8n + {offset} px from {smallest} px on; got {input_size}, "
-            f"try {below} or {below + WINDOW_STEP}"
+            f"mode `{mode}` takes windows of {step}n + {offset} px from {smallest} px on; got {input_size}, "
+            f"try {below} or {below + step}"
         )
     return input_size - lost
 
@@ -69,7 +69,7 @@ class HoVerNet(Net):
         width: float = 1.0,
     ):
         super().__init__()
-        if mode not in PATCH_SHAPES:
+        if mode not in _DECODER_KSIZE:
             raise ValueError(f"unknown mode `{mode}`; choose `original` or `fast`")
         if width <= 0 or width % _WIDTH_STEP:
             raise ValueError(f"width must be a positive multiple of {_WIDTH_STEP}, got {width}")

@@ -52,7 +52,9 @@ class Shape:
 
 
 # The only table of shapes; configuration, extraction and inference use it.
-SHAPES: dict[str, Shape] = {mode: Shape(540, act, out, step=out) for mode, (act, out) in PATCH_SHAPES.items()}
+SHAPES: dict[str, Shape] = {
+    mode: Shape(540, act, out, step=out) for mode, (act, out) in PATCH_SHAPES.items() if mode in ("original", "fast")
+}
 
 
 def get_config(nr_type: int | None, mode: str) -> dict:

@@ -10,7 +10,7 @@ import pytest
 
 from infer.grid import Planes, bands, block_grid, cut_window, patch_grid, slide_patch_grid
 from misc.slides.resample import Axis, enlarge
-from models.hovernet.net_desc import PATCH_SHAPES, WINDOW_STEP, output_size
+from models.hovernet.net_desc import PATCH_SHAPES, WINDOW_STEPS, output_size
 
 WINDOWS = [(270, 80), (256, 164), (9, 4), (5, 5)]
 # one px, and one px around one, two and three patches or blocks
@@ -189,17 +189,18 @@ def test_enlarging_any_box_equals_that_cut_of_the_whole():
 @pytest.mark.parametrize("mode", PATCH_SHAPES)
 def test_a_window_is_cut_to_what_an_image_needs(mode):
     """It is one that the network takes, takes no more patches, and the next smaller one would."""
-    lost = PATCH_SHAPES[mode][0] - PATCH_SHAPES[mode][1]
-    smallest = next(size for size in range(lost + 1, lost + 9) if size % WINDOW_STEP == PATCH_SHAPES[mode][0] % 8)
-    sizes = range(smallest, 700, 56)
+    (usual, out), step = PATCH_SHAPES[mode], WINDOW_STEPS[mode]
+    lost = usual - out
+    smallest = next(size for size in range(lost + 1, lost + step + 1) if size % step == usual % step)
+    sizes = range(smallest, 700, 168 // step * step)
     for window, height, width in itertools.product(sizes, (1, 7, 163, 164, 165, 500, 1000), (1, 80, 333, 1001)):
         count = lambda size, shape: len(patch_grid(shape, size, size - lost))  # noqa: E731
-        cut = cut_window((height, width), window, lost, WINDOW_STEP)
+        cut = cut_window((height, width), window, lost, step)
         assert cut <= window
         assert output_size(mode, cut) == cut - lost
         assert count(cut, (height, width)) == count(window, (height, width))
         if cut > smallest:
-            assert count(cut - WINDOW_STEP, (height, width)) > count(window, (height, width))
+            assert count(cut - step, (height, width)) > count(window, (height, width))
     assert cut_window((512, 512), 600, 92, 8) == 352  # two patches a side
     assert cut_window((508, 508), 600, 92, 8) == 600
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import subprocess
+import sys
 
 import cv2
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from misc.files import atomic_path, check_unique_stems, full_stem, list_files, write_atomic
 from misc.machine import available_memory, cpu_count, reused_memory_pages
@@ -180,6 +184,35 @@ def test_machine():
     assert available_memory() > 1 << 20
     with reused_memory_pages():
         assert np.ones(1 << 22).sum() == 1 << 22
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_info"), reason="not glibc")
+def test_threads_of_a_script_share_their_memory(tmp_path):
+    """In a process of its own: once there are several arenas, nothing takes them away."""
+    code = """
+import ctypes, sys, threading
+from misc.cli import run_command
+
+def work(args):
+    import numpy as np
+    threads = [threading.Thread(target=np.ones, args=(1000,)) for _ in range(4)]
+    for step in ("start", "join"):
+        for thread in threads:
+            getattr(thread, step)()
+    libc = ctypes.CDLL(None)
+    libc.fopen.restype = ctypes.c_void_p
+    file = ctypes.c_void_p(libc.fopen(sys.argv[1].encode(), b"w"))
+    libc.malloc_info(0, file)
+    return libc.fclose(file)
+
+sys.exit(run_command("Usage: x.py", work, []) if sys.argv[2] == "script" else work({}))
+"""
+    arenas = {}
+    for how in ("script", "plain"):
+        subprocess.run([sys.executable, "-c", code, str(tmp_path / how), how], cwd=ROOT, check=True)
+        arenas[how] = (tmp_path / how).read_text().count("<heap nr=")
+    assert arenas["script"] == 1
+    assert arenas["plain"] > 1
 
 
 def test_samples_are_made_and_show_their_stains(tmp_path):

@@ -63,7 +63,8 @@ def test_a_larger_window_gives_the_same_pixels():
 
 
 def test_output_size(subtests):
-    for mode, size, out in [("fast", 256, 164), ("fast", 600, 508), ("original", 270, 80), ("original", 350, 160)]:
+    cases = [("fast", 256, 164), ("fast", 600, 508), ("original", 270, 80), ("original", 350, 160)]
+    for mode, size, out in [*cases, ("two_scales", 264, 124), ("two_scales", 912, 772)]:
         with subtests.test(mode=mode, size=size, out=out):
             assert output_size(mode, size) == out
 

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
+import numpy as np
 import torch
+from conftest import ROOT
+from scipy.io import loadmat
+from skimage.data import immunohistochemistry
+from stubs import write_rgb
 
 import convert_chkpt_tf2pytorch as script
-from models.hovernet.checkpoint import load_checkpoint
+import run_infer
+from metrics.overlap import Overlap
+from metrics.stats_utils import panoptic_quality
+from misc.sample import as_he
+from models.hovernet.checkpoint import load_checkpoint, save_weights
 from models.hovernet.net_desc import create_model
 
 
@@ -80,3 +90,40 @@ def test_half_precision_and_what_the_checkpoint_says(tmp_path, monkeypatch, caps
     (tmp_path / "list.json").write_text("[1]")
     assert call(monkeypatch, "--overwrite", *argv, f"--meta={tmp_path / 'list.json'}") == 1
     assert "a JSON object was expected" in capsys.readouterr().err
+
+
+def test_two_networks_in_one_file_segment_images(tmp_path, monkeypatch, capsys):
+    """The weights that ship, in one file, find nearly the nuclei that the fine one finds alone."""
+    fine, coarse = (ROOT / f"pretrained/hovernet_he_fast_w025_{name}.tar" for name in ("30x", "20x"))
+    target = tmp_path / "two.tar"
+    argv = [f"--tf_path={fine}", f"--coarse={coarse}", f"--pt_path={target}", "--half"]
+    assert call(monkeypatch, *argv) == 0
+    assert "two_scales, 5 types, width 0.25" in capsys.readouterr().out
+    two, one = load_checkpoint(target), load_checkpoint(fine)
+    assert two.meta["types"] == one.meta["types"]
+    assert (two.meta["mpp"], "window" in two.meta) == (one.meta["mpp"], False)
+    images = tmp_path / "images"
+    write_rgb(images / "a.png", as_he(immunohistochemistry()[:300, :300]))
+    found = {}
+    for name, path in (("one", fine), ("two", target)):
+        given = f"--gpu= --model_path={path} tile --input_dir={images} --output_dir={tmp_path / name}"
+        assert run_infer.main(given.split()) == 0
+        found[name] = loadmat(tmp_path / name / "mat" / "a.mat")["inst_map"]
+    overlap = Overlap.of(found["one"], found["two"])
+    assert panoptic_quality(overlap)[0][2] > 0.6
+    assert not np.array_equal(found["one"], found["two"])
+
+
+def test_networks_that_do_not_belong_together_are_refused(tmp_path, monkeypatch, capsys, subtests):
+    for name, mode, mpp in (("fine", "fast", 0.5), ("coarse", "fast", 0.25), ("original", "original", 0.75)):
+        save_weights(tmp_path / f"{name}.tar", create_model(mode, width=0.125).state_dict(), {"mpp": mpp})
+    cases = {
+        "coarse": "coarse.tar reads 0.25 um/px, .*fine.tar 0.5: it must be 1.5 times as much",
+        "original": "original.tar: --coarse joins two `fast` networks",
+    }
+    for name, message in cases.items():
+        with subtests.test(name):
+            argv = [f"--tf_path={tmp_path / 'fine.tar'}", f"--coarse={tmp_path / f'{name}.tar'}"]
+            assert call(monkeypatch, *argv, f"--pt_path={tmp_path / 'two.tar'}") == 1
+            assert re.search(message, capsys.readouterr().err)
+            assert not (tmp_path / "two.tar").exists()
