@@ -17,6 +17,8 @@ Options:
   --epochs=<n>            Epochs of each training, in one phase. Left out: the recipe's phases.
   --config=<file>         The recipe: a file with a class Config, as for run_train.py.
                           [default: pretrained/he_30x_folds.py]
+  --coarse_config=<file>  Train this recipe, too, for pixels 1.5 times as large, and score both networks as one
+                          (convert_chkpt_tf2pytorch.py --coarse).
   --np_threshold=<p>      As for run_infer.py; trainings that are finished are only scored again.
   --edges=<way>           As for run_infer.py.
   --min_prob=<p>          As for run_infer.py.
@@ -42,13 +44,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 def main() -> int:
     args = docopt(__doc__)
+    log_dir = Path(args["--log_dir"])
     from misc.files import full_stem, list_files
 
     try:
         names = [full_stem(path) for path in list_files(Path(args["<folder>"]) / "Images")]
         folds = split(names, int(args["--folds"]))
         chosen = [int(text) for text in args["--only"].split(",")] if args["--only"] else range(1, len(folds) + 1)
-        checkpoints = {fold: train(fold, folds[fold - 1], args) for fold in chosen}
+        checkpoints = {fold: train(fold, folds[fold - 1], args["--config"], log_dir, args) for fold in chosen}
+        if args["--coarse_config"]:
+            for fold, fine in checkpoints.items():
+                coarse = train(fold, folds[fold - 1], args["--coarse_config"], log_dir / "coarse", args)
+                checkpoints[fold] = join(fine, coarse, log_dir / f"fold_{fold}_two_scales.tar")
         print(table(checkpoints, folds, args))
     except (ValueError, OSError) as error:
         print(f"folds.py: {error}", file=sys.stderr)
@@ -70,12 +77,11 @@ def split(names: list[str], count: int) -> list[list[str]]:
     return [part.tolist() for part in np.array_split(np.array(ordered), count)]
 
 
-def train(fold: int, held: list[str], args: dict) -> Path:
-    """Train the recipe without the images of a fold, and return the checkpoint."""
+def train(fold: int, held: list[str], config: str, root: Path, args: dict) -> Path:
+    """Train a recipe without the images of a fold, in a folder of `root`, and return the checkpoint."""
     from run_train import load_manager
 
-    manager = load_manager(args["--config"])()
-    root = Path(args["--log_dir"])
+    manager = load_manager(config)()
     manager.log_dir = str(root / f"fold_{fold}")
     entries = [entry if isinstance(entry, tuple) else (entry, 1.0) for entry in manager.train_dir_list]
     manager.train_dir_list = [
@@ -91,6 +97,17 @@ def train(fold: int, held: list[str], args: dict) -> Path:
     if not path.exists():
         manager.run(args["--gpu"], resume=Path(manager.log_dir).exists())
     return path
+
+
+def join(fine: Path, coarse: Path, target: Path) -> Path:
+    """Write two checkpoints as one file."""
+    from convert_chkpt_tf2pytorch import with_coarse
+    from models.hovernet.checkpoint import load_checkpoint, save_weights
+
+    checkpoint = load_checkpoint(fine)
+    both, weights = with_coarse(checkpoint, checkpoint.state_dict, load_checkpoint(coarse))
+    save_weights(target, weights, both.meta)
+    return target
 
 
 def patches_without(source: Path, held: set[str], target: Path) -> Path:

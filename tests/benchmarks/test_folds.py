@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from benchmarks import folds
+from models.hovernet.checkpoint import load_checkpoint, parts_of, save_weights
+from models.hovernet.net_desc import create_model
 
 
 def test_folds_are_runs_of_numbers_and_hold_every_image_once():
@@ -33,3 +36,15 @@ def test_patches_of_held_images_are_left_out_and_their_images_found(tmp_path):
         "Images/train_1.x",
         "Labels/train_1.x",
     ]
+
+
+def test_two_networks_of_a_fold_are_scored_as_one(tmp_path):
+    for name, types, mpp in (("fine", 3, 0.4), ("coarse", 5, 0.6)):
+        net = create_model("fast", nr_types=types, width=0.125)
+        save_weights(tmp_path / f"{name}.tar", net.state_dict(), {"mpp": mpp})
+    path = folds.join(tmp_path / "fine.tar", tmp_path / "coarse.tar", tmp_path / "both.tar")
+    both = load_checkpoint(path)
+    assert (both.mode, both.nr_types, both.meta["mpp"]) == ("two_scales", 5, 0.4)
+    parts = [load_checkpoint(tmp_path / f"{name}.tar").state_dict for name in ("fine", "coarse")]
+    for found, given in zip(parts_of(both.state_dict), parts, strict=True):
+        assert found and all(torch.equal(value, given[name]) for name, value in found.items())
