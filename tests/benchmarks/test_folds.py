@@ -47,4 +47,5 @@ def test_two_networks_of_a_fold_are_scored_as_one(tmp_path):
     assert (both.mode, both.nr_types, both.meta["mpp"]) == ("two_scales", 5, 0.4)
     parts = [load_checkpoint(tmp_path / f"{name}.tar").state_dict for name in ("fine", "coarse")]
     for found, given in zip(parts_of(both.state_dict), parts, strict=True):
-        assert found and all(torch.equal(value, given[name]) for name, value in found.items())
+        assert found
+        assert all(torch.equal(value, given[name]) for name, value in found.items())
