@@ -84,9 +84,10 @@ def with_coarse(fine: Checkpoint, weights: dict, coarse: Checkpoint) -> tuple[Ch
         )
     untyped = replace(fine, nr_types=None, state_dict={n: w for n, w in weights.items() if "decoder.tp." not in n})
     net = TwoScales(build_model(untyped), build_model(coarse))
-    meta = {name: value for name, value in fine.meta.items() if name not in ("types", "window")}
-    types = {"types": coarse.meta["types"]} if "types" in coarse.meta else {}
-    return replace(fine, mode=net.mode, nr_types=net.nr_types, meta=meta | types), net.state_dict()
+    meta = {name: value for name, value in fine.meta.items() if name not in ("types", "window", "scores")}
+    meta |= {"mode": net.mode, "nr_types": net.nr_types}
+    meta |= {"types": coarse.meta["types"]} if "types" in coarse.meta else {}
+    return replace(fine, mode=net.mode, nr_types=net.nr_types, meta=meta), net.state_dict()
 
 
 def read_meta(path: str) -> dict:

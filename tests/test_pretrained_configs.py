@@ -24,6 +24,8 @@ def test_every_configuration_that_ships_can_be_trained():
         "he_30x_stains",
         "he_30x_focus",
         "he_30x_focus_small",
+        "he_20x_focus",
+        "he_20x_focus_small",
         "ihc",
         "ihc_30x",
         "ihc_30x_focus",

@@ -200,7 +200,7 @@ def test_shipped_checkpoint_loads():
     for path in paths:
         checkpoint = load_checkpoint(path)
         build_model(checkpoint)
-        assert checkpoint.meta["mpp"] == (0.3333 if "30x" in path.name else 0.5)
+        assert checkpoint.meta["mpp"] == (0.5 if "20x" in path.name else 0.3333)
 
 
 def test_loading_is_strict(tmp_path, net):
