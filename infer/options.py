@@ -28,8 +28,8 @@ COMMON_TEXT = """
                               machine has it; else as the original computes: TF32 convolutions on a GPU, fp32 on
                               a CPU. [default: auto]
   --window=<n>                Side in px of the patches that the network reads: what the checkpoint recommends or the
-                              patch of the mode (270 for `original`, 256 for `fast`) when left out. Larger is faster
-                              and needs more memory; it is cut to what an image needs.
+                              patch of the mode (270 for `original`, 256 for `fast`, 264 for two networks in one) when
+                              left out. Larger is faster and needs more memory; it is cut to what an image needs.
   --np_threshold=<p>          A pixel is nuclear at this probability or more: lower for larger outlines. Left out: what
                               the checkpoint says, or 0.5 as in the original.
   --edges=<way>               How touching nuclei are parted: at edges along x and y, relative to the strongest ones of

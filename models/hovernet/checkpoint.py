@@ -317,9 +317,8 @@ def _check_finite(path: Path, weights: dict[str, torch.Tensor]) -> None:
 
 def _describe(path: Path, weights: dict[str, torch.Tensor]) -> tuple[str, int | None, float]:
     if _STEM not in weights:
-        raise CheckpointError(
-            f"{path}: not a HoVer-Net checkpoint: no tensor `{_STEM}`, but {', '.join(weights)[:MAX_NAMES]}"
-        )
+        found = ", ".join(weights)[:MAX_NAMES] or "nothing"
+        raise CheckpointError(f"{path}: not a HoVer-Net checkpoint: no tensor `{_STEM}`, but {found}")
     if "decoder.np.u3.conva.weight" not in weights:
         raise CheckpointError(f"{path}: only an encoder (ImageNet weights); train it, or name a trained checkpoint")
     for name in (_STEM, "decoder.np.u3.conva.weight", "decoder.tp.u0.conv.weight"):
