@@ -12,6 +12,6 @@ class Config(he_20x_focus.Config):
     """The recipe of he_20x_focus.py with other values."""
 
     START = "hovernet_fast_w025_20x.tar"  # trained on Kumar's 16 images alone
-    PHASES = ((2, 1.0e-3),)  # (epochs of about 280 steps, learning rate)
+    PHASES = ((2, 1.0e-3),)  # (epochs of 288 steps, learning rate)
     WINDOW = 256
     LOG_DIR = "logs/he_20x_folds"
