@@ -14,8 +14,8 @@ Options:
   --average=<list>  More checkpoints, separated by commas: the mean of their weights and those of --tf_path is written.
                     This helps where several trainings went on from one checkpoint. All else comes from --tf_path.
   --coarse=<file>   Write two networks in one file: that of --tf_path, and this one for pixels 1.5 times as large. Both
-                    read each image; the mean of their maps counts, and the types of this one. Better than one network,
-                    for 1.3 times the work.
+                    read each image; the mean of their maps counts, and the types of this one. It takes 1.3 times the
+                    time of one network.
   --half            Store the weights in half precision, half as large; they are loaded as float32.
   --meta=<file>     JSON object to add to what the checkpoint says of itself, e.g. {"mpp": 0.5, "scores": {...}}.
   --overwrite       Replace the file if it is there.
@@ -51,8 +51,10 @@ def convert(args: dict) -> int:
     checkpoint = load_checkpoint(args["--tf_path"])
     others = [load_checkpoint(path) for path in (args["--average"] or "").split(",") if path]
     weights = mean_weights([build_model(each).state_dict() for each in (checkpoint, *others)])
+    checkpoint = replace(checkpoint, state_dict=weights)
     if args["--coarse"]:
-        checkpoint, weights = with_coarse(checkpoint, weights, load_checkpoint(args["--coarse"]))
+        checkpoint = with_coarse(checkpoint, load_checkpoint(args["--coarse"]))
+    weights = checkpoint.state_dict
     meta = checkpoint.meta | (read_meta(args["--meta"]) if args["--meta"] else {})
     if args["--half"]:
         weights = {name: v.half() if v.is_floating_point() else v for name, v in weights.items()}
@@ -65,8 +67,8 @@ def convert(args: dict) -> int:
     return 0
 
 
-def with_coarse(fine: Checkpoint, weights: dict, coarse: Checkpoint) -> tuple[Checkpoint, dict]:
-    """Return two checkpoints as one, and its weights; those of the fine network are `weights`.
+def with_coarse(fine: Checkpoint, coarse: Checkpoint) -> Checkpoint:
+    """Return two checkpoints as one, without the types of the fine network.
 
     Raises:
         ValueError: a network is not `fast`, or their pixel sizes do not fit.
@@ -82,12 +84,12 @@ def with_coarse(fine: Checkpoint, weights: dict, coarse: Checkpoint) -> tuple[Ch
         raise ValueError(
             f"{coarse.path} reads {sizes[1]} um/px, {fine.path} {sizes[0]}: it must be {MPP_RATIO} times as much"
         )
-    untyped = replace(fine, nr_types=None, state_dict={n: w for n, w in weights.items() if "decoder.tp." not in n})
-    net = TwoScales(build_model(untyped), build_model(coarse))
+    untyped = {name: value for name, value in fine.state_dict.items() if not name.startswith("decoder.tp.")}
+    net = TwoScales(build_model(replace(fine, state_dict=untyped)), build_model(coarse))
     meta = {name: value for name, value in fine.meta.items() if name not in ("types", "window", "scores")}
     meta |= {"mode": net.mode, "nr_types": net.nr_types}
     meta |= {"types": coarse.meta["types"]} if "types" in coarse.meta else {}
-    return replace(fine, mode=net.mode, nr_types=net.nr_types, meta=meta), net.state_dict()
+    return replace(fine, state_dict=net.state_dict(), mode=net.mode, nr_types=net.nr_types, meta=meta)
 
 
 def read_meta(path: str) -> dict:

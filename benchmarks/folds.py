@@ -44,9 +44,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 def main() -> int:
     args = docopt(__doc__)
-    log_dir = Path(args["--log_dir"])
     from misc.files import full_stem, list_files
 
+    log_dir = Path(args["--log_dir"])
     try:
         names = [full_stem(path) for path in list_files(Path(args["<folder>"]) / "Images")]
         folds = split(names, int(args["--folds"]))
@@ -104,9 +104,8 @@ def join(fine: Path, coarse: Path, target: Path) -> Path:
     from convert_chkpt_tf2pytorch import with_coarse
     from models.hovernet.checkpoint import load_checkpoint, save_weights
 
-    checkpoint = load_checkpoint(fine)
-    both, weights = with_coarse(checkpoint, checkpoint.state_dict, load_checkpoint(coarse))
-    save_weights(target, weights, both.meta)
+    both = with_coarse(load_checkpoint(fine), load_checkpoint(coarse))
+    save_weights(target, both.state_dict, both.meta)
     return target
 
 

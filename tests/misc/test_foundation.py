@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import subprocess
 import sys
 
@@ -207,9 +208,10 @@ def work(args):
 
 sys.exit(run_command("Usage: x.py", work, []) if sys.argv[2] == "script" else work({}))
 """
+    env = {name: value for name, value in os.environ.items() if name != "MALLOC_ARENA_MAX"}
     arenas = {}
     for how in ("script", "plain"):
-        subprocess.run([sys.executable, "-c", code, str(tmp_path / how), how], cwd=ROOT, check=True)
+        subprocess.run([sys.executable, "-c", code, str(tmp_path / how), how], cwd=ROOT, env=env, check=True)
         arenas[how] = (tmp_path / how).read_text().count("<heap nr=")
     assert arenas["script"] == 1
     assert arenas["plain"] > 1
