@@ -192,6 +192,7 @@ def segment(inputs: Inputs, options: DabOptions, args: dict) -> dict[str, str]:
     method = {"model_path": args["--model_path"] or MODEL_PATH}
     run_args = {"input_dir": options.image_dir, "output_dir": options.output_dir / "segmentation", "mpp": options.mpp}
     run_args |= {"nr_post_proc_workers": args["--nr_post_proc_workers"], "overwrite": options.overwrite}
+    run_args["ink"] = "keep"  # DAB is as brown as ink, whatever a checkpoint for H&E recommends
     reports: list[Report] = []
     if inputs.images:
         manager = tile.InferManager(method, args["--type_info_path"], gpu=args["--gpu"])

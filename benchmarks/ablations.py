@@ -7,8 +7,9 @@ Usage:
 
 `inference` changes how one checkpoint is used: window of the network, precision, flips at test time, smallest nucleus,
 edges between nuclei, least probability, and the normalisation of the maps before post-processing. `training` trains
-the recipe `opt_scratch` once for each axis of the loss term `msge`, once with averaged weights, and once with a larger
-window, equally long and with the same patches, and scores each. Each folder has Images/ and Labels/.
+the recipe `opt_scratch` by AdamW, once for each axis of the loss term `msge`, once with averaged weights, once with a
+larger window, and once with Muon, equally long and with the same patches, and scores each. Each folder has Images/ and
+Labels/.
 
 Options:
   -h --help            Show this text.
@@ -48,13 +49,14 @@ POST_PROCS = (
     {"edges": "directions", "min_prob": 0.7},
     {"edges": "axes", "min_prob": 0},
 )
-# Changes to the first training: axis and weight of `msge`, decay of the averaged weights, window in px.
+# Changes to the first training: axis and weight of `msge`, decay of the averaged weights, window in px, optimizer.
 TRAININGS: dict[str, dict] = {
     "msge axis: paper": {},
     "msge axis: upstream": {"msge_axis": "upstream"},
     "msge axis: none": {"msge": 0},
     "averaged weights (ema 0.999)": {"ema": 0.999},
     "window of 352 px in training": {"act_px": 352},
+    "Muon for the filters": {"muon": True},
 }
 
 
@@ -158,6 +160,7 @@ def train(
     msge: float = 1,
     ema: float | None = None,
     act_px: int | None = None,
+    muon: bool = False,
 ) -> Path:
     """Train once and return the checkpoint; a finished training is used again.
 
@@ -167,6 +170,7 @@ def train(
         msge_axis, msge: axis and weight of the loss term.
         ema: decay of the averaged weights.
         act_px: window of the network in training, px; its output follows.
+        muon: train the filters by Muon.
     """
     from models.hovernet.net_desc import output_size
     from pretrained.config import Config
@@ -174,7 +178,7 @@ def train(
     from run_utils.callbacks.base import ConditionalSaver, TriggerEngine, ValidateImages
     from run_utils.engine import Events
 
-    manager = type("TrainManager", (Commands, Config), {})()
+    manager = type("TrainManager", (Commands, Config), {"MUON": muon})()
     epochs, folder = int(args["--epochs"]), "".join(c if c.isalnum() else "_" for c in name)
     manager.seed, manager.log_dir = int(args["--seed"]), str(Path(args["--log_dir"]) / folder)
     manager.train_dir_list = manager.valid_dir_list = [args["--patches"]]

@@ -15,6 +15,7 @@ Options:
   --folds=<n>             Number of folds. [default: 4]
   --only=<list>           Run only these folds, counted from 1, e.g. 1,3.
   --epochs=<n>            Epochs of each training, in one phase. Left out: the recipe's phases.
+  --average=<n>           Score the mean of the weights after each of the last n phases. [default: 1]
   --config=<file>         The recipe: a file with a class Config, as for run_train.py.
                           [default: pretrained/he_30x_folds.py]
   --coarse_config=<file>  Train this recipe, too, for pixels 1.5 times as large, and score both networks as one
@@ -22,6 +23,7 @@ Options:
   --np_threshold=<p>      As for run_infer.py; trainings that are finished are only scored again.
   --edges=<way>           As for run_infer.py.
   --min_prob=<p>          As for run_infer.py.
+  --ink=<way>             As for run_infer.py.
   --tta                   As for run_infer.py.
   --log_dir=<dir>         Folder of the trainings. [default: logs/folds]
   --mpp=<um>              um/px of the images. [default: 0.25]
@@ -51,10 +53,13 @@ def main() -> int:
         names = [full_stem(path) for path in list_files(Path(args["<folder>"]) / "Images")]
         folds = split(names, int(args["--folds"]))
         chosen = [int(text) for text in args["--only"].split(",")] if args["--only"] else range(1, len(folds) + 1)
-        checkpoints = {fold: train(fold, folds[fold - 1], args["--config"], log_dir, args) for fold in chosen}
+        checkpoints = {}
+        for fold in chosen:
+            ends = train(fold, folds[fold - 1], args["--config"], log_dir, args)
+            checkpoints[fold] = mean_of(ends[-int(args["--average"]) :], log_dir / f"fold_{fold}_mean.tar")
         if args["--coarse_config"]:
             for fold, fine in checkpoints.items():
-                coarse = train(fold, folds[fold - 1], args["--coarse_config"], log_dir / "coarse", args)
+                coarse = train(fold, folds[fold - 1], args["--coarse_config"], log_dir / "coarse", args)[-1]
                 checkpoints[fold] = join(fine, coarse, log_dir / f"fold_{fold}_two_scales.tar")
         print(table(checkpoints, folds, args))
     except (ValueError, OSError) as error:
@@ -77,8 +82,8 @@ def split(names: list[str], count: int) -> list[list[str]]:
     return [part.tolist() for part in np.array_split(np.array(ordered), count)]
 
 
-def train(fold: int, held: list[str], config: str, root: Path, args: dict) -> Path:
-    """Train a recipe without the images of a fold, in a folder of `root`, and return the checkpoint."""
+def train(fold: int, held: list[str], config: str, root: Path, args: dict) -> list[Path]:
+    """Train a recipe without the images of a fold, in a folder of `root`; return the last checkpoint of each phase."""
     from run_train import load_manager
 
     manager = load_manager(config)()
@@ -92,11 +97,26 @@ def train(fold: int, held: list[str], config: str, root: Path, args: dict) -> Pa
     if args["--epochs"]:
         del phases[1:]
         phases[0]["nr_epochs"] = int(args["--epochs"])
-    last = Path(manager.log_dir, *([f"{len(phases) - 1:02d}"] if len(phases) > 1 else []))
-    path = last / f"net_epoch={phases[-1]['nr_epochs']}.tar"
-    if not path.exists():
+    folders = [f"{number:02d}" for number in range(len(phases))] if len(phases) > 1 else [""]
+    ends = [
+        Path(manager.log_dir, folder, f"net_epoch={phase['nr_epochs']}.tar")
+        for folder, phase in zip(folders, phases, strict=True)
+    ]
+    if not ends[-1].exists():
         manager.run(args["--gpu"], resume=Path(manager.log_dir).exists())
-    return path
+    return ends
+
+
+def mean_of(paths: list[Path], target: Path) -> Path:
+    """Write the mean of the weights of several checkpoints, and return its file; of one, its own."""
+    from models.hovernet.checkpoint import load_checkpoint, save_weights
+    from run_utils.averaging import mean_weights
+
+    if len(paths) == 1:
+        return paths[0]
+    checkpoints = [load_checkpoint(path) for path in paths]
+    save_weights(target, mean_weights([each.state_dict for each in checkpoints]), checkpoints[-1].meta)
+    return target
 
 
 def join(fine: Path, coarse: Path, target: Path) -> Path:
@@ -143,7 +163,7 @@ def table(checkpoints: dict[int, Path], folds: list[list[str]], args: dict) -> s
     from metrics.typed import TypedCounts
 
     per_split, typed, resamples = {}, {}, int(args["--bootstrap"])
-    options = {name: args[f"--{name}"] for name in ("mpp", "np_threshold", "edges", "min_prob", "tta")}
+    options = {name: args[f"--{name}"] for name in ("mpp", "np_threshold", "edges", "min_prob", "ink", "tta")}
     for fold, path in checkpoints.items():
         manager = InferManager({"model_path": path}, gpu=args["--gpu"])
         folder = images_of(Path(args["<folder>"]), folds[fold - 1], Path(args["--log_dir"]) / f"held_{fold}")

@@ -2,8 +2,8 @@
 
 The network reads each image once; all combinations of the values are scored. Each folder has Images/ and Labels/ (.mat
 with inst_map), and is a set: its scores are means over its images, and each set counts the same, whatever its size. Use
-images that are not for testing, such as those of training. Write the choice into the checkpoint:
-`{"np_threshold": 0.45, "edges": "directions", "min_prob": 0.7}` in a file for `convert_chkpt_tf2pytorch.py --meta`.
+images that are not for testing, such as those of training. Write the choice into the checkpoint, by a file for
+`convert_chkpt_tf2pytorch.py --meta`: `{"np_threshold": 0.45, "edges": "directions", "min_prob": 0.7, "ink": "drop"}`.
 
 Usage:
   post_proc.py --model_path=<file> [options] <folder>...
@@ -15,6 +15,7 @@ Options:
   --np_threshold=<list>  Least probabilities of a nuclear pixel. [default: .4,.45,.5]
   --edges=<list>         Ways to part nuclei that touch. [default: axes,directions]
   --min_prob=<list>      Least mean probabilities of a nucleus. [default: 0,.65,.7]
+  --ink=<list>           What to do with nuclei in ink. [default: keep]
   --folds=<n>            Folds for cross-validation: each is scored in the way that is best on the others. The
                          mean shows the score on images that did not take part in the choice. [default: 4]
   --mpp=<um>             um/px of the images; they are resized to the um/px of the checkpoint's training.
@@ -29,6 +30,7 @@ from __future__ import annotations
 import itertools
 import sys
 import tempfile
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,6 +49,7 @@ MATCH_IOU = 0.5
 def main() -> int:
     args = docopt(__doc__)
     from infer.tile import InferManager
+    from models.hovernet.post_proc import PostProc
 
     options = {
         "mpp": float(args["--mpp"]) if args["--mpp"] else None,
@@ -55,7 +58,7 @@ def main() -> int:
     try:
         if (folds := int(args["--folds"])) < 2:
             raise ValueError(f"--folds must be 2 or more, got {folds}: the rest of the images chooses for each fold")
-        ways = ways_of(*(args[name].split(",") for name in ("--np_threshold", "--edges", "--min_prob")))
+        ways = ways_of(*(args[f"--{field.name}"].split(",") for field in fields(PostProc)))
         manager = InferManager({"model_path": args["--model_path"]}, gpu=args["--gpu"], precision=args["--precision"])
         sets = {folder: score_set(manager, Path(folder), options, ways) for folder in args["<folder>"]}
     except (ValueError, OSError) as error:
@@ -69,7 +72,7 @@ def main() -> int:
     return 0
 
 
-def ways_of(thresholds: list[str], edges: list[str], least: list[str]) -> list[PostProc]:
+def ways_of(thresholds: list[str], edges: list[str], least: list[str], inks: list[str]) -> list[PostProc]:
     """Return all combinations.
 
     Raises:
@@ -77,12 +80,13 @@ def ways_of(thresholds: list[str], edges: list[str], least: list[str]) -> list[P
     """
     from models.hovernet.post_proc import PostProc
 
-    return [PostProc(float(t), e, float(p)) for e, t, p in itertools.product(edges, thresholds, least)]
+    combined = itertools.product(edges, thresholds, least, inks)
+    return [PostProc(float(t), e, float(p), ink) for e, t, p, ink in combined]
 
 
 def cells(how: PostProc) -> list[str]:
     """Return the first cells of the row of a way."""
-    return [how.edges, f"{how.np_threshold:g}", f"{how.min_prob:g}"]
+    return [how.edges, f"{how.np_threshold:g}", f"{how.min_prob:g}", how.ink]
 
 
 def score_set(manager, folder: Path, options: dict, ways: list[PostProc]) -> np.ndarray:
@@ -95,10 +99,12 @@ def score_set(manager, folder: Path, options: dict, ways: list[PostProc]) -> np.
         ValueError: an image failed.
     """
     from misc.files import full_stem, list_files
+    from models.hovernet.post_proc import DROP, KEEP
 
     labels = {full_stem(path): path for path in list_files(folder / "Labels", "*.mat")}
     with tempfile.TemporaryDirectory() as out:
-        options = {"save_raw_map": True, "nr_post_proc_workers": 0, **options}
+        ink = DROP if any(how.ink == DROP for how in ways) else KEEP  # the maps are the same but for one more
+        options = {"save_raw_map": True, "nr_post_proc_workers": 0, "ink": ink, **options}
         report = manager.process_file_list({"input_dir": folder / "Images", "output_dir": out, **options})
         if report.failed:
             raise ValueError(f"{folder}: {report.failed}")
@@ -116,11 +122,14 @@ def score_image(pred: Path, label: Path, nr_types: int | None, ways: list[PostPr
     from metrics.label_lists import load, read_map
     from metrics.overlap import Overlap
     from metrics.stats_utils import aji, panoptic_quality
+    from models.hovernet.post_proc import DROP
 
-    true, maps = read_map(load(label), "inst_map", label), np.moveaxis(load(pred)["raw"], -1, 0)
-    whole, planes = (0, 0, *true.shape), Planes(tuple(maps.shape[1:]), true.shape)
+    true, raw = read_map(load(label), "inst_map", label), np.moveaxis(load(pred)["raw"], -1, 0)
+    plain = raw[: 3 if nr_types is None else 4]
+    whole, planes = (0, 0, *true.shape), Planes(tuple(raw.shape[1:]), true.shape)
     scores = []
     for how in ways:
+        maps = raw if how.ink == DROP else plain
         overlap = Overlap.of(true, segment(maps, nr_types, planes, whole, whole, how)[0])
         matched = overlap.inter > MATCH_IOU * overlap.union
         areas = overlap.pred_areas[overlap.cols[matched]] / overlap.true_areas[overlap.rows[matched]]
@@ -149,7 +158,7 @@ def cross_validated(pq: dict[str, np.ndarray], folds: int) -> float:
 def markdown(sets: dict[str, np.ndarray], ways: list[PostProc]) -> str:
     """Return the table: PQ, AJI and ratio of areas of each set, and the mean of PQ over the sets."""
     names = [f"{Path(name).parent.name}/{Path(name).name}" for name in sets]
-    heads = ["edges", "NP threshold", "least probability"]
+    heads = ["edges", "NP threshold", "least probability", "ink"]
     heads += [head for name in names for head in (f"{name}: PQ", "AJI", "area / true area")] + ["mean PQ"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row, how in enumerate(ways):

@@ -22,6 +22,7 @@ from infer.provenance import OtherRunError, differences
 from infer.spool import DAMAGED
 from misc.files import atomic_path, write_atomic
 from misc.workers import SharedArray
+from models.hovernet.post_proc import KEEP
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ class MapStore:
     def made(self) -> dict[str, Any] | None:
         """Return what the maps depend on; `None` where there are none."""
         try:
-            return json.loads((self.folder / _MANIFEST).read_text(encoding="utf-8"))
+            return {"ink": KEEP} | json.loads((self.folder / _MANIFEST).read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
             return None
 
@@ -140,4 +141,6 @@ class MapStore:
 
 def _of_maps(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return what maps depend on, in the form that JSON gives back."""
-    return json.loads(json.dumps({name: settings[name] for name in settings if name != _OF_NUCLEI}, default=str))
+    made = {name: settings[name] for name in settings if name != _OF_NUCLEI}
+    made["ink"] = settings[_OF_NUCLEI].get("ink", KEEP)  # where nuclei in ink are dropped, maps have one channel more
+    return json.loads(json.dumps(made, default=str))

@@ -37,6 +37,9 @@ COMMON_TEXT = """
                               checkpoint says, or axes as in the original.
   --min_prob=<p>              Leave out nuclei whose pixels have a lower mean probability; 0 keeps all. Left out: what
                               the checkpoint says, or 0 as in the original.
+  --ink=<way>                 Nuclei with the colour of ink or dark pigment, which haematoxylin cannot have: keep or
+                              drop them (not in DAB, which is brown). Left out: what the checkpoint says, or keep as in
+                              the original.
   --tta                       Predict each patch and its mirror images, and take the mean: four times as slow, for
                               somewhat better outlines.
   --overwrite                 Redo results that are already there.
@@ -151,6 +154,7 @@ class RunOptions:
     np_threshold: float | None = None
     edges: str | None = None
     min_prob: float | None = None
+    ink: str | None = None
     tta: bool
     save_qupath: bool
     save_type_probs: bool
@@ -200,7 +204,7 @@ class RunOptions:
             raise ValueError(f"--mpp must be a positive number of micrometres per pixel, got {self.mpp}")
         from models.hovernet.post_proc import check_value  # OpenCV; --help must not wait for it
 
-        for name in ("np_threshold", "edges", "min_prob"):
+        for name in ("np_threshold", "edges", "min_prob", "ink"):
             if (value := getattr(self, name)) is not None:
                 check_value(name, value, f"--{name}")
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from models.hovernet.devices import choose_precision, computing_in, is_out_of_memory
 from models.hovernet.flips import Flipped
+from models.hovernet.ink import InkSeen
 from models.hovernet.net_desc import PATCH_SHAPES, HoVerNet, to_inference
 from models.hovernet.run_desc import prediction_planes
 from models.hovernet.two_scales import TwoScales
@@ -55,6 +56,7 @@ class Predictor:
         precision: see `choose_precision`.
         type_probs: append the softmax of the TP branch to the maps.
         tta: average the maps over mirror images of each patch.
+        ink: append a map of where the image has the colour of ink.
     """
 
     def __init__(
@@ -65,11 +67,12 @@ class Predictor:
         precision: str = "auto",
         type_probs: bool = False,
         tta: bool = False,
+        ink: bool = False,
     ):
         self.device = devices[0]
         self.precision = choose_precision(precision, None, self.device)
         self.type_probs = type_probs and net.nr_types is not None
-        self.channels = net.output_ch + (net.nr_types if self.type_probs else 0)
+        self.channels = net.output_ch + (net.nr_types if self.type_probs else 0) + ink
         batch_size *= len(devices)
         if self.device.type == "cpu" and batch_size > MAX_CPU_BATCH and isinstance(net, (HoVerNet, TwoScales)):
             logger.info("batch size %d -> %d: on a CPU a larger batch is not faster", batch_size, MAX_CPU_BATCH)
@@ -77,6 +80,7 @@ class Predictor:
         self._patch_px = PATCH_SHAPES[getattr(net, "mode", "fast")][0] ** 2
         self._batch_px = batch_size * self._patch_px
         net = Flipped(net) if tta else net
+        net = InkSeen(net) if ink else net
         # Apple's kernels have returned wrong values before, without an error
         self._unchecked = copy.deepcopy(net) if self.device.type == "mps" else None
         net = to_inference(net, self.device)

@@ -30,7 +30,7 @@ from misc.workers import Job, Outcome, WorkerPool, limit_workers
 from models.hovernet.checkpoint import build_model, check_options, load_checkpoint
 from models.hovernet.devices import choose_precision, device_names, parse_devices
 from models.hovernet.net_desc import PATCH_SHAPES, WINDOW_STEPS, output_size
-from models.hovernet.post_proc import PostProc
+from models.hovernet.post_proc import DROP, PostProc
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +105,8 @@ class InferManager:
 
     def predictor(self, options: RunOptions) -> Predictor:
         """Move the network to its devices for a run."""
-        how = {"type_probs": options.save_type_probs, "tta": options.tta}
+        ink = self.post_proc(options).ink == DROP
+        how = {"type_probs": options.save_type_probs, "tta": options.tta, "ink": ink}
         return Predictor(self.net, self.devices, options.batch_size, self.precision, **how)
 
     def post_proc(self, options: RunOptions) -> PostProc:

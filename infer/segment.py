@@ -1,7 +1,7 @@
 """From the maps of a block to its instance map and nuclei; runs in the worker processes, without torch.
 
 The only place that knows the order of the channels: type (typed networks only), probability of nucleus, horizontal and
-vertical distance, probabilities of the types (where asked for).
+vertical distance, probabilities of the types (where asked for), ink (where nuclei in ink are dropped).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from infer.grid import BlockGrid, Box, Planes
 from misc.nuclei import Nuclei
 from misc.slides.resample import enlarge
-from models.hovernet.post_proc import REFERENCE, PostProc, count_dropped, process_nuclei
+from models.hovernet.post_proc import DROP, REFERENCE, PostProc, count_dropped, process_nuclei
 
 _NUCLEI_COLUMNS = [field.name for field in fields(Nuclei)]
 
@@ -49,9 +49,10 @@ def segment(
     box = planes.net_box(outer) if finer else outer
     inner = None if core == outer else _slices(planes.net_box(core) if finer else core, box)
     count = 3 if nr_types is None else 4
-    channels_last = np.moveaxis(maps, 0, -1)
-    probs = channels_last[..., count:] if len(maps) > count else None
-    inst_map, nuclei = process_nuclei(channels_last[..., :count], nr_types, probs, inner, how)
+    ink = maps[-1] if how.ink == DROP else None
+    channels_last = np.moveaxis(maps if ink is None else maps[:-1], 0, -1)
+    probs = channels_last[..., count:] if channels_last.shape[-1] > count else None
+    inst_map, nuclei = process_nuclei(channels_last[..., :count], nr_types, probs, inner, how, ink)
     dropped = count_dropped(inst_map, nuclei)  # before the map shrinks: small nuclei may vanish from it
     if finer:
         inst_map, nuclei = _to_output(inst_map, nuclei, planes, outer, box)

@@ -12,6 +12,8 @@ from models.hovernet.opt import SHAPES
 class Config:
     """Kumar: 16 training images at 0.5 um/px, quarter width, without types; attributes as in the root config.py."""
 
+    MUON = False  # as in he.py
+
     def __init__(self):
         self.seed = 10
         self.logging = True
@@ -38,4 +40,4 @@ class Config:
             "train": {"input_shape": act_shape, "mask_shape": out_shape},
             "valid": {"input_shape": act_shape, "mask_shape": out_shape},
         }
-        self.model_config = opt_scratch.get_config(None, model_mode)
+        self.model_config = opt_scratch.get_config(None, model_mode, muon=self.MUON)

@@ -35,6 +35,7 @@ class Config:
     PHASES = ((5, 1.0e-3),)  # (epochs of 344 steps, learning rate)
     STAIN_JITTER: ClassVar[bool | dict] = True  # or options of dataloader.augs.jitter_stains
     DEFOCUS: ClassVar[bool | dict] = False  # or options of dataloader.augs.draw_out_of_focus
+    MUON: ClassVar[bool | tuple[bool, ...]] = False  # True: Muon trains the filters; may be one value for each phase
     EMA = 0.998  # half of the average comes from the last 350 steps
     BATCH = 2
     # For the same work, a window of 344 px predicts 18 % more pixels than one of 256 px (measured on a CPU).
@@ -79,6 +80,7 @@ class Config:
             self.EMA,
             stain_jitter=self.STAIN_JITTER,
             defocus=self.DEFOCUS,
+            muon=self.MUON,
         )
         phases = self.model_config["phase_list"]
         for phase in phases:

@@ -31,6 +31,7 @@ class Config:
     WIDTH = 0.25  # of HoVer-Net's channels
     START = "hovernet_he_fast_w025_20x.tar"  # of this folder
     PHASES = ((1, 5.0e-4),)  # (epochs of 472 steps, learning rate)
+    MUON = False  # as in he.py
     EMA = 0.995
     BATCH = 2
     WINDOW = 344  # as in he.py
@@ -66,7 +67,9 @@ class Config:
         shape = {"input_shape": [self.WINDOW] * 2, "mask_shape": [output_size(mode, self.WINDOW)] * 2}
         self.shape_info = {"train": shape, "valid": shape}
         restain = {"share": self.RESTAINED_SHARE, "classes": self.NR_TYPES - 1, "mpp": self.MPP}
-        self.model_config = opt_scratch.get_config(self.NR_TYPES, mode, self.WIDTH, self.PHASES, self.EMA, restain)
+        self.model_config = opt_scratch.get_config(
+            self.NR_TYPES, mode, self.WIDTH, self.PHASES, self.EMA, restain, muon=self.MUON
+        )
         phase = self.model_config["phase_list"][0]
         phase["batch_size"]["train"] = self.BATCH
         phase["run_info"]["net"]["pretrained"] = str(FOLDER / self.START)

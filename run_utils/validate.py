@@ -30,7 +30,7 @@ from misc.type_info import UNKNOWN_TYPE
 from misc.workers import SharedArray, WorkerPool
 from models.hovernet.net_desc import PATCH_SHAPES
 from models.hovernet.net_utils import unwrapped
-from models.hovernet.post_proc import REFERENCE, PostProc
+from models.hovernet.post_proc import DROP, REFERENCE, PostProc
 
 from . import distributed
 
@@ -227,7 +227,8 @@ class ImageValidator:
 
     def _scores(self, net: nn.Module, pairs: Sequence[Pair]) -> list[tuple[dict[str, float], np.ndarray | None]]:
         # a copy: the network in training keeps its gradients and its place in memory
-        predictor = Predictor(copy.deepcopy(net), [next(net.parameters()).device], self.batch_size)
+        device = next(net.parameters()).device
+        predictor = Predictor(copy.deepcopy(net), [device], self.batch_size, ink=self.post_proc.ink == DROP)
         tasks = [_ScoreTask(pair, self, net) for pair in pairs]
         stream = Stream(tasks, predictor, WorkerPool(0), readers=1, ahead=1, budget=Budget(0))
         scores = []

@@ -12,6 +12,7 @@ import torch
 
 import config
 from models.hovernet import opt, opt_scratch
+from models.hovernet.muon import MuonAdamW
 from models.hovernet.net_desc import create_model
 from run_utils.callbacks.base import PeriodicSaver, ScheduleLr
 from run_utils.engine import Events
@@ -125,6 +126,18 @@ def test_the_recipe_from_scratch_takes_the_papers_axis_and_a_schedule_by_step():
     callbacks = recipe["run_engine"]["train"]["callbacks"]
     assert any(isinstance(c, ScheduleLr) for c in callbacks[Events.STEP_COMPLETED])
     assert not any(isinstance(c, ScheduleLr) for c in callbacks[Events.EPOCH_COMPLETED])
+
+
+def test_the_recipe_from_scratch_trains_filters_by_muon_in_the_phases_that_say_so():
+    def optimizers(**options):
+        recipe = opt_scratch.get_config(None, "fast", phases=((1, 1.0e-3), (2, 5.0e-4)), **options)
+        return [phase["run_info"]["net"]["optimizer"] for phase in recipe["phase_list"]]
+
+    adamw = [[torch.optim.AdamW, {"lr": rate, "weight_decay": 1.0e-4}] for rate in (1.0e-3, 5.0e-4)]
+    muon = [[MuonAdamW, {**options, "filter_lr": opt_scratch.FILTER_RATE * options["lr"]}] for _, options in adamw]
+    assert optimizers() == optimizers(muon=True) == muon
+    assert optimizers(muon=False) == adamw
+    assert optimizers(muon=(False, True)) == [adamw[0], muon[1]]
 
 
 def test_warm_up_and_cosine():

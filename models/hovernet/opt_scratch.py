@@ -1,15 +1,17 @@
 """The recipe of the checkpoints that ship: a narrow network from random weights, affordable on a CPU.
 
-AdamW with warm-up and cosine decay, clipped gradients, twice the HV error, and `msge` along the paper's axes: with
-these the HV branch learns from the start. Made for patches of 0.5 um/px.
+Muon for the filters and AdamW for the rest, warm-up and cosine decay, clipped gradients, twice the HV error, and `msge`
+along the paper's axes: with these the HV branch learns from the start. Made for patches of 0.5 um/px.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from torch import optim
 
+from .muon import MuonAdamW
 from .net_desc import create_model
 from .opt import Events, ScheduleLr, get_engines
 from .targets import gen_targets, prep_sample
@@ -18,6 +20,8 @@ WIDTH = 0.25  # of HoVer-Net's channels
 # (epochs, learning rate) of each phase; the learning rate falls to 0 in each, and each phase starts with the weights of
 # the previous one. Made for the 784 patches of Kumar's 16 training images at 20x with a step of 82 px.
 PHASES = ((20, 2.0e-3),)
+# Learning rate of the filters under Muon, in multiples of the phase's (benchmarks/ablations.py).
+FILTER_RATE = 3
 WARMUP_STEPS = 60
 KEEP_EVERY = 2  # epochs between checkpoints that stay, for a learning curve
 
@@ -31,6 +35,7 @@ def get_config(
     restain: dict | None = None,
     stain_jitter: bool | dict = True,
     defocus: bool | dict = False,
+    muon: bool | Sequence[bool] = True,
 ) -> dict:
     """Return the recipe.
 
@@ -42,12 +47,14 @@ def get_config(
         restain: as in `opt.get_engines`; validation is re-stained as training is.
         stain_jitter: as in `opt.get_engines`; `{"recoloured_share": 0}` for a network that sees H&E alone.
         defocus: as in `opt.get_engines`.
+        muon: train filters by Muon, which needs fewer steps; otherwise AdamW trains all weights. One value for all
+            phases, or one for each.
     """
 
     def phase(index: int, nr_epochs: int, learning_rate: float) -> dict:
         net = {
             "desc": lambda: create_model(input_ch=3, nr_types=nr_type, freeze=False, mode=mode, width=width or WIDTH),
-            "optimizer": [optim.AdamW, {"lr": learning_rate, "weight_decay": 1.0e-4}],
+            "optimizer": _optimizer(muon if isinstance(muon, bool) else muon[index], learning_rate),
             "lr_scheduler": lambda optimizer, nr_steps: warmup_cosine(optimizer, nr_steps, WARMUP_STEPS),
             "extra_info": {
                 "loss": {
@@ -76,6 +83,14 @@ def get_config(
         "phase_list": [phase(index, *values) for index, values in enumerate(phases or PHASES)],
         "run_engine": _engines(nr_type, restain, stain_jitter=stain_jitter, defocus=defocus),
     }
+
+
+def _optimizer(muon: bool, learning_rate: float) -> list:
+    """Return class and options of the optimizer, as a recipe holds them."""
+    options = {"lr": learning_rate, "weight_decay": 1.0e-4}
+    if muon:
+        return [MuonAdamW, {**options, "filter_lr": FILTER_RATE * learning_rate}]
+    return [optim.AdamW, options]
 
 
 def _engines(nr_type: int | None, restain: dict | None, **augmentation: bool | dict) -> dict:

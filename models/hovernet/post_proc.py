@@ -42,6 +42,8 @@ _KEPT_BYTES = 2**25 - 2**13  # just below 32 MiB, the largest block to which gli
 _OUTSIDE = 2  # marks the outer background in `_fill_holes`; neither 0 nor 1
 
 AXES, DIRECTIONS = "axes", "directions"  # ways to find edges, see `edges.py`
+KEEP, DROP = "keep", "drop"  # what to do with nuclei in ink, see `ink.py`
+_CHOICES = {"edges": (AXES, DIRECTIONS), "ink": (KEEP, DROP)}
 
 
 def check_value(key: str, value: Any, name: str) -> None:
@@ -50,9 +52,9 @@ def check_value(key: str, value: Any, name: str) -> None:
     Raises:
         ValueError: it cannot be that of `key`; `name` says what it was to be.
     """
-    if key == "edges":
-        if value not in (AXES, DIRECTIONS):
-            raise ValueError(f"{name} must be `{AXES}` or `{DIRECTIONS}`, got {value!r}")
+    if key in _CHOICES:
+        if value not in _CHOICES[key]:
+            raise ValueError(f"{name} must be {' or '.join(f'`{way}`' for way in _CHOICES[key])}, got {value!r}")
         return
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not 0 <= value < 1 or (key == "np_threshold" and value == 0):
@@ -70,6 +72,7 @@ class PostProc:
         edges: `axes`, the reference's, or `directions`.
         min_prob: the nuclear probability of a nucleus, the mean over its pixels, must be at least this; from 0 to below
             1. Nuclei below it are left out of the instance map.
+        ink: `keep`, or `drop`: nuclei that have the colour of ink or dark pigment are left out of the instance map.
 
     Raises:
         ValueError: a value is another.
@@ -78,6 +81,7 @@ class PostProc:
     np_threshold: float = NP_THRESHOLD
     edges: str = AXES
     min_prob: float = 0.0
+    ink: str = KEEP
 
     def __post_init__(self):
         for name, value in asdict(self).items():
@@ -147,14 +151,20 @@ def process_nuclei(
     class_probs_map: np.ndarray | None = None,
     core: Window | None = None,
     how: PostProc = REFERENCE,
+    ink_map: np.ndarray | None = None,
 ) -> tuple[np.ndarray, Nuclei]:
     """Do the same as `process`, but return the nuclei as arrays; arguments as in `process`, `measure` and `segment`."""
     type_map, np_hv = _split(pred_map, nr_types)
-    inst_map = segment(np_hv, core, how)
+    inst_map = segment(np_hv, core, how, ink_map)
     return inst_map, measure(inst_map, type_map, nr_types, class_probs_map)
 
 
-def segment(np_hv: np.ndarray, core: Window | None = None, how: PostProc = REFERENCE) -> np.ndarray:
+def segment(
+    np_hv: np.ndarray,
+    core: Window | None = None,
+    how: PostProc = REFERENCE,
+    ink_map: np.ndarray | None = None,
+) -> np.ndarray:
     """Return the instance map of a nuclear probability map and its distance maps.
 
     Args:
@@ -163,13 +173,16 @@ def segment(np_hv: np.ndarray, core: Window | None = None, how: PostProc = REFER
             a tile complete the nuclei on its border, and must not change the nuclei inside. Edges of all directions
             are not stretched.
         how: how nuclei are found.
+        ink_map: (H, W) float, above 0 where the image has the colour of ink (`ink.py`); `how.ink == "drop"` needs it.
 
     Returns:
         (H, W) int32, 0 background, nuclei numbered in raster order of their markers; numbers may be missing.
 
     Raises:
-        ValueError: the shape is another, or the HV maps hold NaN or infinity.
+        ValueError: the shape is another, the HV maps hold NaN or infinity, or `ink_map` is missing.
     """
+    if how.ink == DROP and ink_map is None:
+        raise ValueError(f"ink `{DROP}` needs a map of the ink; `process` has none")
     if np_hv.ndim != 3 or np_hv.shape[2] != 3:
         raise ValueError(f"maps must be (H, W, 3) [np, h, v], got shape {np_hv.shape}")
     if 0 in np_hv.shape:
@@ -189,6 +202,8 @@ def segment(np_hv: np.ndarray, core: Window | None = None, how: PostProc = REFER
     inst_map = _grow(blob, markers, edges, work)
     if how.min_prob:
         _drop_doubtful(inst_map, prob, how.min_prob)
+    if how.ink == DROP:
+        _erase(inst_map, np.bincount(inst_map.ravel(), ink_map.ravel()) > 0)
     return inst_map
 
 
@@ -345,9 +360,13 @@ def _grow(blob: _Layer, markers: _Layer, edges: np.ndarray, work: np.ndarray) ->
 def _drop_doubtful(inst_map: np.ndarray, prob: np.ndarray, min_prob: float) -> None:
     """Erase the nuclei of an instance map whose pixels have a mean probability below `min_prob`."""
     ids = inst_map.ravel()
-    doubtful = np.bincount(ids, prob.ravel()) < min_prob * np.bincount(ids)
-    doubtful[0] = False
-    inst_map[doubtful[inst_map]] = 0
+    _erase(inst_map, np.bincount(ids, prob.ravel()) < min_prob * np.bincount(ids))
+
+
+def _erase(inst_map: np.ndarray, chosen: np.ndarray) -> None:
+    """Erase the nuclei of an instance map that `chosen`, bool by id, names."""
+    chosen[0] = False
+    inst_map[chosen[inst_map]] = 0
 
 
 def _count_types(type_map: np.ndarray, pixels: np.ndarray, region: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

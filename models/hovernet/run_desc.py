@@ -29,7 +29,7 @@ def prediction_planes(out: dict[str, Tensor], type_probs: bool = False) -> Tenso
 
     Returns:
         (B, C, h, w) float32: type id (typed networks only), probability of nucleus, horizontal and vertical
-        distance, then the type probabilities where asked for.
+        distance, then the type probabilities where asked for, then `ink` where the network returns it.
     """
     channels = [F.softmax(out["np"].float(), dim=1)[:, 1:], out["hv"].float()]
     if "tp" in out:
@@ -37,6 +37,8 @@ def prediction_planes(out: dict[str, Tensor], type_probs: bool = False) -> Tenso
         channels.insert(0, torch.argmax(logits, dim=1, keepdim=True).float())
         if type_probs:
             channels.append(F.softmax(logits, dim=1))
+    if "ink" in out:
+        channels.append(out["ink"].float())
     return torch.cat(channels, dim=1)
 
 

@@ -38,6 +38,18 @@ def test_patches_of_held_images_are_left_out_and_their_images_found(tmp_path):
     ]
 
 
+def test_the_mean_of_a_folds_phases_is_scored(tmp_path):
+    nets = [create_model("fast", nr_types=3, width=0.125).state_dict() for _ in range(2)]
+    paths = [tmp_path / f"{number}.tar" for number in range(2)]
+    for path, weights in zip(paths, nets, strict=True):
+        save_weights(path, weights, {"mpp": 0.4})
+    assert folds.mean_of(paths[1:], tmp_path / "mean.tar") == paths[1]
+    mean = load_checkpoint(folds.mean_of(paths, tmp_path / "mean.tar"))
+    assert mean.meta["mpp"] == 0.4
+    name = "decoder.np.u0.conv.weight"
+    assert torch.allclose(mean.state_dict[name], (nets[0][name] + nets[1][name]) / 2)
+
+
 def test_two_networks_of_a_fold_are_scored_as_one(tmp_path):
     for name, types, mpp in (("fine", 3, 0.4), ("coarse", 5, 0.6)):
         net = create_model("fast", nr_types=types, width=0.125)

@@ -84,3 +84,16 @@ def test_maps_of_other_settings_are_refused(manager, tmp_path):
     assert run(manager, tmp_path, **options, np_threshold=0.9).done == ["a"], "thresholds are the second stage's"
     run(manager, tmp_path, **BLOCKS | {"ambiguous_size": 48}, stage="predict", overwrite=True)
     assert json.loads((maps / "manifest.json").read_text())["ambiguous_size"] == 48
+
+
+def test_maps_with_a_channel_for_ink_serve_only_runs_that_drop_ink(manager, tmp_path):
+    """The stub's nuclei lack red: by their colour all are ink."""
+    paint(tmp_path)
+    run(manager, tmp_path, **BLOCKS, stage="predict", ink="drop")
+    said = run(manager, tmp_path, **BLOCKS, stage="segment").failed["a"]
+    assert "other settings (ink drop, now keep): give the options of --stage=predict" in said
+    report = run(manager, tmp_path, **BLOCKS, stage="segment", ink="drop")
+    assert (report.done, report.found.total()) == (["a"], 0)
+    assert run(manager, tmp_path, "keep", **BLOCKS).found.total() > 40
+    said = run(manager, tmp_path, "keep", **BLOCKS, ink="drop").failed["a"]
+    assert "its results were made with other settings (ink" in said

@@ -111,6 +111,7 @@ def test_nuclei_of_low_probability_are_left_out(edges):
     ("values", "said"),
     [
         ({"edges": "diagonal"}, "edges must be `axes` or `directions`, got 'diagonal'"),
+        ({"ink": "black"}, "ink must be `keep` or `drop`, got 'black'"),
         ({"min_prob": 1}, "min_prob is a probability from 0 and below 1, got 1"),
         ({"min_prob": True}, "min_prob is a probability"),
         ({"np_threshold": 0}, "np_threshold is a probability above 0 and below 1"),
