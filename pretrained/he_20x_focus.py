@@ -1,13 +1,17 @@
 """One of two trainings that go on from he.py at 0.5 um/px: python run_train.py --config=pretrained/he_20x_focus.py
 
-Its samples vary as those of he_30x_focus.py do; the patches are those of he.py. The mean of the weights of the start,
-this one, and he_20x_focus_small.py is the coarse network of `hovernet_he_fast_w025_2scales.tar`:
+Its samples vary as those of he_30x_focus.py do; the patches are those of he.py. he_20x_muon.py goes on from the mean of
+the weights of the start, this one, and he_20x_focus_small.py. The mean of both is the coarse network of
+`hovernet_he_fast_w025_2scales.tar`:
 
     python convert_chkpt_tf2pytorch.py --half --tf_path=logs/he_20x_focus/net_epoch=2.tar \\
         --average=logs/he_20x_focus_small/net_epoch=4.tar,pretrained/hovernet_he_fast_w025_20x.tar \\
         --pt_path=logs/he_20x_mean.tar
+    python run_train.py --gpu= --config=pretrained/he_20x_muon.py
+    python convert_chkpt_tf2pytorch.py --half --tf_path=logs/he_20x_muon/net_epoch=1.tar \\
+        --average=logs/he_20x_mean.tar --pt_path=logs/he_20x.tar
     python convert_chkpt_tf2pytorch.py --half --tf_path=pretrained/hovernet_he_fast_w025_30x.tar \\
-        --coarse=logs/he_20x_mean.tar --meta=pretrained/he_2scales_recommends.json \\
+        --coarse=logs/he_20x.tar --meta=pretrained/he_2scales_recommends.json \\
         --pt_path=hovernet_he_fast_w025_2scales.tar
 """
 

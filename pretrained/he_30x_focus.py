@@ -1,10 +1,10 @@
 """One of two trainings that go on from he_30x_more.py's mean: python run_train.py --config=pretrained/he_30x_focus.py
 
-Samples are drawn out of focus and with more variation of the stains, for slides that are blurred or dark. The typed
-H&E checkpoint that ships is the mean of the weights of three: the start, this one, and he_30x_focus_small.py:
+Samples are drawn out of focus and with more variation of the stains, for slides that are blurred or dark. The last
+training, he_30x_muon.py, starts from the mean of the weights of three: the start, this one, and he_30x_focus_small.py:
 
     python convert_chkpt_tf2pytorch.py --half --tf_path=logs/he_30x_focus/net_epoch=1.tar \
-        --average=logs/he_30x_focus_small/net_epoch=2.tar,logs/he_30x_mean.tar --pt_path=hovernet_he_fast_w025_30x.tar
+        --average=logs/he_30x_focus_small/net_epoch=2.tar,logs/he_30x_mean.tar --pt_path=logs/he_30x_focused.tar
 """
 
 from __future__ import annotations

@@ -26,6 +26,8 @@ def test_every_configuration_that_ships_can_be_trained():
         "he_30x_focus_small",
         "he_20x_focus",
         "he_20x_focus_small",
+        "he_30x_muon",
+        "he_20x_muon",
         "ihc",
         "ihc_30x",
         "ihc_30x_focus",
