@@ -1,4 +1,4 @@
-"""Train pretrained/he_30x_long.py at half width, from random weights, for the available time on a CUDA GPU.
+"""Train pretrained/he_30x_long.py at half width by Muon, from random weights, for the available time on a CUDA GPU.
 
 Usage:
   gpu_train.py prepare --kumar=<dir> --consep=<dir> --others=<dir> [--out=<dir>]
@@ -157,7 +157,7 @@ def run(folders: dict[str, Path], log_dir: Path, epochs: int, rehearse: bool, la
     from run_utils.engine import Events
 
     width, batch = (REHEARSAL_WIDTH, REHEARSAL_BATCH) if rehearse else (WIDTH, BATCH)
-    values = {"WIDTH": width, "BATCH": batch, "PHASES": ((epochs, LEARNING_RATE),), "EMA": EMA}
+    values = {"WIDTH": width, "BATCH": batch, "PHASES": ((epochs, LEARNING_RATE),), "EMA": EMA, "MUON": True}
     manager = type("TrainManager", (Commands, Config), values)()
     manager.log_dir = str(log_dir)
     manager.train_dir_list = [(folders["kumar"], manager.KUMAR_WEIGHT), folders["consep"]]
@@ -174,7 +174,7 @@ def run(folders: dict[str, Path], log_dir: Path, epochs: int, rehearse: bool, la
 
 def ship(log_dir: Path, out: Path) -> None:
     """Write the weights of the last epoch in half precision, and the log."""
-    from convert_chkpt_tf2pytorch import convert
+    import convert_chkpt_tf2pytorch
     from run_utils.checkpoint_io import last_checkpoint
 
     out.mkdir(parents=True, exist_ok=True)
@@ -182,8 +182,8 @@ def ship(log_dir: Path, out: Path) -> None:
         if (log_dir / name).exists():
             shutil.copy(log_dir / name, out / f"he_{name}")
     if path := last_checkpoint(log_dir, "net"):
-        paths = {"--tf_path": str(path), "--pt_path": str(out / NAME), "--meta": str(RECOMMENDS)}
-        convert({**paths, "--half": True, "--average": None, "--overwrite": True})
+        paths = [f"--tf_path={path}", f"--pt_path={out / NAME}", f"--meta={RECOMMENDS}"]
+        convert_chkpt_tf2pytorch.main([*paths, "--half", "--overwrite"])
 
 
 if __name__ == "__main__":

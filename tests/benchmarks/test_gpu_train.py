@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 import extract_patches
 from benchmarks import gpu_train
+from models.hovernet.checkpoint import load_checkpoint, save_weights
+from models.hovernet.net_desc import create_model
 
 
 def test_carried_images_give_the_patches_of_the_recipe(tmp_path, shared):
@@ -26,3 +29,16 @@ def test_carried_images_give_the_patches_of_the_recipe(tmp_path, shared):
         assert np.array_equal(np.load(path), np.load(cut / path.name))
     (other,) = gpu_train.cut_patches(tmp_path / "carried" / "others", tmp_path / "cut", rehearse=False).iterdir()
     assert np.load(other).shape == (192, 192, 4)
+
+
+def test_what_comes_back_is_a_checkpoint_in_half_precision_with_the_recipes_advice(tmp_path):
+    log = tmp_path / "log"
+    log.mkdir()
+    (log / "stats.json").write_text("{}")
+    save_weights(log / "net_epoch=3.tar", create_model("fast", nr_types=5, width=0.125).state_dict(), {"mpp": 0.3333})
+    gpu_train.ship(log, tmp_path / "out")
+    assert (tmp_path / "out" / "he_stats.json").exists()
+    shipped = tmp_path / "out" / gpu_train.NAME
+    assert torch.load(shipped, weights_only=True)["desc"]["decoder.np.u0.conv.weight"].dtype == torch.float16
+    meta = load_checkpoint(shipped).meta
+    assert (meta["mpp"], meta["edges"], meta["ink"]) == (0.3333, "directions", "drop")
