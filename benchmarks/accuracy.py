@@ -19,6 +19,7 @@ Options:
   --precision=<p>      auto, fp32, bf16 or fp16. [default: auto]
   --gpu=<ids>          GPUs; empty for the CPU. [default: 0]
   --original           Find nuclei in the network's maps as the original does, whatever the checkpoint recommends.
+  --tta                As for run_infer.py.
   --groups=<file>      JSON {group: [names of images]}: a row of the table for each, e.g. kumar_organs.json.
   --merge=<preset>     Merge types of the labels before scoring: `consep`, or a JSON file as for compute_stats.py.
   --train=<dirs>       Folders (with Images/) that the checkpoint was trained on, comma-separated. An image that is
@@ -83,6 +84,7 @@ def main() -> int:
     options = {
         "mpp": float(args["--mpp"]) if args["--mpp"] else None,
         "patch_input_shape": int(args["--window"]) if args["--window"] else None,
+        "tta": args["--tta"],
         **(asdict(REFERENCE) if args["--original"] else {}),
     }
     try:
