@@ -53,10 +53,12 @@ def main() -> int:
         names = [full_stem(path) for path in list_files(Path(args["<folder>"]) / "Images")]
         folds = split(names, int(args["--folds"]))
         chosen = [int(text) for text in args["--only"].split(",")] if args["--only"] else range(1, len(folds) + 1)
+        if (average := int(args["--average"])) < 1:
+            raise ValueError(f"--average must be 1 or more, got {average}")
         checkpoints = {}
         for fold in chosen:
             ends = train(fold, folds[fold - 1], args["--config"], log_dir, args)
-            checkpoints[fold] = mean_of(ends[-int(args["--average"]) :], log_dir / f"fold_{fold}_mean.tar")
+            checkpoints[fold] = mean_of(ends[-average:], log_dir / f"fold_{fold}_mean.tar")
         if args["--coarse_config"]:
             for fold, fine in checkpoints.items():
                 coarse = train(fold, folds[fold - 1], args["--coarse_config"], log_dir / "coarse", args)[-1]

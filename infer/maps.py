@@ -89,7 +89,7 @@ class MapStore:
         """Return what the maps depend on; `None` where there are none."""
         try:
             return {"ink": KEEP} | json.loads((self.folder / _MANIFEST).read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
+        except (FileNotFoundError, ValueError, TypeError):
             return None
 
     def begin(self, settings: Mapping[str, Any], overwrite: bool) -> None:

@@ -1,7 +1,8 @@
 """The recipe of the checkpoints that ship: a narrow network from random weights, affordable on a CPU.
 
 Muon for the filters and AdamW for the rest, warm-up and cosine decay, clipped gradients, twice the HV error, and `msge`
-along the paper's axes: with these the HV branch learns from the start. Made for patches of 0.5 um/px.
+along the paper's axes: with these the HV branch learns from the start. Made for patches of 0.5 um/px. What ships was
+trained by AdamW alone (`muon=False`), but for the last trainings of the typed H&E checkpoints.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 The fine network draws better outlines. The coarse one has 1.5 times as much tissue around each nucleus, so it alone
 gives the types. The mean of both maps says where nuclei are, and where they touch: a higher AJI than the fine network's
-on most images, not on all (pretrained/he.md), for 1.3 times the work of a typed network at the fine resolution.
+on Kumar's test images, not on others (pretrained/he.md), for 1.3 times the work of a typed network at the fine
+resolution.
 """
 
 from __future__ import annotations

@@ -61,3 +61,12 @@ def test_two_networks_of_a_fold_are_scored_as_one(tmp_path):
     for found, given in zip(parts_of(both.state_dict), parts, strict=True):
         assert found
         assert all(torch.equal(value, given[name]) for name, value in found.items())
+
+
+def test_a_mean_of_no_phase_is_refused(tmp_path, monkeypatch, capsys):
+    (tmp_path / "Images").mkdir()
+    for number in range(4):
+        (tmp_path / "Images" / f"{number}.png").touch()
+    monkeypatch.setattr("sys.argv", ["folds.py", "--average=0", str(tmp_path)])
+    assert folds.main() == 1
+    assert "--average must be 1 or more, got 0" in capsys.readouterr().err

@@ -10,7 +10,7 @@ import slide_runs
 from slide_runs import BLOCKS, leftovers, paint, run, summary
 from stubs import write_rgb
 
-from infer.maps import KeepJob
+from infer.maps import KeepJob, MapStore
 
 loaded, manager, weights = slide_runs.loaded, slide_runs.manager, slide_runs.weights  # fixtures
 
@@ -97,3 +97,8 @@ def test_maps_with_a_channel_for_ink_serve_only_runs_that_drop_ink(manager, tmp_
     assert run(manager, tmp_path, "keep", **BLOCKS).found.total() > 40
     said = run(manager, tmp_path, "keep", **BLOCKS, ink="drop").failed["a"]
     assert "its results were made with other settings (ink" in said
+
+
+def test_a_manifest_that_is_no_object_counts_as_none(tmp_path):
+    (tmp_path / "manifest.json").write_text("[1]")
+    assert MapStore(tmp_path).made() is None
