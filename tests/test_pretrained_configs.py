@@ -31,6 +31,8 @@ def test_every_configuration_that_ships_can_be_trained():
         "ihc",
         "ihc_30x",
         "ihc_30x_focus",
+        "ihc_30x_more",
+        "ihc_30x_muon",
     }
     for path in paths:
         manager = run_train.load_manager(path)()

@@ -2,7 +2,7 @@
 
 Muon for the filters and AdamW for the rest, warm-up and cosine decay, clipped gradients, twice the HV error, and `msge`
 along the paper's axes: with these the HV branch learns from the start. Made for patches of 0.5 um/px. What ships was
-trained by AdamW alone (`muon=False`), but for the last trainings of the typed H&E checkpoints.
+trained by AdamW alone (`muon=False`), but for the last trainings of the checkpoints at 0.3333 um/px.
 """
 
 from __future__ import annotations
